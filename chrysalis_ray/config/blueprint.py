@@ -1,0 +1,121 @@
+"""A blueprint: the training recipe fitted to one model family and size (`blueprints/*.yaml`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Written(BaseModel):
+    """Base of everything a person writes: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+
+
+class EmbeddedBase(Written):
+    """A small Qwen3 built from its config on this machine: tokenizer trained on the genome, weights briefly pre-trained."""
+
+    type: Literal["embedded"]
+    hidden_size: Annotated[int, Field(ge=16, le=4096)] = 192
+    layers: Annotated[int, Field(ge=1, le=64)] = 4
+    heads: Annotated[int, Field(ge=1, le=64)] = 6
+    key_value_heads: Annotated[int, Field(ge=1, le=64)] = 3
+    head_size: Annotated[int, Field(ge=8, le=256)] = 32
+    intermediate_size: Annotated[int, Field(ge=16, le=16384)] = 512
+    vocabulary: Annotated[int, Field(ge=300, le=65536)] = 4096
+    pretrain_tokens: Annotated[int, Field(ge=0)] = 150_000
+    pretrain_learning_rate: Positive = 3e-3
+
+
+class PretrainedBase(Written):
+    """A causal language model from the Hugging Face hub or from a local folder."""
+
+    type: Literal["pretrained"]
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+
+
+Base = Annotated[EmbeddedBase | PretrainedBase, Field(discriminator="type")]
+
+
+class Lora(Written):
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive = 16.0
+    use_rslora: bool = False
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class Optimizer(Written):
+    type: Literal["adamw"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    epsilon: Positive = 1e-8
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class Schedule(Written):
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+
+
+class Lanes(Written):
+    """How a variant's tokens reach the GPU: `rows_per_step` rows of `sequence_length` tokens make one optimizer step, taken
+    `rows_per_microstep` at a time (the rest is gradient accumulation)."""
+
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 128
+    rows_per_step: Count = 4
+    rows_per_microstep: Count | None = None
+
+    @model_validator(mode="after")
+    def _whole_microsteps(self) -> Lanes:
+        if self.rows_per_microstep and self.rows_per_step % self.rows_per_microstep:
+            raise ValueError(
+                f"rows_per_step ({self.rows_per_step}) must be a multiple of rows_per_microstep ({self.rows_per_microstep})"
+            )
+        return self
+
+    @property
+    def microsteps(self) -> int:
+        return self.rows_per_step // (self.rows_per_microstep or self.rows_per_step)
+
+
+class BodyPatch(Written):
+    """A morpheme: the fields of a body that this file sets; what it leaves out comes from the floor below."""
+
+    workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=16.0)] | None = None
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    zero_stage: Literal[0, 3] | None = None
+    offload: Literal["none", "cpu"] | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    lanes: Literal["compacted", "fixed"] | None = None
+    activation_checkpointing: bool | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+class Blueprint(Written):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    description: str = ""
+    base: Base
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    lanes: Lanes = Lanes()
+    body: BodyPatch = BodyPatch()
+
+    @field_validator("lora")
+    @classmethod
+    def _no_twin_targets(cls, lora: Lora) -> Lora:
+        if len(set(lora.targets)) != len(lora.targets):
+            raise ValueError("lora.targets names a module twice")
+        return lora

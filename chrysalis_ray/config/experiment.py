@@ -1,0 +1,301 @@
+"""An experiment: one YAML that grows a population (`experiments/*.yaml`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Positive, Written
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Level = Annotated[float, Field(ge=0.0)]
+
+PYTHON_DOMAINS = ("code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode")
+
+
+# genome -------------------------------------------------------------------------------------------------------------
+
+
+class PythonSource(Written):
+    """Text that every Python carries: its standard library, seen as eight domains."""
+
+    type: Literal["python"]
+    domains: Annotated[tuple[Literal["code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode"], ...],
+                       Field(min_length=1)] = PYTHON_DOMAINS[:6]  # fmt: skip
+    max_megabytes: Positive = 0.5  # per domain
+
+
+class FolderSource(Written):
+    """Every text file of a folder that matches `glob`, as one domain."""
+
+    type: Literal["folder"]
+    path: str
+    domain: Name
+    glob: str = "**/*"
+    licence: str = "NOASSERTION"
+    max_megabytes: Positive | None = None
+
+
+class JsonlSource(Written):
+    """One document per line; the text stands under `text_key`."""
+
+    type: Literal["jsonl"]
+    path: str
+    domain: Name
+    text_key: str = "text"
+    licence: str = "NOASSERTION"
+    max_megabytes: Positive | None = None
+
+
+class DatasetSource(Written):
+    """A Hugging Face data set, from the hub or from a local folder."""
+
+    type: Literal["dataset"]
+    path: str
+    domain: Name
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_key: str = "text"
+    licence: str = "NOASSERTION"
+    max_megabytes: Positive | None = None
+
+
+Source = Annotated[PythonSource | FolderSource | JsonlSource | DatasetSource, Field(discriminator="type")]
+
+
+class Split(Written):
+    """Shares of the source files held out. `select` chooses, `report` tells; training sees neither."""
+
+    select: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.06
+    report: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.06
+
+
+class GenomeSpec(Written):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    split: Split = Split()
+
+
+# population ---------------------------------------------------------------------------------------------------------
+
+
+class LogUniform(Written):
+    type: Literal["log_uniform"]
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        return self
+
+
+class Uniform(Written):
+    type: Literal["uniform"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        return self
+
+
+class Choice(Written):
+    """Drawn at random from `values`."""
+
+    type: Literal["choice"]
+    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
+
+
+class Grid(Written):
+    """Every value in turn; several grids are crossed."""
+
+    type: Literal["grid"]
+    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
+
+
+Range = Annotated[LogUniform | Uniform | Choice | Grid, Field(discriminator="type")]
+
+
+class SearchSpace(Written):
+    """Hyperparameters that differ between variants; what is absent comes from the blueprint."""
+
+    learning_rate: Range | None = None
+    rank: Range | None = None
+    alpha: Range | None = None
+    weight_decay: Range | None = None
+    clip: Range | None = None
+    warmup_fraction: Range | None = None
+    decay: Range | None = None
+
+
+class Mix(Written):
+    name: Name
+    express: Annotated[dict[str, Level], Field(min_length=1)]
+
+    @field_validator("express")
+    @classmethod
+    def _sums_to_something(cls, express: dict[str, float]) -> dict[str, float]:
+        if sum(express.values()) <= 0.0:
+            raise ValueError("every level is 0: the mix expresses nothing")
+        return express
+
+
+class ListedMixes(Written):
+    """The mixes written here, dealt to the variants in turn."""
+
+    type: Literal["listed"]
+    mixes: Annotated[tuple[Mix, ...], Field(min_length=1)]
+    prior: Literal["uniform", "size"] = "uniform"
+
+    @field_validator("mixes")
+    @classmethod
+    def _no_twins(cls, mixes: tuple[Mix, ...]) -> tuple[Mix, ...]:
+        names = [mix.name for mix in mixes]
+        twins = sorted({name for name in names if names.count(name) > 1})
+        if twins:
+            raise ValueError(f"mix name {twins[0]!r} is used twice")
+        return mixes
+
+
+class DirichletMixes(Written):
+    """A random mix per variant; small `concentration` gives specialists, large gives equal shares."""
+
+    type: Literal["dirichlet"]
+    concentration: Positive = 1.0
+    prior: Literal["uniform", "size"] = "uniform"
+
+
+class BrightenedMixes(Written):
+    """Variant k brightens domain k (in turn) to `level`, all others stay at 1: specialists that still see everything."""
+
+    type: Literal["brightened"]
+    level: Positive = 4.0
+    prior: Literal["uniform", "size"] = "uniform"
+
+
+Epigenomes = Annotated[ListedMixes | DirichletMixes | BrightenedMixes, Field(discriminator="type")]
+
+
+class Fifo(Written):
+    """Every variant trains its whole budget."""
+
+    type: Literal["fifo"]
+
+
+class Asha(Written):
+    """Asynchronous successive halving (arXiv 1810.05934), by reports: the first rung after `grace_reports`."""
+
+    type: Literal["asha"]
+    grace_reports: Count = 1
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 2.0
+    brackets: Count = 1
+
+
+class Pbt(Written):
+    """Population based training (arXiv 1711.09846): the worst copy the best and perturb."""
+
+    type: Literal["pbt"]
+    perturb_every_reports: Count = 2
+    quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
+    resample_probability: Fraction = 0.25
+    mutate: Annotated[tuple[Literal["learning_rate", "weight_decay", "clip"], ...], Field(min_length=1)] = ("learning_rate",)
+
+
+class MedianStopping(Written):
+    """Stop a variant whose best loss is worse than the median of the running averages (Vizier)."""
+
+    type: Literal["median"]
+    grace_reports: Count = 2
+    min_variants: Count = 3
+
+
+Scheduler = Annotated[Fifo | Asha | Pbt | MedianStopping, Field(discriminator="type")]
+
+
+class Population(Written):
+    variants: Annotated[int, Field(ge=1, le=4096)]
+    tokens_per_variant: Annotated[int, Field(ge=1)]
+    reports: Annotated[int, Field(ge=1, le=100_000)] = 8
+    search: SearchSpace = SearchSpace()
+    epigenomes: Epigenomes
+    scheduler: Scheduler = Fifo(type="fifo")
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+
+
+# judging, merging, tracking -----------------------------------------------------------------------------------------
+
+
+class Evaluate(Written):
+    """How much held-out text judges a variant: rows of `sequence_length` tokens per domain."""
+
+    rows_per_domain: Count = 8
+    rows_per_report: Count = 2
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class WinnerMerge(Written):
+    method: Literal["winner"]
+    name: Name = "winner"
+
+
+class EnsembleMerge(Written):
+    """Weighted average of the deltas, exact in delta space, cut to `rank` (Eckart-Young)."""
+
+    method: Literal["ensemble"]
+    name: Name = "ensemble"
+    weights: Literal["uniform", "softmax"] = "uniform"
+    temperature: Positive = 0.02
+    rank: Count | None = None
+
+
+class ConsensusMerge(Written):
+    """What at least `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's."""
+
+    method: Literal["consensus"]
+    name: Name = "consensus"
+    support: Fraction = 0.5
+    coherence: Fraction = 0.5
+    rank: Count | None = None
+
+
+Merge = Annotated[WinnerMerge | EnsembleMerge | ConsensusMerge, Field(discriminator="method")]
+
+
+class Tracking(Written):
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: Name = "chrysalis"
+    entity: str | None = None
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+
+
+class Experiment(Written):
+    name: Name
+    description: str = ""
+    rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    blueprint: str
+    base: Base | None = None
+    genome: GenomeSpec
+    population: Population
+    body: BodyPatch = BodyPatch()
+    evaluate: Evaluate = Evaluate()
+    merge: Annotated[tuple[Merge, ...], Field(min_length=1)] = (
+        WinnerMerge(method="winner"), EnsembleMerge(method="ensemble"), ConsensusMerge(method="consensus"),
+    )  # fmt: skip
+    tracking: Tracking = Tracking()
+
+    @field_validator("merge")
+    @classmethod
+    def _winner_and_no_twins(cls, merges: tuple[Merge, ...]) -> tuple[Merge, ...]:
+        names = [merge.name for merge in merges]
+        twins = sorted({name for name in names if names.count(name) > 1})
+        if twins:
+            raise ValueError(f"merge name {twins[0]!r} is used twice; give one of them another `name`")
+        if not any(merge.method == "winner" for merge in merges):
+            raise ValueError("add `- method: winner`: it is what the verdict falls back to")
+        return merges

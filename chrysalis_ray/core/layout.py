@@ -1,0 +1,147 @@
+"""Every path of a run directory, and of the cache beside it. No other file spells one of these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """A run directory. `root` is absolute; nothing a run writes lies outside it, but for the cache beside it."""
+
+    root: Path
+
+    # what was asked
+    @property
+    def experiment_yaml(self) -> Path:
+        """The experiment file, byte for byte as it was given."""
+        return self.root / "experiment.yaml"
+
+    @property
+    def run_manifest(self) -> Path:
+        """The resolved experiment with its sha256: a run directory belongs to exactly one."""
+        return self.root / "run.json"
+
+    @property
+    def weave(self) -> Path:
+        return self.root / "weave.jsonl"
+
+    # genome
+    @property
+    def genome(self) -> Path:
+        return self.root / "genome"
+
+    @property
+    def tokens(self) -> Path:
+        """The genome tokenised for this base; memory-mapped by every worker."""
+        return self.root / "tokens"
+
+    # base and seed
+    @property
+    def base_manifest(self) -> Path:
+        return self.root / "base.json"
+
+    @property
+    def seed(self) -> Path:
+        """Adapter zero, a PEFT folder."""
+        return self.root / "seed"
+
+    # population
+    @property
+    def variants(self) -> Path:
+        return self.root / "variants"
+
+    def variant(self, variant_id: str) -> Path:
+        return self.variants / variant_id / "variant.json"
+
+    def adapter(self, variant_id: str) -> Path:
+        """The trained adapter of a variant, a PEFT folder."""
+        return self.variants / variant_id / "adapter"
+
+    @property
+    def branch_manifest(self) -> Path:
+        return self.root / "branch.json"
+
+    @property
+    def population_manifest(self) -> Path:
+        """Written last by the training stage: every variant's final position and state."""
+        return self.root / "population.json"
+
+    @property
+    def failed(self) -> Path:
+        """Variants and merges that did not emerge, each with its reason."""
+        return self.root / "failed"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tune(self) -> Path:
+        return self.root / "tune"
+
+    @property
+    def bodies(self) -> Path:
+        return self.root / "bodies"
+
+    # judging, merging, imago
+    @property
+    def select_scores(self) -> Path:
+        return self.root / "evaluation" / "select.json"
+
+    @property
+    def report_scores(self) -> Path:
+        return self.root / "evaluation" / "report.json"
+
+    @property
+    def verdict(self) -> Path:
+        return self.root / "verdict.json"
+
+    @property
+    def merges(self) -> Path:
+        return self.root / "merges"
+
+    @property
+    def merges_manifest(self) -> Path:
+        return self.merges / "merges.json"
+
+    def merge(self, name: str) -> Path:
+        """One merge candidate, a PEFT folder with ``merge.json`` beside the weights."""
+        return self.merges / name
+
+    @property
+    def imago(self) -> Path:
+        return self.root / "imago"
+
+    @property
+    def lineage(self) -> Path:
+        return self.imago / "lineage.json"
+
+    # comparison
+    @property
+    def wandb(self) -> Path:
+        """Folder given to W&B as ``dir``; it makes its own ``wandb/`` inside."""
+        return self.root / "tracking"
+
+    @property
+    def html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_manifest(self) -> Path:
+        return self.root / "report.json"
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """What several runs of one `runs` folder share, each entry named by the hash of its recipe."""
+
+    root: Path
+
+    def base(self, recipe_sha256: str) -> Path:
+        return self.root / "bases" / recipe_sha256[:16]
