@@ -1,0 +1,83 @@
+"""The seed of a variant as bytes: everything needed to go on training it, in one safetensors blob.
+
+Tensors are logical and unpadded: ``weight/<module>.lora_A`` [rank, in], ``weight/<module>.lora_B`` [out, rank], and the
+optimizer moments ``exp_avg/...`` and ``exp_avg_sq/...`` of the same shapes. The rest (position, step, hyperparameters,
+epigenome ...) is one canonical JSON string in the metadata, so that equal seeds have equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from chrysalis_ray.core.errors import StoreCorrupt, VariantLost
+from chrysalis_ray.core.records import canonical_json
+from chrysalis_ray.seed.adapter import MODULE
+from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
+
+FORMAT = "chrysalis.seed/1"
+KEY = re.compile(rf"(?P<kind>weight|exp_avg|exp_avg_sq)/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
+
+
+def pack_seed(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> bytes:
+    """Bytes of a seed. Raises VariantLost where a tensor or a number of `meta` is not finite, ValueError for wrong keys."""
+    problem = _problem(tensors)
+    if problem:
+        raise ValueError(problem)
+    who = meta.get("variant_id", "the variant")
+    try:
+        envelope = canonical_json({"format": FORMAT, "meta": dict(meta)}).decode()
+        return tensor_bytes(tensors, "seed", envelope)
+    except ValueError as error:
+        raise VariantLost(f"{who} cannot be kept: {error}", "lower its learning rate, or set a clip") from error
+
+
+def unpack_seed(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and meta of a seed. Raises StoreCorrupt for bytes that `pack_seed` cannot have written."""
+    try:
+        tensors, metadata = parse_tensors(content)
+        envelope = json.loads(metadata.get("seed", "null"), object_pairs_hook=unique_keys)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreCorrupt(f"a seed cannot be read: {error}", "go back to the cut before") from error
+    if not isinstance(envelope, dict) or envelope.get("format") != FORMAT or not isinstance(envelope.get("meta"), dict):
+        raise StoreCorrupt(f"these bytes are not a {FORMAT}", "go back to the cut before")
+    problem = _problem(tensors)
+    if problem:
+        raise StoreCorrupt(f"a seed cannot be read: {problem}", "go back to the cut before")
+    return tensors, envelope["meta"]
+
+
+def _problem(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with the names, types and shapes of a seed, or None."""
+    kinds: dict[str, set[str]] = {"weight": set(), "exp_avg": set(), "exp_avg_sq": set()}
+    ranks: set[int] = set()
+    for name, tensor in tensors.items():
+        match = KEY.fullmatch(name)
+        if match is None:
+            return f"tensor {name!r} is not part of a seed"
+        if tensor.ndim != 2 or tensor.dtype not in (torch.float32, torch.float64):
+            return f"tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, not a float matrix"
+        own = name.removeprefix(f"{match['kind']}/")
+        kinds[match["kind"]].add(own)
+        ranks.add(tensor.shape[0 if match["side"] == "A" else 1])
+        weight = tensors.get(f"weight/{own}")
+        if weight is None or weight.shape != tensor.shape:
+            return f"tensor {name!r} has no weight of its shape beside it"
+    if not kinds["weight"]:
+        return "it holds no weights"
+    for own in kinds["weight"]:
+        twin = own[:-1] + ("B" if own.endswith("A") else "A")
+        if twin not in kinds["weight"]:
+            return f"weight {own!r} stands without {twin!r}"
+    for kind in ("exp_avg", "exp_avg_sq"):
+        if kinds[kind] and kinds[kind] != kinds["weight"]:
+            return f"{len(kinds['weight'])} weights have {len(kinds[kind])} tensors of {kind}"
+    if bool(kinds["exp_avg"]) != bool(kinds["exp_avg_sq"]):
+        return "one of the two optimizer moments is missing"
+    if len(ranks) > 1:
+        return f"it mixes ranks {sorted(ranks)}"
+    return None

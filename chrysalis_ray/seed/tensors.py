@@ -1,0 +1,77 @@
+"""Safetensors bytes, read with suspicion.
+
+The format (github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header, raw data. The library
+checks offsets and lengths; what it lets pass and we do not: a tensor named twice, a number that is not finite, a type that
+is not a float.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` for json: the object, or ValueError for a key that stands there twice."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twins = sorted({key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1})
+        raise ValueError(f"key {twins[0]!r} stands there twice")
+    return value
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    if len(content) < 8:
+        raise ValueError(f"{len(content)} bytes are too few for a safetensors file")
+    (length,) = struct.unpack("<Q", content[:8])
+    if length > min(MAX_HEADER_BYTES, len(content) - 8):
+        raise ValueError(f"the header says it is {length} bytes long, {len(content) - 8} bytes follow")
+    try:
+        header = json.loads(content[8 : 8 + length].decode("utf-8"), object_pairs_hook=unique_keys)
+    except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError("the header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    return header
+
+
+def parse_tensors(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors and the metadata of safetensors bytes. Raises ValueError, in words for a person, on anything wrong."""
+    metadata = _header(content).get("__metadata__") or {}
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"not a whole safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"tensor {name!r} has type {tensor.dtype}, not a float")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+    return tensors, metadata
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor], key: str, value: str) -> bytes:
+    """Safetensors bytes with exactly one metadata entry: with two their order, and so the bytes, would vary.
+
+    Raises ValueError for a value that is not finite.
+    """
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+    own = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
+    return save(own, metadata={key: value})
+
+
+def is_finite_number(value: Any) -> bool:
+    """True for an int or float (not bool) that is neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,79 @@
+"""Adapter zero: the one adapter from which every variant branches. A as peft draws it, B zero, so that it changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+
+from chrysalis_ray.config.blueprint import Lora
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
+
+
+def write_adapter_zero(
+    base_folder: Path, base_name: str, lora: Lora, rank: int, rng_seed: int, folder: Path, revision: str | None = None
+) -> str:
+    """Write adapter zero of `rank` for the base at `base_folder` and return its sha256.
+
+    Only the base's config is read. peft itself says which modules the targets mean; A is drawn per module as peft draws it
+    (Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))) from a generator of (rng_seed, module name), so
+    that it depends neither on the order of modules nor on other targets. The bound does not depend on the rank: a variant
+    of smaller rank takes the first rows of A. Raises ModelError for a target that is no linear module of the base.
+    """
+    shapes = _target_shapes(base_folder, lora.targets)
+    factors = {}
+    for module, (out_features, in_features) in shapes.items():
+        a_ri = torch.empty(rank, in_features)
+        torch.nn.init.kaiming_uniform_(a_ri, a=math.sqrt(5), generator=_generator(rng_seed, module))
+        factors[module] = (a_ri, torch.zeros(out_features, rank))
+    weights = AdapterWeights(
+        base_model=base_name,
+        revision=revision,
+        rank=rank,
+        alpha=lora.alpha,
+        use_rslora=lora.use_rslora,
+        targets=tuple(sorted(lora.targets)),
+        factors=factors,
+    )
+    return write_adapter(folder, weights)
+
+
+def _generator(rng_seed: int, module: str) -> torch.Generator:
+    digest = hashlib.sha256(f"adapter zero/{rng_seed}/{module}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear module that peft would adapt, by its name in the base."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the base at {base_folder} cannot be built: {error}", "give a causal language model of transformers"
+        ) from error
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            leaves = sorted({name.rpartition(".")[2] for name in linear})
+            raise ModelError(
+                f"lora.targets names {target!r}, the base has no such linear module", f"choose from: {', '.join(leaves)}"
+            )
+    with torch.device("meta"):
+        adapted = get_peft_model(model, LoraConfig(r=1, target_modules=list(targets), task_type="CAUSAL_LM"))
+    shapes = {}
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer):
+            own = name.removeprefix(PREFIX)
+            if own not in linear:
+                raise ModelError(f"lora.targets reaches {own}, which is not linear", "name linear modules only")
+            shapes[own] = (linear[own].out_features, linear[own].in_features)
+    return shapes
