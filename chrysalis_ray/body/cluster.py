@@ -1,0 +1,71 @@
+"""Joining Ray: a local cluster of our own, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from chrysalis_ray.core.errors import BodyError
+
+# A node that stops answering is declared dead after about two seconds instead of fifteen.
+HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+# Ray Train's controller and Tune read these when they start.
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "RAY_DEDUP_LOGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+}
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Inside this block the process is a Ray driver; `address` None starts a cluster on this machine and ends it after.
+
+    Raises BodyError when the cluster cannot be reached.
+    """
+    import ray
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    try:
+        if address is None:
+            ray.init(address="local", include_dashboard=False, _system_config=dict(HEALTH), **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BodyError(
+            f"cannot join Ray at {address or 'this machine'}: {error}",
+            "check the address and, if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources() -> dict[str, float]:
+    """Total CPUs, GPUs and memory (bytes) of the cluster that this process has joined."""
+    import ray
+
+    return dict(ray.cluster_resources())

@@ -1,0 +1,71 @@
+"""What a worker knows of the world around it: its rank, its device, its store, and omega."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chrysalis_ray.body.turn import Outcome, Turn
+
+
+@dataclass
+class BodyContext:
+    """A worker's side of the conversation with omega. Every rank asks for turn *n* and gets the same answer."""
+
+    omega: Any
+    epoch: int
+    rank: int
+    world: int
+
+    @classmethod
+    def enter(cls, omega_name: str, namespace: str) -> BodyContext:
+        """Say hello. Rank 0 opens a new life of the body; the others hear its number from rank 0."""
+        import ray
+        import ray.train
+
+        train = ray.train.get_context()
+        rank, world = train.get_world_rank(), train.get_world_size()
+        omega = ray.get_actor(omega_name, namespace=namespace)
+        node = ray.get_runtime_context().get_node_id()
+        epoch = [ray.get(omega.hello.remote(world, os.getpid(), node))] if rank == 0 else [0]
+        if world > 1:
+            import torch.distributed
+
+            torch.distributed.broadcast_object_list(epoch, src=0)
+        ray.get(omega.present.remote(epoch[0], rank, os.getpid(), node))
+        return cls(omega=omega, epoch=epoch[0], rank=rank, world=world)
+
+    def next_turn(self, after: int) -> Turn:
+        """The turn that follows number `after`; waits until there is one."""
+        import ray
+
+        return ray.get(self.omega.next_turn.remote(self.epoch, after))
+
+    def commit(self, turn: Turn, outcomes: list[Outcome], seconds: float) -> None:
+        """Rank 0 hands in a train turn. Returns when the cut is on disk."""
+        import ray
+
+        if self.rank == 0:
+            ray.get(self.omega.commit.remote(self.epoch, turn.number, outcomes, seconds))
+
+    def judged(self, turn: Turn, scores: dict[str, list[tuple[str, int, float, int]]]) -> None:
+        """Rank 0 hands in a judge turn."""
+        import ray
+
+        if self.rank == 0:
+            ray.get(self.omega.judged.remote(self.epoch, turn.number, scores))
+
+
+def visible(path: str) -> Path:
+    """`path` as this worker sees it; run directories must lie on storage that every node shares.
+
+    Raises FileNotFoundError with the remedy when the node does not see it.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{path} is not visible on this node: put --runs on storage that all nodes share (NFS, EFS, Lustre ...)"
+        )
+    return folder

@@ -1,0 +1,99 @@
+"""Manifesting a body: omega, and a Ray Train worker group in a thread of the driver."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chrysalis_ray.body.omega import Omega, Scores
+from chrysalis_ray.body.turn import Candidate
+from chrysalis_ray.body.worker import BodyPlan, live
+from chrysalis_ray.core.errors import BodyError
+from chrysalis_ray.core.records import Variant
+
+log = logging.getLogger(__name__)
+
+
+def awaken_omega(
+    name: str, store: Path, weave: Path, variants: Sequence[Variant], slots: int, linger_seconds: float = 60.0
+) -> Any:
+    """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)(Omega)
+    omega = actor.options(name=name).remote(str(store), str(weave), list(variants), slots, linger_seconds)
+    ray.get(omega.start.remote())
+    return omega
+
+
+class Body:
+    """A worker group and the thread that watches over it. `manifest` starts it, `dissolve` ends it."""
+
+    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, max_failures: int = 8) -> None:
+        self.plan = plan
+        self.omega = omega
+        self.folder = folder
+        self.max_failures = max_failures
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._watch, name="body", daemon=True)
+
+    def manifest(self) -> Body:
+        """Start the workers; returns at once, the first turn waits until they are up."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.thread.start()
+        return self
+
+    def _trainer(self) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        shape = self.plan.morphology
+        resources = {"CPU": shape.cpus_per_worker}
+        if shape.gpus_per_worker > 0:
+            resources["GPU"] = shape.gpus_per_worker
+        life = len([entry for entry in self.folder.iterdir() if entry.is_dir()])
+        return TorchTrainer(
+            live,
+            train_loop_config={"plan": self.plan},
+            torch_config=TorchConfig(backend="nccl" if shape.gpus_per_worker > 0 else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=shape.workers, use_gpu=shape.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"life-{life:03d}",
+                storage_path=str(self.folder),
+                failure_config=FailureConfig(max_failures=self.max_failures),
+            ),
+        )
+
+    def _watch(self) -> None:
+        import ray
+
+        reason = None
+        try:
+            self._trainer().fit()
+        except BaseException as error:  # whatever ends the group must reach the trials that wait for it
+            self.error = error
+            reason = f"{type(error).__name__}: {error}"
+        if reason is not None and ray.is_initialized():
+            ray.get(self.omega.body_lost.remote(reason))
+
+    def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
+        """Held-out scores of adapters; all candidates share one packed pass as far as slots go."""
+        import ray
+
+        return ray.get(self.omega.judge.remote(list(candidates), split, rows_per_domain))
+
+    def dissolve(self, timeout_seconds: float = 60.0) -> None:
+        """Let the workers go home and wait for them. Raises BodyError when they died instead."""
+        import ray
+
+        ray.get(self.omega.dissolve.remote())
+        self.thread.join(timeout_seconds)
+        if self.error is not None:
+            raise BodyError(f"the body died: {self.error}", "run the same command again to go on") from self.error

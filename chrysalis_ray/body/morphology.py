@@ -1,0 +1,49 @@
+"""The shape of a body, and the algebra of changing it.
+
+`Morphology() >> patch` gives a new morphology; the empty patch is the identity, and patches compose from left to right. Two
+signatures tell changes apart: a *structural* change needs another body, a *cosmetic* one does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from chrysalis_ray.config.blueprint import BodyPatch
+from chrysalis_ray.core.records import sha256_of
+
+COSMETIC = ("threads",)
+
+
+@dataclass(frozen=True)
+class Morphology:
+    """Workers, what each holds, and how the base lies on them."""
+
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+    slots: int = 8
+    zero_stage: int = 0
+    offload: str = "none"
+    precision: str = "fp32"
+    lanes: str = "compacted"
+    activation_checkpointing: bool = False
+    threads: int | None = None
+
+    def __rshift__(self, patch: BodyPatch) -> Morphology:
+        return replace(self, **patch.model_dump(exclude_none=True))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Morphology:
+        return cls(**{f.name: value[f.name] for f in fields(cls) if f.name in value})
+
+    @property
+    def structural_signature(self) -> str:
+        return sha256_of({key: value for key, value in self.to_json().items() if key not in COSMETIC})[:16]
+
+    @property
+    def cosmetic_signature(self) -> str:
+        return sha256_of({key: self.to_json()[key] for key in COSMETIC})[:16]

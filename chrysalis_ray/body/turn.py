@@ -1,0 +1,75 @@
+"""What passes between trials, omega and the workers. Plain frozen dataclasses: cheap to send, safe to keep.
+
+Training is a pure function. A *position* names a state of a variant: the sha256 of everything that led there. `advance`
+takes a variant from one position to the next by training one chunk; the answer is always the same, so that it can be looked
+up instead of computed. Resume after a kill, the restart of a crashed trial, a PBT exploit: all are look-ups of a position.
+
+A *turn* is one piece of work that all workers of a body do together: the chunks of all variants that asked, in one pack. Its
+results are committed as one cut of the store, or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from chrysalis_ray.core.records import Variant, sha256_of
+
+
+def first_position(variant: Variant) -> str:
+    """Where every variant of a population starts: the shared seed on its base."""
+    return sha256_of({"seed": variant.seed_sha256, "base": variant.base_sha256, "genome": variant.genome_id})[:32]
+
+
+def next_position(position: str, variant: Variant) -> str:
+    """Where `variant`, as it is now (hyperparameters, epigenome, chunk), gets to from `position` in one chunk."""
+    return sha256_of({"from": position, "variant": variant.to_json()})[:32]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk of one variant. `seed` is the blob to start from (None: adapter zero), `chunk` counts from 0."""
+
+    variant: Variant
+    origin: str
+    target: str
+    chunk: int
+    seed: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base."""
+
+    name: str
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Numbered work for a whole body. `kind` is ``train``, ``judge`` or ``dissolve``."""
+
+    number: int
+    kind: str
+    work: tuple[Work, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    split: str = "select"
+    rows_per_domain: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one variant's chunk came to: the blob of its new seed, and its metrics."""
+
+    target: str
+    seed: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a trial gets back: where the variant stands now, and the metrics of getting there."""
+
+    position: str
+    chunk: int
+    metrics: dict[str, Any]

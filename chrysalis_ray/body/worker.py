@@ -1,0 +1,221 @@
+"""What every worker of a body runs: hold the base, take turns, hand in results.
+
+    load the frozen base, build the bank
+    while there is a turn:
+        train   place the variants that asked, train one chunk together, harvest their seeds
+        judge   place adapters, score held-out rows in one packed pass
+
+The worker does not know about Tune, schedulers or how many variants there are in all; it takes what a turn says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chrysalis_ray.body.context import BodyContext, visible
+from chrysalis_ray.body.morphology import Morphology
+from chrysalis_ray.body.turn import Candidate, Outcome, Turn, Work
+from chrysalis_ray.core.store import Store
+
+if TYPE_CHECKING:
+    from chrysalis_ray.evaluate.heldout import DocumentScore
+    from chrysalis_ray.genome.tokens import TokenStore
+    from chrysalis_ray.seed.adapter import AdapterWeights
+    from chrysalis_ray.training.pack import Pack
+
+
+@dataclass(frozen=True)
+class BodyPlan:
+    """Everything a worker needs to build its part of a body; paths are on storage that all nodes share."""
+
+    morphology: Morphology
+    base_folder: str
+    tokens_folder: str
+    seed_folder: str
+    store_folder: str
+    targets: tuple[str, ...]
+    rank: int
+    rows_per_microstep: int
+    rows_per_report: int
+    omega_name: str
+    namespace: str
+
+
+def live(settings: dict[str, Any]) -> None:
+    """The train loop given to Ray Train: one life of one worker."""
+    plan: BodyPlan = settings["plan"]
+    context = BodyContext.enter(plan.omega_name, plan.namespace)
+    flesh = grow(plan)
+    number = -1
+    while True:
+        turn = context.next_turn(after=number)
+        number = turn.number
+        if turn.kind == "dissolve":
+            return
+        if turn.kind == "train":
+            started = time.perf_counter()
+            outcomes = train_turn(flesh, turn, context.rank)
+            context.commit(turn, outcomes, time.perf_counter() - started)
+        else:
+            context.judged(turn, judge_turn(flesh, turn))
+
+
+@dataclass
+class Flesh:
+    """A worker's share of the body: the pack, the tokens, the store, and which position each slot holds."""
+
+    plan: BodyPlan
+    pack: Pack
+    tokens: TokenStore
+    store: Store
+    zero: AdapterWeights
+    residents: dict[str, int] = field(default_factory=dict)  # variant -> slot
+    positions: dict[int, str] = field(default_factory=dict)  # slot -> position
+
+
+def grow(plan: BodyPlan) -> Flesh:
+    """Load the base once and build an empty bank beside it."""
+    import torch
+
+    from chrysalis_ray.genome.tokens import open_tokens
+    from chrysalis_ray.seed.adapter import read_adapter
+    from chrysalis_ray.training.base import load_base
+    from chrysalis_ray.training.engine import make_engine
+    from chrysalis_ray.training.pack import Pack
+
+    morphology = plan.morphology
+    if morphology.threads is not None:
+        torch.set_num_threads(morphology.threads)
+    device = worker_device(morphology)
+    model = load_base(visible(plan.base_folder), morphology.precision)
+    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device)
+    pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes)
+    return Flesh(
+        plan=plan,
+        pack=pack,
+        tokens=open_tokens(visible(plan.tokens_folder)),
+        store=Store(visible(plan.store_folder)),
+        zero=read_adapter(visible(plan.seed_folder)),
+    )
+
+
+def worker_device(morphology: Morphology) -> Any:
+    """The device Ray Train gave this worker, or the CPU."""
+    import torch
+
+    if morphology.gpus_per_worker <= 0:
+        return torch.device("cpu")
+    import ray.train.torch
+
+    return ray.train.torch.get_device()
+
+
+def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
+    """One chunk for every variant of the turn; rank 0 also puts the new seeds into the store."""
+    from chrysalis_ray.evaluate.heldout import score_rows
+    from chrysalis_ray.seed.soul import pack_seed
+    from chrysalis_ray.training.step import train_chunk
+
+    slots = settle(flesh, turn.work)
+    started = time.perf_counter()
+    metrics = train_chunk(flesh.pack, slots, flesh.tokens, turn.work[0].variant.chunk_steps)
+    seconds = time.perf_counter() - started
+    scores = score_rows(flesh.pack, slots, flesh.tokens, "select", flesh.plan.rows_per_report)
+    outcomes = []
+    for work, slot, metric in zip(turn.work, slots, metrics, strict=True):
+        flesh.positions[slot] = work.target
+        tensors, meta = flesh.pack.harvest(slot)
+        seed = ""
+        if rank == 0:
+            described = {**meta, "variant": work.variant.to_json(), "position": work.target, "parent": work.origin}
+            seed = flesh.store.put(pack_seed(tensors, described))
+        row = {
+            **metric.to_json(),
+            "select_loss": mean_loss(scores[slot]),
+            "seconds": seconds,
+            "tokens_per_second": work.variant.chunk_steps * work.variant.tokens_per_step / seconds,
+            "packed_with": len(turn.work) - 1,
+        }
+        outcomes.append(Outcome(work.target, seed, row))
+    return outcomes
+
+
+def settle(flesh: Flesh, work: Sequence[Work]) -> list[int]:
+    """Give every variant of the turn a slot that holds its origin: kept, copied from another slot, or read from the store."""
+    taking = {item.variant.variant_id for item in work}
+    for variant_id in [name for name in flesh.residents if name not in taking]:
+        del flesh.residents[variant_id]  # its seed is in the store; its slot may be used
+    free = [slot for slot in range(flesh.plan.morphology.slots) if slot not in flesh.residents.values()]
+    holders = {position: slot for slot, position in flesh.positions.items()}
+    copies = {
+        item.origin: flesh.pack.harvest(holders[item.origin])
+        for item in work
+        if item.origin in holders and flesh.positions.get(flesh.residents.get(item.variant.variant_id, -1)) != item.origin
+    }
+    slots = []
+    for item in work:
+        slot = flesh.residents.get(item.variant.variant_id)
+        if slot is None:
+            slot = flesh.residents[item.variant.variant_id] = free.pop(0)
+        if flesh.positions.get(slot) == item.origin:
+            flesh.pack.reconfigure(slot, item.variant)
+        else:
+            tensors, meta = copies[item.origin] if item.origin in copies else read_origin(flesh, item)
+            flesh.pack.place(slot, item.variant, tensors, meta)
+        flesh.positions[slot] = item.origin
+        slots.append(slot)
+    return slots
+
+
+def read_origin(flesh: Flesh, item: Work) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The seed this chunk starts from: adapter zero, or a blob of the store."""
+    from chrysalis_ray.seed.soul import unpack_seed
+
+    if item.seed is None:
+        tensors = {}
+        for module, (a_rank_in, b_out_rank) in flesh.zero.factors.items():
+            tensors[f"weight/{module}.lora_A"] = a_rank_in
+            tensors[f"weight/{module}.lora_B"] = b_out_rank
+        return tensors, {"optimizer_step": 0}
+    return unpack_seed(flesh.store.get(item.seed))
+
+
+def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float, int]]]:
+    """Score every candidate on the same held-out rows, as many at once as there are slots."""
+    from chrysalis_ray.evaluate.heldout import score_rows
+
+    flesh.residents.clear()
+    flesh.positions.clear()
+    scores: dict[str, list[tuple[str, int, float, int]]] = {}
+    size = flesh.plan.morphology.slots
+    for start in range(0, len(turn.candidates), size):
+        pack = turn.candidates[start : start + size]
+        slots = list(range(len(pack)))
+        for slot, candidate in zip(slots, pack, strict=True):
+            load_candidate(flesh, slot, candidate)
+        by_slot = score_rows(flesh.pack, slots, flesh.tokens, turn.split, turn.rows_per_domain)
+        for slot, candidate in zip(slots, pack, strict=True):
+            scores[candidate.name] = [(s.domain, s.document, s.loss_sum, s.tokens) for s in by_slot[slot]]
+    return scores
+
+
+def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:
+    """Put an adapter's weights into a slot for judging only."""
+    from chrysalis_ray.seed.adapter import read_adapter
+
+    adapter = flesh.zero if candidate.folder is None else read_adapter(Path(visible(candidate.folder)))
+    flesh.pack.load_adapter(slot, adapter.factors, adapter.scale if candidate.folder is not None else 0.0)
+
+
+def mean_loss(scores: Sequence[DocumentScore]) -> float:
+    """Mean over domains of the token-weighted loss, nats per token: the same number the verdict uses."""
+    sums: dict[str, list[float]] = {}
+    for score in scores:
+        entry = sums.setdefault(score.domain, [0.0, 0.0])
+        entry[0] += score.loss_sum
+        entry[1] += score.tokens
+    return sum(loss / tokens for loss, tokens in sums.values()) / len(sums)

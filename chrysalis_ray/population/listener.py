@@ -1,0 +1,54 @@
+"""Tune's callback in the driver: it tells omega who is done for good, and the story's listener what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.tune import Callback
+
+Row = dict[str, Any]
+
+# Tune adds these to every result; they describe the light trial process, not the variant.
+TUNES_OWN = frozenset(
+    ("config", "date", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid", "time_since_restore",
+     "time_this_iter_s", "time_total_s", "timestamp", "training_iteration", "trial_id", "warmup_time", "should_checkpoint",
+     "checkpoint_dir_name")
+)  # fmt: skip
+
+
+class PopulationListener(Callback):
+    """`on_row` gets every report of every variant as one flat row, `on_conclusion` the end of each variant."""
+
+    def __init__(
+        self, omega: Any, on_row: Callable[[Row], None], on_conclusion: Callable[[str, str, str | None], None]
+    ) -> None:
+        self.omega = omega
+        self.on_row = on_row
+        self.on_conclusion = on_conclusion
+        self.last: dict[str, Row] = {}  # trial -> its last row
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Row, **info: Any) -> None:
+        row = {key: value for key, value in result.items() if key not in TUNES_OWN}
+        self.last[trial.trial_id] = row
+        self.on_row(row)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self.last.get(trial.trial_id)
+        variant_id = row["variant"] if row else trial.config["variant"]
+        if row and row["state"] == "evicted":
+            self._conclude(variant_id, "evicted", f"{row['skipped']} steps in a row had gradients that are not finite")
+        elif row and row["done"]:
+            self._conclude(variant_id, "finished", None)
+        else:
+            self._conclude(variant_id, "stopped", f"the scheduler stopped it after report {row['report'] if row else 0}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        row = self.last.get(trial.trial_id)
+        reason = (trial.get_error() or "the trial process died") if hasattr(trial, "get_error") else "the trial process died"
+        self._conclude(row["variant"] if row else trial.config["variant"], "failed", str(reason).strip().splitlines()[-1])
+
+    def _conclude(self, variant_id: str, state: str, reason: str | None) -> None:
+        ray.get(self.omega.conclude.remote(variant_id, state, reason))
+        self.on_conclusion(variant_id, state, reason)

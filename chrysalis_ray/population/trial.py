@@ -1,0 +1,78 @@
+"""A virtual trial: what Tune sees of a variant. A light process without torch; the training happens in a body.
+
+A trial knows its variant and its position, nothing more. `step` asks omega for the next position; a checkpoint is the
+position written down; an exploit is loading somebody else's position under new hyperparameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from chrysalis_ray.body.turn import Answer, first_position
+from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
+
+CHECKPOINT = "position.json"
+SHAPE = ("rank", "alpha", "use_rslora")  # come with the weights when a trial takes over another's position
+TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
+
+
+class VariantTrial(tune.Trainable):
+    """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `variant` and what Tune may change."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.omega = ray.get_actor(config["omega"], namespace=config["namespace"])
+        # An exploit copies the donor's whole config; who this trial is was settled when Tune first started it.
+        variant_id = ray.get(self.omega.identify.remote(self.trial_id, config["variant"]))
+        self.variant = Variant.from_json(read_json(Path(config["variants"]) / variant_id / "variant.json"))
+        self.position = first_position(self.variant)
+        self.chunk = 0
+        self._configure(config)
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        changed = {name: config[name] for name in TUNABLE if name in config}
+        self.variant = replace(self.variant, hyperparameters=replace(self.variant.hyperparameters, **changed))
+
+    def step(self) -> dict[str, Any]:
+        """Train one chunk. The result carries the variant's own metrics, by its own tokens."""
+        answer: Answer = ray.get(self.omega.advance.remote(self.variant, self.position, self.chunk))
+        self.position, self.chunk = answer.position, answer.chunk
+        chunks = self.variant.steps // self.variant.chunk_steps
+        evicted = answer.metrics["state"] == "evicted"
+        return {
+            **answer.metrics,
+            "variant": self.variant.variant_id,
+            "report": self.chunk,
+            "position": self.position,
+            "applied": self.variant.hyperparameters.to_json(),
+            "done": evicted or self.chunk >= chunks,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        write_json(
+            Path(checkpoint_dir) / CHECKPOINT,
+            {"variant": self.variant.to_json(), "position": self.position, "chunk": self.chunk},
+        )
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
+        saved = read_json(Path(checkpoint_dir) / CHECKPOINT)
+        donor = Variant.from_json(saved["variant"])
+        self.position, self.chunk = saved["position"], saved["chunk"]
+        if donor.variant_id == self.variant.variant_id:
+            self.variant = donor
+        else:
+            shape = {name: getattr(donor.hyperparameters, name) for name in SHAPE}
+            inherited = replace(self.variant.hyperparameters, **shape)
+            self.variant = replace(self.variant, hyperparameters=inherited, parents=(*self.variant.parents, self.position))
+        self._configure(self.config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._configure(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        ray.get(self.omega.detach.remote(self.variant.variant_id))
