@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +11,8 @@ from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Pos
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Level = Annotated[float, Field(ge=0.0)]
 
-PYTHON_DOMAINS = ("code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode")
+PythonDomain = Literal["code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode"]
+PYTHON_DOMAINS: tuple[PythonDomain, ...] = get_args(PythonDomain)
 
 
 # genome -------------------------------------------------------------------------------------------------------------
@@ -21,8 +22,7 @@ class PythonSource(Written):
     """Text that every Python carries: its standard library, seen as eight domains."""
 
     type: Literal["python"]
-    domains: Annotated[tuple[Literal["code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode"], ...],
-                       Field(min_length=1)] = PYTHON_DOMAINS[:6]  # fmt: skip
+    domains: Annotated[tuple[PythonDomain, ...], Field(min_length=1)] = PYTHON_DOMAINS[:6]
     max_megabytes: Positive = 0.5  # per domain
 
 
@@ -255,7 +255,7 @@ class EnsembleMerge(Written):
 
 
 class ConsensusMerge(Written):
-    """What at least `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's."""
+    """What `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's."""
 
     method: Literal["consensus"]
     name: Name = "consensus"

@@ -1,0 +1,218 @@
+"""What pydantic cannot see: whether the parts of a blueprint, and of an experiment with it, fit together.
+
+Each check yields (path, what is wrong and meant).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, ListedMixes, PythonSource
+from chrysalis_ray.config.population_checks import check_population
+from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
+from chrysalis_ray.config.resolve import LoadedExperiment, is_local
+from chrysalis_ray.config.yaml_tree import Node
+
+QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def check_blueprint(blueprint: Blueprint, tree: Node) -> list[str]:
+    """Problems inside a blueprint alone."""
+    findings = [*_base(blueprint.base), *_targets(blueprint), *_lone_body(blueprint, tree)]
+    return [problem_at(tree, path, what) for path, what in findings]
+
+
+def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node) -> list[str]:
+    """Problems of an experiment together with its blueprint."""
+    here = [
+        *(_base(loaded.experiment.base) if loaded.experiment.base else ()),
+        *_local_base(loaded),
+        *_sources(loaded.experiment.genome, loaded.folder),
+        *_mixes(loaded),
+        *check_population(loaded),
+        *_truth_as_number(tree),
+    ]
+    lines = [problem_at(tree, path, what) for path, what in here]
+    there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
+    lines += [problem_at(blueprint_tree, path, what) for path, what in there]
+    for path, what in (*_body(loaded), *_lanes(loaded)):
+        home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
+        lines.append(problem_at(home, path, what))
+    return lines
+
+
+def _written(tree: Node, path: Location) -> bool:
+    node = tree
+    for part in path:
+        if node.kind != "map" or part not in node.entries:
+            return False
+        node = node.entries[str(part)][1]
+    return True
+
+
+# base and blueprint -------------------------------------------------------------------------------------------------
+
+
+def _base(base: Base) -> Iterator[Finding]:
+    if not isinstance(base, EmbeddedBase):
+        return
+    if base.heads % base.key_value_heads:
+        divisors = [str(n) for n in range(1, base.heads + 1) if base.heads % n == 0]
+        yield (
+            ("base", "key_value_heads"),
+            (f"{base.key_value_heads} does not divide heads ({base.heads}); write one of {', '.join(divisors)}"),
+        )
+    if base.head_size % 2:
+        yield ("base", "head_size"), f"{base.head_size} is odd; rotary positions need an even size, e.g. {base.head_size + 1}"
+
+
+def _local_base(loaded: LoadedExperiment) -> Iterator[Finding]:
+    base = loaded.base
+    written = loaded.experiment.base or loaded.blueprint.base
+    if isinstance(base, PretrainedBase) and isinstance(written, PretrainedBase) and is_local(written.model):
+        folder = Path(base.model)
+        if not folder.is_dir():
+            yield ("base", "model"), f"no folder {folder}; write a hub id such as Qwen/Qwen3-0.6B or a folder with config.json"
+        elif not (folder / "config.json").is_file():
+            yield ("base", "model"), f"{folder} holds no config.json; a Hugging Face model folder was meant"
+
+
+def _targets(blueprint: Blueprint) -> Iterator[Finding]:
+    base = blueprint.base
+    known_family = isinstance(base, EmbeddedBase) or base.model.startswith("Qwen/Qwen3-")
+    for position, target in enumerate(blueprint.lora.targets):
+        if target in ("all-linear", "all"):
+            yield ("lora", "targets", position), f"{target!r} is not a module; name them: {', '.join(QWEN3_LINEARS)}"
+        elif known_family and target not in QWEN3_LINEARS:
+            yield ("lora", "targets", position), f"{target!r} is no linear layer of Qwen3; {suggestion(target, QWEN3_LINEARS)}"
+
+
+def _lone_body(blueprint: Blueprint, tree: Node) -> Iterator[Finding]:
+    yield from _truth_as_number(tree)
+    if blueprint.body.offload == "cpu" and blueprint.body.zero_stage == 0:
+        yield ("body", "offload"), "cpu offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
+
+
+def _truth_as_number(tree: Node) -> Iterator[Finding]:
+    """`zero_stage: false` would pass as 0: Python says so, the person did not."""
+    if _written(tree, ("body", "zero_stage")) and isinstance(tree.entries["body"][1].entries["zero_stage"][1].value, bool):
+        yield ("body", "zero_stage"), "is true/false; 0 or 3 was meant"
+
+
+# body ---------------------------------------------------------------------------------------------------------------
+
+
+def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
+    body = loaded.body
+    workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
+    if body.zero_stage == 3 and workers == 1 and body.offload != "cpu":
+        yield (
+            ("body", "zero_stage"),
+            "3 shards the base over workers, and workers is 1; set workers: 2 or more, or offload: cpu",
+        )
+    if body.offload == "cpu" and body.zero_stage != 3:
+        yield (
+            ("body", "offload"),
+            f"cpu offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
+        )
+    if body.offload == "cpu" and gpus == 0:
+        yield (
+            ("body", "offload"),
+            ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
+        )
+    if gpus > 1 and gpus != int(gpus):
+        yield (
+            ("body", "gpus_per_worker"),
+            (
+                f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of one: write 1, and workers: {math.ceil(gpus)}"
+            ),
+        )
+    elif gpus > 1:
+        yield (
+            ("body", "gpus_per_worker"),
+            (f"a worker drives one GPU, not {gpus:g}; write workers: {int(gpus) * workers}, gpus_per_worker: 1"),
+        )
+    if 0 < gpus < 1 and workers > 1:
+        yield (
+            ("body", "gpus_per_worker"),
+            (f"{workers} workers would share a GPU, which NCCL refuses; write gpus_per_worker: 1, or workers: 1"),
+        )
+
+
+def _lanes(loaded: LoadedExperiment) -> Iterator[Finding]:
+    lanes, workers = loaded.blueprint.lanes, loaded.body.workers or 1
+    micro = lanes.rows_per_microstep or lanes.rows_per_step
+    name = "rows_per_microstep" if lanes.rows_per_microstep else "rows_per_step"
+    if micro % workers:
+        yield (
+            ("body", "workers"),
+            (
+                f"{workers} workers cannot share the {micro} rows of lanes.{name} evenly; write workers that divide {micro}, "
+                f"or lanes.{name}: {math.ceil(micro / workers) * workers} in the blueprint"
+            ),
+        )
+
+
+# genome and mixes ---------------------------------------------------------------------------------------------------
+
+
+def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
+    for position, source in enumerate(genome.sources):
+        at = ("genome", "sources", position)
+        if isinstance(source, PythonSource):
+            twins = sorted({name for name in source.domains if source.domains.count(name) > 1})
+            if twins:
+                yield (*at, "domains"), f"{twins[0]!r} is named twice"
+            continue
+        if not source.path.strip() or "\0" in source.path:
+            yield (*at, "path"), "is no path; a file, a folder or a hub id was meant"
+            continue
+        if isinstance(source, FolderSource) and (source.glob.startswith("/") or ".." in Path(source.glob).parts):
+            yield (
+                (*at, "glob"),
+                (f"{source.glob!r} leaves the folder; write a pattern below it, e.g. '**/*.md', and the folder as `path`"),
+            )
+        yield from _source_path(source, (*at, "path"), folder)
+
+
+def _source_path(source: FolderSource | JsonlSource | DatasetSource, at: Location, folder: Path) -> Iterator[Finding]:
+    target = folder / Path(source.path).expanduser()
+    try:
+        is_folder, is_file = target.is_dir(), target.is_file()
+    except (OSError, ValueError) as error:
+        yield at, f"{source.path!r} cannot be looked up ({error})"
+        return
+    relative = "" if Path(source.path).is_absolute() else " (paths start at the experiment's folder)"
+    if isinstance(source, FolderSource) and not is_folder:
+        other = "; it is a file: write its folder, and its name as `glob`" if is_file else ""
+        yield at, f"no folder {target}{relative}{other}"
+    elif isinstance(source, JsonlSource) and not is_file:
+        other = "; it is a folder: name one file in it, or use type: folder" if is_folder else ""
+        yield at, f"no file {target}{relative}{other}"
+    elif isinstance(source, DatasetSource) and is_local(source.path) and not (is_folder or is_file):
+        yield at, f"no folder {target}{relative}; a data set of the hub is written NAME or OWNER/NAME"
+
+
+def domains_of(genome: GenomeSpec) -> tuple[str, ...]:
+    """Every domain that some source provides, sorted. Two sources of one domain join their documents."""
+    named = {
+        domain
+        for source in genome.sources
+        for domain in (source.domains if isinstance(source, PythonSource) else (source.domain,))
+    }
+    return tuple(sorted(named))
+
+
+def _mixes(loaded: LoadedExperiment) -> Iterator[Finding]:
+    epigenomes = loaded.experiment.population.epigenomes
+    known = domains_of(loaded.experiment.genome)
+    if not isinstance(epigenomes, ListedMixes):
+        return
+    for position, mix in enumerate(epigenomes.mixes):
+        for domain in mix.express:
+            if domain not in known:
+                at = ("population", "epigenomes", "mixes", position, "express", domain)
+                yield at, f"no source provides the domain {domain!r}; {suggestion(domain, known)}"

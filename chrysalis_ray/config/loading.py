@@ -1,0 +1,159 @@
+"""Reading an experiment and its blueprint. Every mistake of both files is told at once, each with file, line and remedy.
+
+text --yaml_tree--> tree with lines --overrides--> tree --pydantic--> Experiment, Blueprint --checks--> LoadedExperiment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+import chrysalis_ray
+from chrysalis_ray.config.blueprint import Blueprint
+from chrysalis_ray.config.checks import check_blueprint, check_experiment
+from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.overrides import apply_overrides
+from chrysalis_ray.config.problems import nearest, problem_at, problems_of
+from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.config.synonyms import BLUEPRINT, EXPERIMENT
+from chrysalis_ray.config.yaml_tree import Node, Tree, YamlRefused, read_tree
+from chrysalis_ray.core.errors import ConfigError
+
+__all__ = ["LoadedExperiment", "experiment_schema", "load_blueprint", "load_experiment", "shipped_blueprints"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperiment:
+    """The experiment at `path` with its blueprint, validated and cross-checked.
+
+    `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. Raises
+    ConfigError whose `problems` name every mistake of both files.
+    """
+    path = Path(path)
+    problems: list[str] = []
+    text, tree = _read(path, str(path), "experiment")
+    problems += tree.problems
+    root, misplaced = apply_overrides(tree.root, [text for text in overrides if not text.startswith("blueprint.")])
+    problems += misplaced
+    experiment = _validate(Experiment, root, EXPERIMENT, problems)
+    blueprint_path = _blueprint_path(path, root, problems)
+    if blueprint_path is None:
+        raise _refusal(path, problems)
+    blueprint_name = _display(path, blueprint_path)
+    patches = [text.removeprefix("blueprint.") for text in overrides if text.startswith("blueprint.")]
+    blueprint_text, blueprint_root, blueprint = _read_blueprint(blueprint_path, blueprint_name, patches, problems)
+    if experiment is None or blueprint is None or problems:
+        raise _refusal(path, problems)
+    loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides))
+    problems += check_experiment(loaded, root, blueprint_root)
+    if problems:
+        raise _refusal(path, problems)
+    return loaded
+
+
+def load_blueprint(path: Path) -> Blueprint:
+    """The blueprint at `path`, validated. Raises ConfigError."""
+    path = Path(path)
+    problems: list[str] = []
+    _, root, blueprint = _read_blueprint(path, str(path), [], problems)
+    if blueprint is not None and not problems:
+        problems += check_blueprint(blueprint, root)
+    if blueprint is None or problems:
+        raise _refusal(path, problems)
+    return blueprint
+
+
+def shipped_blueprints() -> dict[str, Path]:
+    """Blueprints that come with the package, by bare name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def experiment_schema() -> dict[str, Any]:
+    """JSON schema of an experiment file, for editors (``# yaml-language-server: $schema=...``)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+
+
+def blueprint_schema() -> dict[str, Any]:
+    """JSON schema of a blueprint file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Blueprint.model_json_schema()}
+
+
+def _read_blueprint(path: Path, name: str, patches: Sequence[str], problems: list[str]) -> tuple[str, Node, Blueprint | None]:
+    try:
+        text, tree = _read(path, name, "blueprint")
+    except ConfigError as error:
+        problems += error.problems
+        return "", Node("map", name), None
+    problems += tree.problems
+    root, misplaced = apply_overrides(tree.root, patches)
+    problems += misplaced
+    return text, root, _validate(Blueprint, root, BLUEPRINT, problems)
+
+
+def _read(path: Path, name: str, what: str) -> tuple[str, Tree]:
+    try:
+        return read_tree(path, name)
+    except YamlRefused as refused:
+        hint = _neighbours(path) if refused.what == "no such file" else ""
+        raise _refusal(path, [f"{refused.where}: {what}: {refused.what}{hint}"]) from refused
+
+
+def _validate(model: type[Model], root: Node, home: str, problems: list[str]) -> Model | None:
+    try:
+        return model.model_validate(root.data(), strict=True)
+    except ValidationError as error:
+        problems += problems_of(error, root, model, home)
+        return None
+
+
+def _blueprint_path(path: Path, root: Node, problems: list[str]) -> Path | None:
+    """The file that `blueprint:` names: relative to the experiment, or the bare name of a shipped blueprint."""
+    written = root.entries["blueprint"][1].value if "blueprint" in root.entries else None
+    if not isinstance(written, str):
+        return None  # pydantic has said so
+    shipped = shipped_blueprints()
+    if written in shipped:
+        return shipped[written]
+    candidate = path.parent / written
+    try:
+        exists = candidate.is_file()
+    except (OSError, ValueError):
+        exists = False
+    if exists:
+        return candidate
+    close = nearest(Path(written).stem, shipped)
+    guess = f"; did you mean {close!r}?" if close else ""
+    known = ", ".join(shipped) or "none"
+    what = f"no blueprint {written!r}: not a shipped one ({known}), and there is no file {candidate}{guess}"
+    problems.append(problem_at(root, ("blueprint",), what))
+    return None
+
+
+def _display(experiment: Path, blueprint: Path) -> str:
+    """A short name of the blueprint's file for messages: relative to the working folder if it lies below."""
+    resolved, here = blueprint.resolve(), Path.cwd()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) and not experiment.is_absolute() else str(blueprint)
+
+
+def _neighbours(path: Path) -> str:
+    """`; did you mean ...?` from the YAML files that lie where `path` was looked for."""
+    try:
+        there = sorted(file.name for file in path.parent.glob("*.yaml"))[:20]
+    except (OSError, ValueError):
+        return ""
+    if not there:
+        return f"; there is no YAML file in {path.parent}"
+    close = nearest(path.name, there)
+    return f"; did you mean {close!r}?" if close else f"; there are {', '.join(there)}"
+
+
+def _refusal(path: Path, problems: Sequence[str]) -> ConfigError:
+    unique = tuple(dict.fromkeys(problems))
+    count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
+    return ConfigError("\n  ".join((f"{count} in {path}:", *unique)), problems=unique)

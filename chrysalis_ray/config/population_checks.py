@@ -1,0 +1,223 @@
+"""Whether budget, search space, scheduler and merges of a population fit together, and with the blueprint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from chrysalis_ray.config.blueprint import Base, EmbeddedBase
+from chrysalis_ray.config.experiment import (
+    Asha,
+    Choice,
+    EnsembleMerge,
+    Grid,
+    LogUniform,
+    MedianStopping,
+    Pbt,
+    Range,
+    SearchSpace,
+    Uniform,
+    WinnerMerge,
+)  # fmt: skip
+from chrysalis_ray.config.problems import Finding, Location, suggestion
+from chrysalis_ray.config.resolve import LoadedExperiment
+
+DECAYS = ("constant", "linear", "cosine")
+# name -> (smallest, whether the smallest itself is allowed, largest)
+LIMITS: dict[str, tuple[float, bool, float]] = {
+    "learning_rate": (0.0, False, math.inf), "rank": (1, True, 1024), "alpha": (0.0, False, math.inf),
+    "weight_decay": (0.0, True, math.inf), "clip": (0.0, True, math.inf), "warmup_fraction": (0.0, True, 1.0),
+}  # fmt: skip
+
+
+def check_population(loaded: LoadedExperiment) -> Iterator[Finding]:
+    """Every problem of the population and the merges, as (path in the experiment, what is wrong and meant)."""
+    population = loaded.experiment.population
+    yield from _budget(loaded)
+    yield from _ranges(population.search)
+    yield from _grid(population.search, population.variants)
+    yield from _scheduler(loaded)
+    yield from _merges(loaded)
+
+
+def _budget(loaded: LoadedExperiment) -> Iterator[Finding]:
+    population, lanes = loaded.experiment.population, loaded.blueprint.lanes
+    per_step = lanes.rows_per_step * lanes.sequence_length
+    steps = population.tokens_per_variant // per_step
+    product = f"{lanes.rows_per_step} rows x {lanes.sequence_length} tokens"
+    if steps < 1:
+        yield (
+            ("population", "tokens_per_variant"),
+            (
+                f"{population.tokens_per_variant} tokens are less than one optimizer step of {per_step} ({product}); "
+                f"write at least {per_step * population.reports} for {population.reports} reports"
+            ),
+        )
+    elif steps < population.reports:
+        yield (
+            ("population", "reports"),
+            (
+                f"{population.reports} reports, but {population.tokens_per_variant} tokens are only {steps} "
+                f"optimizer steps of {per_step} ({product}); write reports: {steps} or fewer, or tokens_per_variant: {per_step * population.reports} or more"
+            ),
+        )
+
+
+def search_ranges(search: SearchSpace) -> dict[str, Range]:
+    """The ranges that are set, by the name of the hyperparameter."""
+    return {name: value for name in SearchSpace.model_fields if (value := getattr(search, name)) is not None}
+
+
+def _ranges(search: SearchSpace) -> Iterator[Finding]:
+    for name, drawn in search_ranges(search).items():
+        at: Location = ("population", "search", name)
+        if isinstance(drawn, (Choice, Grid)):
+            for position, value in enumerate(drawn.values):
+                what = _bad_word(value) if name == "decay" else _bad_number(name, value)
+                if what:
+                    yield (*at, "values", position), what
+            if isinstance(drawn, Grid) and len(set(map(repr, drawn.values))) < len(drawn.values):
+                yield (*at, "values"), "a grid holds a value twice"
+        elif name == "decay":
+            yield (*at, "type"), f"decay is a word; write type: choice, values: [{', '.join(DECAYS)}]"
+        elif name == "rank":
+            yield (*at, "type"), f"rank is a whole number, {drawn.type} draws fractions; write type: choice, values: [4, 8, 16]"
+        else:
+            yield from _bad_ends(name, drawn, at)
+
+
+def _bad_ends(name: str, drawn: Uniform | LogUniform, at: Location) -> Iterator[Finding]:
+    for end in ("low", "high"):
+        if what := _bad_number(name, getattr(drawn, end)):
+            yield (*at, end), what
+
+
+def _bad_word(value: object) -> str | None:
+    if isinstance(value, str) and value in DECAYS:
+        return None
+    return f"{value!r} is no decay; {suggestion(str(value), DECAYS)}"
+
+
+def _bad_number(name: str, value: object) -> str | None:
+    low, low_allowed, high = LIMITS[name]
+    if isinstance(value, str):
+        return f"{value!r} is text; a number was meant: write it without quotes"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{str(value).lower()} is true/false; a number was meant"
+    if name == "rank" and not isinstance(value, int):
+        return f"{value:g} is no whole number; a rank such as 8 was meant"
+    if value < low or (value == low and not low_allowed) or value > high:
+        least = f"{'at least' if low_allowed else 'above'} {low:g}"
+        return f"{value:g} is out of range; a {name} is {least}" + (f" and at most {high:g}" if high < math.inf else "")
+    return None
+
+
+def _grid(search: SearchSpace, variants: int) -> Iterator[Finding]:
+    grids = {name: len(drawn.values) for name, drawn in search_ranges(search).items() if isinstance(drawn, Grid)}
+    product = math.prod(grids.values())
+    if product > variants:
+        shown = " x ".join(f"{name} {count}" for name, count in grids.items())
+        yield (
+            ("population", "variants"),
+            (
+                f"{variants} variants cannot hold the grid of {product} points ({shown}); "
+                f"write variants: {product}, or type: choice"
+            ),
+        )
+
+
+def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
+    population = loaded.experiment.population
+    scheduler, at = population.scheduler, ("population", "scheduler")
+    reports, variants = population.reports, population.variants
+    if isinstance(scheduler, (Asha, MedianStopping)) and scheduler.grace_reports >= reports:
+        yield (
+            (*at, "grace_reports"),
+            (
+                f"{scheduler.grace_reports} of {reports} reports: nothing could ever be stopped early; "
+                "write fewer, or scheduler type: fifo"
+            ),
+        )
+    elif isinstance(scheduler, Asha):
+        rungs = 1 + int(math.log(reports / scheduler.grace_reports) / math.log(scheduler.reduction_factor) + 1e-9)
+        if scheduler.brackets > rungs:
+            yield (
+                (*at, "brackets"),
+                (f"{scheduler.brackets} brackets, but {reports} reports have only {rungs} rungs; write at most {rungs}"),
+            )
+    if isinstance(scheduler, MedianStopping) and scheduler.min_variants > variants:
+        yield (*at, "min_variants"), f"{scheduler.min_variants} of {variants} variants; write at most {variants}"
+    if isinstance(scheduler, Pbt):
+        yield from _pbt(scheduler, population.search, reports, variants)
+
+
+def _pbt(scheduler: Pbt, search: SearchSpace, reports: int, variants: int) -> Iterator[Finding]:
+    at = ("population", "scheduler")
+    if variants < 2:
+        yield (
+            ("population", "variants"),
+            ("population based training copies the best to the worst: at least 2 variants were meant"),
+        )
+    if scheduler.perturb_every_reports >= reports:
+        yield (
+            (*at, "perturb_every_reports"),
+            (f"{scheduler.perturb_every_reports} of {reports} reports: nothing would ever be perturbed; write fewer"),
+        )
+    ranges = search_ranges(search)
+    for position, name in enumerate(scheduler.mutate):
+        if name not in ranges:
+            example = "{type: log_uniform, low: 1e-4, high: 1e-2}"
+            yield (
+                (*at, "mutate", position),
+                f"population.search has no range for {name} to draw from; add `{name}: {example}`",
+            )
+        elif scheduler.mutate.index(name) < position:
+            yield (*at, "mutate", position), f"{name!r} is named twice"
+
+
+# merging ------------------------------------------------------------------------------------------------------------
+
+
+def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
+    population = loaded.experiment.population
+    top = largest_rank(loaded)
+    total = top * population.variants
+    widest = smallest_target(loaded.base, loaded.blueprint.lora.targets)
+    for position, merge in enumerate(loaded.experiment.merge):
+        if isinstance(merge, WinnerMerge) or merge.rank is None:
+            continue
+        at = ("merge", position, "rank")
+        if isinstance(merge, EnsembleMerge) and merge.rank > total:
+            yield (
+                at,
+                (
+                    f"{population.variants} deltas of rank {top} sum to rank {total} at most; write {total} or less, or leave it out"
+                ),
+            )
+        elif widest is not None and merge.rank > widest:
+            yield at, f"{merge.rank} is above {widest}, the smaller side of the smallest target matrix; write {widest} or less"
+    if widest is not None and top > widest:
+        where: Location = ("population", "search", "rank") if population.search.rank else ("blueprint",)
+        yield where, f"rank {top} is above {widest}, the smaller side of the smallest target matrix; write {widest} or less"
+
+
+def largest_rank(loaded: LoadedExperiment) -> int:
+    """The largest rank any variant can have: the bank is that wide."""
+    drawn = loaded.experiment.population.search.rank
+    if isinstance(drawn, (Choice, Grid)):
+        return max(
+            (int(value) for value in drawn.values if isinstance(value, (int, float))), default=loaded.blueprint.lora.rank
+        )
+    return loaded.blueprint.lora.rank
+
+
+def smallest_target(base: Base, targets: tuple[str, ...]) -> int | None:
+    """min(in, out) over the target matrices of an embedded base; None where the shapes are not in the YAML."""
+    if not isinstance(base, EmbeddedBase):
+        return None
+    sides = {
+        "q_proj": base.heads * base.head_size, "k_proj": base.key_value_heads * base.head_size,
+        "v_proj": base.key_value_heads * base.head_size, "o_proj": base.heads * base.head_size,
+        "gate_proj": base.intermediate_size, "up_proj": base.intermediate_size, "down_proj": base.intermediate_size,
+    }  # fmt: skip
+    return min((min(sides[target], base.hidden_size) for target in targets if target in sides), default=None)
