@@ -163,13 +163,13 @@ def test_a_restarted_trial_hears_the_old_answers_at_once(tmp_path):
         omega = make(tmp_path, people)
         await omega.start()
         life = asyncio.create_task(CountingBody(omega).live())
+        heard: list = []
+        other = asyncio.create_task(trial(omega, people[1], 3, heard))
         # v0's process dies with the answer in its hands, is born again and starts from the beginning
-        two = asyncio.create_task(omega.advance(people[1], first_position(people[1]), 0))
-        first = await omega.advance(people[0], first_position(people[0]), 0)
-        again = await asyncio.wait_for(omega.advance(people[0], first_position(people[0]), 0), 5)
-        assert again == first
-        onward = asyncio.create_task(omega.advance(people[0], again.position, 1))
-        await asyncio.wait_for(asyncio.gather(onward, omega.advance(people[1], (await two).position, 1)), 5)
+        await omega.advance(people[0], first_position(people[0]), 0)
+        await asyncio.wait_for(trial(omega, people[0], 3, heard), 5)
+        await asyncio.wait_for(other, 5)
+        assert heard == [("v0", 1), ("v1", 1), ("v0", 2), ("v1", 2), ("v0", 3), ("v1", 3)]
         life.cancel()
 
     asyncio.run(story())
@@ -182,11 +182,18 @@ def test_a_clone_starts_from_the_donors_seed(tmp_path):
         await omega.start()
         body = CountingBody(omega)
         life = asyncio.create_task(body.live())
-        answers = await asyncio.gather(*(omega.advance(v, first_position(v), 0) for v in people))
-        donor = answers[1].position
-        await asyncio.gather(*(omega.advance(v, donor, 1) for v in people))
+        donor: asyncio.Future = asyncio.get_running_loop().create_future()
+
+        async def follow(variant):
+            answer = await omega.advance(variant, first_position(variant), 0)
+            if variant.index == 0:
+                donor.set_result(answer.position)
+            await omega.advance(variant, await donor, 1)
+            await omega.detach(variant.variant_id)
+
+        await asyncio.wait_for(asyncio.gather(*(follow(v) for v in people)), 10)
         life.cancel()
-        return body.turns, omega.known[donor].seed
+        return body.turns, omega.known[await donor].seed
 
     turns, seed = asyncio.run(story())
     assert [blob for _, _, blob in turns[1]] == [seed, seed]
