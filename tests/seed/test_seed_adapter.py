@@ -126,7 +126,8 @@ def test_configs_of_other_peft_versions_are_read(tmp_path):
 
 WRONG_CONFIGS = [
     {"use_dora": True}, {"lora_bias": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"peft_type": "IA3"},
-    {"peft_type": None}, {"r": 0}, {"r": "3"}, {"r": True}, {"r": 4}, {"lora_alpha": "6"}, {"lora_alpha": 0}, {"lora_alpha": -1},
+    {"peft_type": None}, {"r": 0}, {"r": "3"}, {"r": True}, {"r": 4}, {"lora_alpha": "6"}, {"lora_alpha": 0},
+    {"lora_alpha": -1},
     {"use_rslora": "yes"}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}, {"layer_replication": [[0, 2]]},
     {"trainable_token_indices": [1]}, {"target_parameters": ["w"]}, {"kasa_config": {"x": 1}},
     {"rank_pattern": {"(a+)+$": 2}},

@@ -1,0 +1,363 @@
+"""Identities that every merge must keep, on populations of one seed and on independent ones.
+
+The numbers O1 .. O14 are those of the merging identities: single, equal, one-hot, permutation, gauge, scaling, padding,
+reconstruction, idempotence, orthogonality, anchor, determinism.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
+from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.merge.core_space import NULL, canonical_basis
+from chrysalis_ray.merge.run import MergeResult, merge_modules
+from chrysalis_ray.merge.table import METHODS
+
+SHAPES = {"a.q": (9, 12), "a.down": (12, 7)}  # out, in
+METHOD_CONFIGS = [
+    WinnerMerge(method="winner"),
+    EnsembleMerge(method="ensemble"),
+    EnsembleMerge(method="ensemble", weights="softmax", temperature=0.1),
+    ConsensusMerge(method="consensus"),
+    ConsensusMerge(method="consensus", support=1.0, coherence=0.2),
+]
+ids = [config.model_dump_json() for config in METHOD_CONFIGS]
+every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
+oracle = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+class Population(typing.NamedTuple):
+    members: list
+    scales: list
+    anchor: dict
+    anchor_scale: float
+    scores: list
+
+    def merge(self, config, rank=99) -> MergeResult:
+        return merge_modules(config, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank)
+
+    def mean(self, module, weights):
+        return sum(w * dense(m, s)[module] for w, m, s in zip(weights, self.members, self.scales, strict=True))
+
+
+@st.composite
+def populations(draw, sizes=(1, 5)):
+    """1 to 5 adapters of mixed ranks and scales: branched from one seed (trained or fresh), or drawn independently."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    shared = draw(st.booleans())
+    trained = draw(st.booleans())
+    count = draw(st.integers(*sizes))
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    rank = draw(st.integers(1, 3))
+    anchor = {m: (normal(rank, i), normal(o, rank) * trained) for m, (o, i) in SHAPES.items()}
+    members = []
+    for _ in range(count):
+        own = rank if shared else draw(st.integers(1, 3))
+        drawn = {m: (normal(own, i), normal(o, own)) for m, (o, i) in SHAPES.items()}
+        branched = {m: (anchor[m][0] + 0.1 * a, anchor[m][1] + b) for m, (a, b) in drawn.items()} if shared else drawn
+        members.append(branched)
+    scales = [draw(st.sampled_from([0.5, 1.0, 2.0])) for _ in range(count)]
+    scores = [1.0 + 0.05 * draw(st.integers(0, 9)) + 0.001 * n for n in range(count)]
+    return Population(members, scales, anchor, draw(st.sampled_from([0.5, 1.0])), scores)
+
+
+def dense(adapter, scale=1.0):
+    return {module: scale * (b.double() @ a.double()) for module, (a, b) in adapter.items()}
+
+
+def assert_same(result: MergeResult, expected: dict, tolerance=2e-6):
+    got = dense(result.factors)
+    size = max(float(value.norm()) for value in expected.values()) + 1e-30
+    assert got.keys() == expected.keys()
+    for module in expected:
+        assert float((got[module] - expected[module]).norm()) <= tolerance * max(size, 1e-3), module
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 1)))
+def test_o1_a_single_adapter_is_itself(config, population):
+    result = population.merge(config)
+    assert_same(result, dense(population.members[0], population.scales[0]))
+    assert result.weights == [1.0]
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 1)), count=st.integers(2, 5))
+def test_o2_equal_adapters_are_the_adapter(config, population, count):
+    many = Population(
+        population.members * count, population.scales * count, population.anchor, population.anchor_scale, [1.0] * count
+    )
+    assert_same(many.merge(config), dense(population.members[0], population.scales[0]))
+
+
+@oracle
+@given(population=populations(sizes=(2, 5)))
+def test_o3_one_hot_weights_are_the_winner(population):
+    best = min(range(len(population.scores)), key=population.scores.__getitem__)
+    expected = dense(population.members[best], population.scales[best])
+    cold = EnsembleMerge(method="ensemble", weights="softmax", temperature=1e-7)
+    for config in (WinnerMerge(method="winner"), cold):
+        result = population.merge(config)
+        assert_same(result, expected)
+        assert result.weights[best] == 1.0
+    assert result.notes["members"] == 1
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 5)), order=st.randoms(use_true_random=False))
+def test_o4_the_order_of_members_does_not_matter(config, population, order):
+    places = list(range(len(population.members)))
+    order.shuffle(places)
+    members, scales, scores = (
+        [column[p] for p in places] for column in (population.members, population.scales, population.scores)
+    )
+    shuffled = Population(members, scales, population.anchor, population.anchor_scale, scores)
+    assert_same(shuffled.merge(config), dense(population.merge(config).factors))
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 4)), rng_seed=st.integers(0, 999), c=st.sampled_from([1e-3, 3.0, 1e3]))
+def test_o5_the_factoring_of_an_adapter_does_not_matter(config, population, rng_seed, c):
+    generator = torch.Generator().manual_seed(rng_seed)
+
+    def gauge(a_ri, b_or):
+        rank = a_ri.shape[0]
+        g = c * (torch.eye(rank, dtype=torch.float64) + 0.4 * torch.rand(rank, rank, generator=generator, dtype=torch.float64))
+        return torch.linalg.inv(g) @ a_ri, b_or @ g
+
+    other = population._replace(
+        members=[{m: gauge(*ab) for m, ab in member.items()} for member in population.members],
+        anchor={m: gauge(*ab) for m, ab in population.anchor.items()},
+    )
+    assert_same(other.merge(config), dense(population.merge(config).factors))
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 4)), c=st.sampled_from([0.25, 3.0, 16.0]))
+def test_o6_alpha_can_be_rewritten_into_b(config, population, c):
+    other = population._replace(
+        members=[{m: (a, b / c) for m, (a, b) in member.items()} for member in population.members],
+        scales=[scale * c for scale in population.scales],
+    )
+    assert_same(other.merge(config), dense(population.merge(config).factors))
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 4)), extra=st.integers(1, 4))
+def test_o7_padding_a_rank_changes_nothing(config, population, extra):
+    pad = torch.nn.functional.pad
+    members = [
+        {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in member.items()} for member in population.members
+    ]
+    assert_same(population._replace(members=members).merge(config), dense(population.merge(config).factors))
+
+
+@oracle
+@given(population=populations(sizes=(2, 5)), rank=st.integers(1, 14))
+def test_o9_the_mean_is_exact_and_the_residual_is_the_measured_one(population, rank):
+    config = EnsembleMerge(method="ensemble")
+    expected = {m: population.mean(m, [1 / len(population.members)] * len(population.members)) for m in SHAPES}
+    result = population.merge(config, rank)
+    assert {a.shape[0] for a, _ in result.factors.values()} == {rank}
+    got = dense(result.factors)
+    error = math.sqrt(
+        sum(float((got[m] - expected[m]).norm()) ** 2 for m in SHAPES) / sum(float(d.norm()) ** 2 for d in expected.values())
+    )
+    assert abs(error - result.residual) < 3e-6
+    assert result.captured_energy == pytest.approx(1 - result.residual**2)
+    best = sum(float((torch.linalg.svdvals(d)[rank:] ** 2).sum()) for d in expected.values())
+    assert result.residual == pytest.approx(math.sqrt(best / sum(float(d.norm()) ** 2 for d in expected.values())), abs=1e-7)
+    assert population.merge(config, 99).residual < 1e-9
+    assert_same(population.merge(config, 99), expected)
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 4)))
+def test_o10_merging_a_merge_with_itself_is_idempotent(config, population):
+    once = population.merge(config)
+    again = Population([once.factors] * 2, [1.0, 1.0], population.anchor, population.anchor_scale, [1.0, 1.0])
+    assert_same(again.merge(config), dense(once.factors), tolerance=4e-6)
+
+
+@oracle
+@given(rng_seed=st.integers(0, 10**6), trained=st.booleans())
+def test_o11_what_only_one_member_holds_returns_to_the_seed(rng_seed, trained):
+    generator = torch.Generator().manual_seed(rng_seed)
+    left = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64)).Q
+    sizes = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    anchor = {"q": (right[:, 8:].T, left[:, 8:10] * trained)}
+    members = []
+    for n in range(3):
+        own = sizes + 0.3 * n
+        a_ri = torch.cat([anchor["q"][0], right[:, 2 * n : 2 * n + 2].T])
+        members.append({"q": (a_ri, torch.cat([anchor["q"][1], left[:, 2 * n : 2 * n + 2] * own], dim=1))})
+    population = Population(members, [1.0] * 3, anchor, 1.0, [1.0] * 3)
+    config = ConsensusMerge(method="consensus", support=0.6, coherence=0.0)
+    result = population.merge(config)
+    assert_same(result, dense(anchor), tolerance=1e-5)
+    stored = [{m: (a.float(), b.float()) for m, (a, b) in member.items()} for member in members]
+    assert population._replace(members=stored).merge(config).notes["survived_energy"] < 1e-9
+    assert result.notes["survived_energy"] < 1e-12
+
+
+@oracle
+@given(population=populations(sizes=(1, 5)))
+def test_consensus_of_no_demands_is_the_exact_mean(population):
+    config = ConsensusMerge(method="consensus", support=0.0, coherence=0.0)
+    result = population.merge(config)
+    assert_same(result, {m: population.mean(m, result.weights) for m in SHAPES})
+    if len(population.members) > 1:
+        assert result.notes["survived_energy"] == pytest.approx(1.0)
+
+
+@oracle
+@given(population=populations(sizes=(1, 1)))
+def test_opposite_changes_return_to_the_seed(population):
+    seed, member = dense(population.anchor, population.anchor_scale), dense(population.members[0], population.scales[0])
+    opposite = {m: low_rank(2 * seed[m] - member[m]) for m in SHAPES}
+    pair = Population(
+        [population.members[0], opposite], [population.scales[0], 1.0], population.anchor, population.anchor_scale, [1.0, 1.0]
+    )
+    assert_same(pair.merge(ConsensusMerge(method="consensus")), seed, tolerance=1e-5)
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(1, 4)))
+def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, population):
+    seed = dense(population.anchor, population.anchor_scale)
+    changes = []
+    for member, scale in zip(population.members, population.scales, strict=True):
+        change = {}
+        for m in SHAPES:
+            (a, b), (a0, b0) = member[m], population.anchor[m]
+            change[m] = (torch.cat([a, a0]), torch.cat([scale * b, -population.anchor_scale * b0], dim=1))
+        changes.append(change)
+    from_base = merge_modules(config, changes, [1.0] * len(changes), None, 1.0, population.scores, 99)
+    moved = dense(from_base.factors)
+    assert_same(population.merge(config), {m: moved[m] + seed[m] for m in SHAPES}, tolerance=5e-6)
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 4)), rank=st.integers(1, 6))
+def test_o14_the_same_merge_has_the_same_bits(config, population, rank):
+    one, two = population.merge(config, rank), population.merge(config, rank)
+    assert one.to_json() == two.to_json()
+    for module, factors in one.factors.items():
+        assert all(torch.equal(x, y) for x, y in zip(factors, two.factors[module], strict=True))
+
+
+def low_rank(matrix):
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return s.sqrt()[:, None] * vt, u * s.sqrt()
+
+
+def two_adapters():
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return [{m: (normal(2, i), normal(o, 2)) for m, (o, i) in SHAPES.items()} for _ in range(2)]
+
+
+def test_table_and_config_know_the_same_methods():
+    schema = TypeAdapter(Merge).json_schema()
+    assert set(METHODS) == set(schema["discriminator"]["mapping"])
+
+
+def test_the_canonical_basis_is_orthonormal_and_spans_the_increments():
+    increments = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    increments[:, 5:] = 0
+    left, right = canonical_basis(increments)
+    assert (left.shape, right.shape) == ((8, 5), (6, 6))
+    torch.testing.assert_close(left.T @ left, torch.eye(5, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(left @ (left.T @ increments @ right) @ right.T, increments, atol=1e-12, rtol=0)
+    assert canonical_basis(0 * increments)[0].shape == (8, 0)
+    assert NULL < 1e-9
+
+
+def test_independent_members_agree_as_often_as_coins():
+    generator = torch.Generator().manual_seed(0)
+    members = [{"q": (torch.randn(8, 80, generator=generator), torch.randn(90, 8, generator=generator))} for _ in range(4)]
+    notes = merge_modules(ConsensusMerge(method="consensus"), members, [1.0] * 4, None, 1.0, [1.0] * 4, 32).notes
+    assert notes["sign_agreement_by_chance"] == 0.125
+    assert 0.09 < notes["sign_agreement"] < 0.16
+    assert 0.0 < notes["survived_energy"] < 1.0
+    assert max(abs(notes["cosines"][0][n]) for n in (1, 2, 3)) < 0.1
+
+
+def test_a_member_without_a_module_counts_as_zero_there_and_it_is_said():
+    one, two = two_adapters()
+    del two["a.q"]
+    result = merge_modules(EnsembleMerge(method="ensemble"), [one, two], [1.0, 1.0], None, 1.0, [1.0, 1.0], 8)
+    assert_same(result, {"a.q": dense(one)["a.q"] / 2, "a.down": (dense(one)["a.down"] + dense(two)["a.down"]) / 2})
+    assert result.notes["modules_missing_as_zero"] == {"1": 1}
+
+
+def test_a_population_that_did_not_move_is_its_seed():
+    one, _ = two_adapters()
+    fresh = {m: (a, 0 * b) for m, (a, b) in one.items()}
+    for config in METHOD_CONFIGS:
+        result = merge_modules(config, [fresh, fresh], [1.0, 1.0], fresh, 1.0, [1.0, 1.0], 4)
+        assert_same(result, dense(fresh))
+        assert result.residual == 0.0
+
+
+def test_the_rank_of_the_config_comes_first():
+    config = EnsembleMerge(method="ensemble", rank=3)
+    result = merge_modules(config, two_adapters(), [1.0, 1.0], None, 1.0, [1.0, 1.0], 8)
+    assert result.rank == 3
+    assert {b.shape[1] for _, b in result.factors.values()} == {3}
+
+
+def test_softmax_weights_follow_the_formula():
+    config = EnsembleMerge(method="ensemble", weights="softmax", temperature=0.5)
+    result = merge_modules(config, two_adapters(), [1.0, 1.0], None, 1.0, [2.0, 1.0], 8)
+    assert result.weights == pytest.approx([math.exp(-2) / (1 + math.exp(-2)), 1 / (1 + math.exp(-2))])
+
+
+def test_among_equal_scores_the_first_wins():
+    result = merge_modules(WinnerMerge(method="winner"), two_adapters(), [1.0, 1.0], None, 1.0, [1.0, 1.0], 8)
+    assert result.weights == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("wrong", ["no members", "fewer scales", "nan score", "nan factor", "other shape", "ranks differ"])
+def test_what_cannot_be_merged_is_refused(wrong):
+    members, scales, scores = two_adapters(), [1.0, 1.0], [1.0, 2.0]
+    if wrong == "no members":
+        members, scales, scores = [], [], []
+    elif wrong == "fewer scales":
+        scales = [1.0]
+    elif wrong == "nan score":
+        scores[1] = math.nan
+    elif wrong == "nan factor":
+        members[0]["a.q"][0][0, 0] = math.inf
+    elif wrong == "other shape":
+        members[1]["a.q"] = (torch.ones(2, 5), torch.ones(9, 2))
+    elif wrong == "ranks differ":
+        members[1]["a.q"] = (torch.ones(2, 12), torch.ones(9, 3))
+    with pytest.raises(MergeError):
+        merge_modules(
+            EnsembleMerge(method="ensemble", weights="softmax", temperature=1.0), members, scales, None, 1.0, scores, 4
+        )
