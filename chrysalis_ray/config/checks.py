@@ -124,12 +124,7 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
         )
     if gpus > 1 and gpus != int(gpus):
-        yield (
-            ("body", "gpus_per_worker"),
-            (
-                f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of one: write 1, and workers: {math.ceil(gpus)}"
-            ),
-        )
+        yield ("body", "gpus_per_worker"), (f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of it: write 1")
     elif gpus > 1:
         yield (
             ("body", "gpus_per_worker"),

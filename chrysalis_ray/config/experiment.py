@@ -245,22 +245,30 @@ class WinnerMerge(Written):
 
 
 class EnsembleMerge(Written):
-    """Weighted average of the deltas, exact in delta space, cut to `rank` (Eckart-Young)."""
+    """Weighted average of the deltas, exact in delta space, cut to `rank` (Eckart-Young).
+
+    `best_share` of the variants that emerged take part, the best by select loss, at least two.
+    """
 
     method: Literal["ensemble"]
     name: Name = "ensemble"
     weights: Literal["uniform", "softmax"] = "uniform"
     temperature: Positive = 0.02
+    best_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     rank: Count | None = None
 
 
 class ConsensusMerge(Written):
-    """What `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's."""
+    """What `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's.
+
+    `best_share` of the variants that emerged take part, the best by select loss, at least two.
+    """
 
     method: Literal["consensus"]
     name: Name = "consensus"
     support: Fraction = 0.5
     coherence: Fraction = 0.5
+    best_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     rank: Count | None = None
 
 

@@ -58,7 +58,8 @@ def _budget(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("population", "reports"),
             (
                 f"{population.reports} reports, but {population.tokens_per_variant} tokens are only {steps} "
-                f"optimizer steps of {per_step} ({product}); write reports: {steps} or fewer, or tokens_per_variant: {per_step * population.reports} or more"
+                f"optimizer steps of {per_step} ({product}); write reports: {steps} or fewer, "
+                f"or tokens_per_variant: {per_step * population.reports} or more"
             ),
         )
 
@@ -188,12 +189,7 @@ def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
             continue
         at = ("merge", position, "rank")
         if isinstance(merge, EnsembleMerge) and merge.rank > total:
-            yield (
-                at,
-                (
-                    f"{population.variants} deltas of rank {top} sum to rank {total} at most; write {total} or less, or leave it out"
-                ),
-            )
+            yield at, (f"{population.variants} deltas of rank {top} sum to rank {total} at most; write {total} or leave it out")
         elif widest is not None and merge.rank > widest:
             yield at, f"{merge.rank} is above {widest}, the smaller side of the smallest target matrix; write {widest} or less"
     if widest is not None and top > widest:

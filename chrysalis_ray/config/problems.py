@@ -130,8 +130,8 @@ def _wrong_type(kind: str, value: Any, context: Mapping[str, Any]) -> str:
         return f"{value} is not a finite number"
     wanted = {
         "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-        "bool_type": "true or false", "string_type": "text", "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
-        "model_attributes_type": "a mapping",
+        "bool_type": "true or false", "string_type": "text", "tuple_type": "a list", "dict_type": "a mapping",
+        "model_type": "a mapping", "model_attributes_type": "a mapping",
     }.get(kind, "something else")  # fmt: skip
     return f"{_shown(value)} is {_name(value)}; {wanted} was meant{_advice(wanted, value)}"
 
@@ -196,8 +196,8 @@ def unknown_key(key: str, known: Sequence[str], root: type[BaseModel], home: str
 
 OTHER_FILE: dict[str, tuple[str, ...]] = {
     EXPERIMENT: (
-        "lora", "optimizer", "schedule", "lanes", "rank", "alpha", "targets", "learning_rate", "sequence_length", "rows_per_step",
-        "rows_per_microstep", "use_rslora", "clip", "decay", "warmup_fraction", "weight_decay",
+        "lora", "optimizer", "schedule", "lanes", "rank", "alpha", "targets", "learning_rate", "sequence_length",
+        "rows_per_step", "rows_per_microstep", "use_rslora", "clip", "decay", "warmup_fraction", "weight_decay",
     ),
     BLUEPRINT: (
         "genome", "population", "evaluate", "merge", "tracking", "rng_seed", "variants", "sources", "search", "scheduler",

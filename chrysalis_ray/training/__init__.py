@@ -1,0 +1,1 @@
+"""Torch and DeepSpeed, no Ray: many LoRA variants over one frozen base."""

@@ -1,0 +1,74 @@
+"""What this machine has, asked without torch: processors, memory, GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine, or several alike taken together. Memory in bytes; `gpu_memory` is that of one GPU."""
+
+    cpus: int
+    memory: int
+    gpus: int = 0
+    gpu_memory: int = 0
+    gpu_name: str = ""
+    nodes: int = 1
+
+    @classmethod
+    def local(cls) -> Hardware:
+        """This machine, within the limits of its container. With NVIDIA GPUs it takes as long as nvidia-smi does."""
+        name, count, gpu_memory = _nvidia()
+        return cls(cpus=_cpus(), memory=_memory(), gpus=count, gpu_memory=gpu_memory, gpu_name=name)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        gpus = f", {self.gpus} x {self.gpu_name or 'GPU'} of {self.gpu_memory / GIB:.0f} GiB" if self.gpus else ", no GPU"
+        nodes = f"{self.nodes} nodes: " if self.nodes > 1 else ""
+        return f"{nodes}{self.cpus} CPU cores, {self.memory / GIB:.1f} GiB{gpus}"
+
+
+def _cpus() -> int:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _first_line(Path("/sys/fs/cgroup/cpu.max")).split()
+    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+        count = min(count, max(1, int(quota[0]) // int(quota[1])))
+    return count
+
+
+def _memory() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _first_line(Path("/sys/fs/cgroup/memory.max"))
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _nvidia() -> tuple[str, int, int]:
+    """(name, count, bytes of the smallest) of the NVIDIA GPUs; ("", 0, 0) where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "", 0, 0
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "", 0, 0
+    rows = [line.rsplit(",", 1) for line in answer.strip().splitlines() if "," in line]
+    mebibytes = [int(row[1]) for row in rows if row[1].strip().isdigit()]
+    return (rows[0][0].strip(), len(mebibytes), min(mebibytes) << 20) if mebibytes else ("", 0, 0)

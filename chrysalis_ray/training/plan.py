@@ -1,0 +1,157 @@
+"""A plan as a record, and in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chrysalis_ray.config.blueprint import BodyPatch
+from chrysalis_ray.training.hardware import GIB, Hardware
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker's device while all slots train, by component; `host` is what the worker needs beside its GPU."""
+
+    base: int
+    bank: int
+    activations: int
+    logits: int
+    process: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.bank + self.activations + self.logits + self.process
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds: training if the scheduler stops all it can, and if it stops nothing; the rest; and what packing gains."""
+
+    train_least: float
+    train_most: float
+    pretrain: float
+    judge: float
+    overhead: float
+    ridge_tokens: int
+    lane_tokens: int
+    packing_gain: float
+    assumption: str
+
+    @property
+    def least(self) -> float:
+        return self.train_least + self.pretrain + self.judge + self.overhead
+
+    @property
+    def most(self) -> float:
+        return self.train_most + self.pretrain + self.judge + self.overhead
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be built. `memory` and `time` are None while the sizes of the base are unknown."""
+
+    name: str
+    base: str
+    parameters: int | None
+    variants: int
+    steps: int
+    chunk_steps: int
+    reports: int
+    tokens_per_variant: int
+    tokens: int
+    domains: tuple[str, ...]
+    rank: int
+    lora_parameters: int | None
+    body: BodyPatch
+    slots_used: int
+    bodies: int
+    bodies_at_once: int
+    hardware: Hardware
+    memory: Memory | None
+    time: Time | None
+    obstacles: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.obstacles
+
+    @property
+    def exit_code(self) -> int:
+        """0 if it fits, 3 if it does not."""
+        return 0 if self.fits else 3
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {key: value for key, value in self.__dict__.items() if key not in ("body", "hardware", "memory", "time")}
+        return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()},
+            "body": self.body.model_dump(mode="json"),
+            "hardware": self.hardware.to_json(),
+            "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
+            "time": {**asdict(self.time), "least": self.time.least, "most": self.time.most} if self.time else None,
+            "fits": self.fits,
+        }
+
+    def lines(self) -> list[str]:
+        """The plan for people, one fact per line."""
+        return [
+            f"{self.name}: {self.variants} variants of {self.base}{_millions(self.parameters)}",
+            f"each: {self.steps} optimizer steps in {self.reports} reports of {self.chunk_steps}, "
+            f"{self.tokens_per_variant:,} tokens, LoRA rank {self.rank}{_millions(self.lora_parameters)}",
+            f"together: {self.tokens:,} tokens over {len(self.domains)} domains ({', '.join(self.domains)})",
+            _body_line(self),
+            f"machine: {self.hardware.line()}",
+            *(_memory_lines(self.memory, self.body) if self.memory else ()),
+            *(_time_lines(self.time) if self.time else ()),
+            *(f"note: {note}" for note in self.notes),
+            *(f"does not fit: {obstacle}" for obstacle in self.obstacles),
+        ]
+
+
+def _body_line(plan: Plan) -> str:
+    body = plan.body
+    on = f"{body.gpus_per_worker:g} GPU" if body.gpus_per_worker else f"{body.cpus_per_worker:g} CPU"
+    workers = "1 worker" if body.workers == 1 else f"{body.workers} workers"
+    sharded = f", ZeRO-{body.zero_stage}" if body.zero_stage else ""
+    several = f", {plan.bodies_at_once} at once" if plan.bodies > 1 else ""
+    count = "1 body" if plan.bodies == 1 else f"{plan.bodies} bodies"
+    return f"{count}{several}: {plan.slots_used} variants in {body.slots} slots on {workers} x {on}, {body.precision}{sharded}"
+
+
+def _memory_lines(memory: Memory, body: BodyPatch) -> list[str]:
+    parts = (("base", memory.base), ("adapters, gradients, moments", memory.bank), ("activations", memory.activations),
+             ("logits chunk", memory.logits), ("process", memory.process))  # fmt: skip
+    shown = ", ".join(f"{name} {gib(size)}" for name, size in parts)
+    beside = f"; and {gib(memory.host)} of main memory" if body.offload == "cpu" else ""
+    return [f"memory per worker: {gib(memory.total)} ({shown}){beside}"]
+
+
+def _time_lines(time: Time) -> list[str]:
+    span = (
+        f"{_clock(time.least)} to {_clock(time.most)}"
+        if time.train_least < 0.95 * time.train_most
+        else f"about {_clock(time.most)}"
+    )
+    pretrain = f", base {_clock(time.pretrain)}" if time.pretrain else ""
+    return [
+        f"time: {span} (training at most {_clock(time.train_most)}{pretrain}, judging {_clock(time.judge)}, the rest "
+        f"{_clock(time.overhead)}); a guess, within a factor of two: {time.assumption}"
+    ]
+
+
+def _millions(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f" ({count / 1e9:.2f} billion parameters)" if count >= 1e9 else f" ({count / 1e6:.2f} million parameters)"
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
