@@ -1,0 +1,231 @@
+"""Documents from what a user has: a folder, a JSON lines file, a data set. The one door to `datasets`.
+
+Every reader yields in an order that does not depend on the machine, keeps bytes as they are, never follows a path out of the
+folder it was given, and counts what it leaves out. A path is relative to the experiment file; what is recorded in a document is
+the path as it was written, so that two machines agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Source
+from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.genome.documents import Document, capped, hash_order, make_document
+from chrysalis_ray.genome.python_text import read_python
+
+SKIPPED_FOLDERS = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".ipynb_checkpoints"})
+
+
+def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """Documents of one source. `skipped` counts what was left out, by reason. Raises GenomeError, with a remedy, when the
+    source is missing, unreadable, malformed or empty."""
+    if isinstance(source, PythonSource):
+        yield from read_python(source, skipped)
+        return
+    if isinstance(source, FolderSource):
+        documents = read_folder(source, relative_to, skipped)
+    elif isinstance(source, JsonlSource):
+        documents = read_jsonl(source, relative_to, skipped)
+    else:
+        documents = read_dataset(source, relative_to, skipped)
+    limit = None if source.max_megabytes is None else int(source.max_megabytes * 1_000_000)
+    count = 0
+    for document in capped(documents, limit, skipped):
+        count += 1
+        yield document
+    if not count:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "nothing there"
+        raise GenomeError(
+            f"domain {source.domain!r}: no document in {source.path!r} ({reasons})",
+            "point `path` (and `glob`, `text_key`) at UTF-8 text, or raise `max_megabytes`",
+        )
+
+
+# folder -------------------------------------------------------------------------------------------------------------
+
+
+def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """One document per file that matches `glob`, in hash order. Counts ``not_text``, ``empty``, ``outside`` (a link that leads
+    out of the folder) and ``unreadable``."""
+    root = (relative_to / source.path).expanduser()
+    if not root.is_dir():
+        raise GenomeError(f"domain {source.domain!r}: {root} is no folder", "paths are relative to the experiment file")
+    real_root = root.resolve()
+    for name in sorted(_matching_files(root, source.glob), key=hash_order):
+        path = root / name
+        if not path.resolve().is_relative_to(real_root):
+            skipped["outside"] += 1
+            continue
+        try:
+            content = path.read_bytes()
+        except OSError:
+            skipped["unreadable"] += 1
+            continue
+        text = _text_of(content)
+        if text is None:
+            skipped["not_text"] += 1
+        elif not text.strip():
+            skipped["empty"] += 1
+        else:
+            key = f"{PurePosixPath(source.path)}/{name}"
+            yield make_document(text, key, key, source.domain, source.licence)
+
+
+def _matching_files(root: Path, glob: str) -> Iterator[str]:
+    """Relative posix names of regular files under `root` that match `glob`; folders are never entered through a link."""
+    pattern = PurePosixPath(glob).parts
+    for folder, subfolders, files in os.walk(root, followlinks=False):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
+        for file in files:
+            path = Path(folder, file)
+            relative = path.relative_to(root)
+            if path.is_file() and _is_unicode(relative) and _matches(relative.parts, pattern):
+                yield relative.as_posix()
+
+
+def _is_unicode(path: Path) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in str(path))
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Glob over whole paths: ``**`` stands for any number of folders, the rest is matched name by name."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[index:], pattern[1:] or ("*",)) for index in range(len(parts)))
+    return bool(parts) and PurePosixPath(parts[0]).match(pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _text_of(content: bytes) -> str | None:
+    """The text, newlines untouched, or None where the bytes are no UTF-8 text."""
+    if b"\0" in content:
+        return None
+    try:
+        return content.decode("utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+# JSON lines ---------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(source: JsonlSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """One document per line; in order of content when capped, so that a cap takes a spread of the file. Counts ``empty``.
+
+    Raises GenomeError naming ``file:line`` at the first line that is no JSON object, lacks `text_key`, or holds no text there.
+    """
+    path = (relative_to / source.path).expanduser()
+    if not path.is_file():
+        raise GenomeError(f"domain {source.domain!r}: {path} is no file", "paths are relative to the experiment file")
+    documents = _lines(path, source, skipped)
+    if source.max_megabytes is None:
+        yield from documents
+    else:
+        yield from sorted(documents, key=lambda document: document.doc_id)
+
+
+def _lines(path: Path, source: JsonlSource, skipped: Counter[str]) -> Iterator[Document]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            text = _text_of_record(_parse(line, path, number), source.text_key, f"{path}:{number}")
+            if text.strip():
+                yield _document(text, f"{PurePosixPath(source.path)}#{number}", f"{path}:{number}", source)
+            else:
+                skipped["empty"] += 1
+
+
+def _parse(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise GenomeError(f"{path}:{number}: not UTF-8 ({error.reason} at {error.start})", "save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise GenomeError(
+            f"{path}:{number}: not JSON ({error.msg} at column {error.colno})",
+            "one JSON object per line, no line breaks inside it",
+        ) from error
+    except RecursionError as error:
+        raise GenomeError(f"{path}:{number}: JSON nested too deeply", "one flat JSON object per line") from error
+
+
+def _text_of_record(record: Any, text_key: str, where: str) -> str:
+    if not isinstance(record, dict):
+        raise GenomeError(f"{where}: a JSON object is wanted, this is {type(record).__name__}", f'{{"{text_key}": "..."}}')
+    if text_key not in record:
+        raise GenomeError(f"{where}: no key {text_key!r}; it has {sorted(record)[:12]}", "set `text_key` to one of them")
+    if not isinstance(record[text_key], str):
+        raise GenomeError(f"{where}: {text_key!r} is {type(record[text_key]).__name__}, not text", "set `text_key` to a text")
+    return record[text_key]
+
+
+def _document(text: str, key: str, where: str, source: JsonlSource | DatasetSource) -> Document:
+    """A document whose split follows its own content: rows have no file of their own to follow."""
+    try:
+        document = make_document(text, key, "", source.domain, source.licence)
+    except UnicodeEncodeError as error:
+        raise GenomeError(f"{where}: a lone surrogate at character {error.start}", "repair the text's encoding") from error
+    return replace(document, source_key=f"content/{document.doc_id}")
+
+
+# data sets ----------------------------------------------------------------------------------------------------------
+
+
+def read_dataset(source: DatasetSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
+    """One document per row of a Hugging Face data set: a folder on this machine (data files, or one written by
+    `save_to_disk`) if `path` is one, else the hub. No code of the data set is ever run. A capped set of the hub is streamed
+    from its beginning, so that a megabyte of a terabyte costs a megabyte. Counts ``empty``."""
+    rows = _load(source, relative_to)
+    columns = rows.column_names
+    if columns is not None and source.text_key not in columns:
+        raise GenomeError(
+            f"data set {source.path!r} has no column {source.text_key!r}; it has {sorted(columns)[:12]}",
+            "set `text_key` to one of them",
+        )
+    for number, row in enumerate(rows):
+        text = row.get(source.text_key)
+        where = f"{source.path}[{number}]"
+        if text is not None and not isinstance(text, str):
+            raise GenomeError(f"{where}: {source.text_key!r} is {type(text).__name__}, not text", "set `text_key` to a text")
+        if text is None or not text.strip():
+            skipped["empty"] += 1
+            continue
+        yield _document(text, f"{source.path}#{number}", where, source)
+
+
+def _load(source: DatasetSource, relative_to: Path) -> Any:
+    """The rows of the wanted split: a `datasets.Dataset`, or an `IterableDataset` when streamed."""
+    import datasets
+
+    folder = (relative_to / source.path).expanduser()
+    try:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            return _saved_split(datasets.load_from_disk(str(folder)), source)
+        if folder.is_dir():
+            return datasets.load_dataset(str(folder), source.subset, split=source.split)
+        return datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision, streaming=source.max_megabytes is not None
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise GenomeError(
+            f"domain {source.domain!r}: data set {source.path!r} (split {source.split!r}) cannot be read: "
+            f"{type(error).__name__}: {str(error)[:300]}",
+            "check `path`, `subset`, `split` and `revision`; a local folder is relative to the experiment file; "
+            "data sets that need their own code are not run",
+        ) from error
+
+
+def _saved_split(saved: Any, source: DatasetSource) -> Any:
+    if not isinstance(saved, dict):
+        return saved
+    if source.split not in saved:
+        raise ValueError(f"no split {source.split!r}; it has {sorted(saved)}")
+    return saved[source.split]
