@@ -38,6 +38,8 @@ GPU_PEAKS = {
     "A10": 125e12, "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "T4": 65e12, "V100": 125e12,
 }  # fmt: skip
 UNKNOWN_GPU_PEAK = 100e12
+# What ZeRO-3 gathers with, in bytes per second and worker: NVLink inside a node, InfiniBand between nodes, gloo on CPUs.
+LINK_NVLINK, LINK_BETWEEN_NODES, LINK_GLOO, GPUS_PER_NODE = 200e9, 40e9, 1e9, 8
 # Before and after training: starting Ray, sealing and tokenising the genome, writing cards and the report.
 OVERHEAD_SECONDS = 30.0
 
@@ -131,11 +133,11 @@ def _admit(body: BodyPatch, memory: Memory | None, hardware: Hardware, bodies: i
     obstacles = []
     at_once = min(bodies, int(hardware.cpus / (workers * cpus)))
     if at_once < 1:
-        obstacles.append(f"a body needs {workers * cpus:g} CPU cores ({workers} workers x {cpus:g}), there are {hardware.cpus}")
+        obstacles.append(f"a body needs {workers * cpus:g} CPU cores (workers {workers} x {cpus:g}), there are {hardware.cpus}")
     if gpus > 0:
         at_once = min(at_once, int(hardware.gpus / (workers * gpus)))
         if hardware.gpus < workers * gpus:
-            obstacles.append(f"a body needs {workers * gpus:g} GPUs ({workers} workers x {gpus:g}), there are {hardware.gpus}")
+            obstacles.append(f"a body needs {workers * gpus:g} GPUs (workers {workers} x {gpus:g}), there are {hardware.gpus}")
     if memory is not None:
         at_once = _admit_memory(body, memory, hardware, at_once, obstacles)
     return max(at_once, 0), obstacles
@@ -191,27 +193,54 @@ def _time(shape: ModelShape, loaded: LoadedExperiment, hardware: Hardware, slots
         ridge_tokens=max(round(floor / token_seconds), 1),
         lane_tokens=round(lane),
         packing_gain=slots * step(1) / step(slots),
-        assumption=(
-            f"{GPU_EFFICIENCY:.0%} of the GPU's dense peak"
-            if (body.gpus_per_worker or 0) > 0
-            else f"{CPU_FLOPS_PER_THREAD / 1e9:.0f} GFLOP/s per CPU thread"
-        ),
+        assumption=_assumption(body, hardware),
     )
 
 
 def _device(shape: ModelShape, body: BodyPatch, hardware: Hardware) -> tuple[float, float, float]:
     """(FLOP/s of one worker, seconds that a micro-step takes at least, seconds per token beside the FLOPs)."""
+    gathering = _gather_seconds(shape, body)
     if (body.gpus_per_worker or 0) > 0:
-        peak = next((peak for name, peak in GPU_PEAKS.items() if name in hardware.gpu_name), UNKNOWN_GPU_PEAK)
+        peak = _peak(hardware)
         share = min(body.gpus_per_worker or 1.0, 1.0)
         speed = peak * GPU_EFFICIENCY * share * (1.0 if body.precision == "bf16" else 0.5)
         slower = GPU_PEAKS["H100"] / peak
-        return speed, GPU_LAYER_SECONDS * shape.layers, GPU_SECONDS_PER_ELEMENT * shape.layers * shape.hidden * slower
+        floor = max(GPU_LAYER_SECONDS * shape.layers, gathering)
+        return speed, floor, GPU_SECONDS_PER_ELEMENT * shape.layers * shape.hidden * slower
     wanted = body.threads or math.ceil(body.cpus_per_worker or 1)
     threads = max(min(wanted, hardware.cpus / (body.workers or 1)), 1)
-    # The floor of a CPU step is reading the base once from memory, worth about 30 tokens of computing, and the dispatch.
+    # A CPU step takes at least as long as reading the base from memory, worth about 30 tokens of computing, or the dispatch.
     reading = 30 * shape.forward_flops(1) * 2 / (CPU_FLOPS_PER_THREAD * threads)
-    return CPU_FLOPS_PER_THREAD * threads, max(reading, CPU_LAYER_SECONDS * shape.layers), 0.0
+    return CPU_FLOPS_PER_THREAD * threads, max(reading, CPU_LAYER_SECONDS * shape.layers, gathering), 0.0
+
+
+def _peak(hardware: Hardware) -> float:
+    """Dense bf16 peak of the GPUs in FLOP/s; an H100's where there are none, a modest one's where the name is unknown."""
+    if not hardware.gpus:
+        return GPU_PEAKS["H100"]
+    return next((peak for name, peak in GPU_PEAKS.items() if name in hardware.gpu_name), UNKNOWN_GPU_PEAK)
+
+
+def _gather_seconds(shape: ModelShape, body: BodyPatch) -> float:
+    """Seconds per micro-step in which ZeRO-3 gathers the base: forward, backward, and once more where activations are redone.
+
+    The same for any number of variants: packing N of them divides it by N.
+    """
+    workers = body.workers or 1
+    if body.zero_stage != 3:
+        return 0.0
+    link = LINK_GLOO
+    if (body.gpus_per_worker or 0) > 0:
+        link = LINK_NVLINK if workers <= GPUS_PER_NODE else LINK_BETWEEN_NODES
+    times = 3 if body.activation_checkpointing else 2
+    return times * shape.parameters * (2 if body.precision == "bf16" else 4) * (1 - 1 / workers) / link
+
+
+def _assumption(body: BodyPatch, hardware: Hardware) -> str:
+    if not (body.gpus_per_worker or 0):
+        return f"{CPU_FLOPS_PER_THREAD / 1e9:.0f} GFLOP/s per CPU thread"
+    which = hardware.gpu_name if hardware.gpus else "an H100 (there is no GPU here)"
+    return f"{GPU_EFFICIENCY:.0%} of {_peak(hardware) / 1e12:.0f} TFLOP/s of {which or 'an unknown GPU'}"
 
 
 def _stopped_share(loaded: LoadedExperiment) -> float:
@@ -258,7 +287,7 @@ def _notes(loaded: LoadedExperiment, shape: ModelShape | None, time: Time | None
 
 def _packing_note(time: Time, on_gpu: bool) -> str:
     device = "GPU" if on_gpu else "CPU"
-    facts = f"one variant brings {time.lane_tokens} tokens per micro-step, the {device}'s ridge is near {time.ridge_tokens}"
+    facts = f"one variant brings {time.lane_tokens:,} tokens per micro-step, the {device}'s ridge is near {time.ridge_tokens:,}"
     if time.packing_gain < 1.1:
         still = "memory, start-up and the wait for a first ranking"
         return f"packing will not make the steps themselves faster ({facts}); it still saves {still}"
