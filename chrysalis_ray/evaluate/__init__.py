@@ -1,0 +1,1 @@
+"""Floor 4: held-out loss and the verdict."""

@@ -1,0 +1,156 @@
+"""Held-out scores of candidates, document by document. What chooses and what tells are two types on purpose.
+
+A loss is in nats, summed over the tokens of a document. The loss of a candidate is macro: token-weighted inside a domain, then
+the plain mean over domains, so that neither a large domain nor a variant's own mix decides what counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.core.records import read_json, write_json
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """Loss of one document, in nats summed over its `tokens`. `bytes` of its text, where known, allow bits per byte."""
+
+    domain: str
+    document: int | str
+    loss_sum: float
+    tokens: int
+    bytes: int | None = None
+
+    @property
+    def name(self) -> tuple[str, str]:
+        return self.domain, str(self.document)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Candidates judged on the same documents. Use `SelectScores` or `ReportScores`, not this.
+
+    Raises EvaluationError where there is nothing to judge, a loss is not a number, or candidates saw different documents.
+    """
+
+    candidates: Mapping[str, Sequence[DocumentScore]]
+    split: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if not self.candidates or not all(self.candidates.values()):
+            raise EvaluationError(f"no scores on {self.split}", "give `evaluate.rows_per_domain` a larger number")
+        ordered = {
+            name: tuple(sorted(scores, key=lambda score: (score.domain, str(score.document).zfill(20))))
+            for name, scores in self.candidates.items()
+        }
+        first_name, first = next(iter(ordered.items()))
+        if len({score.name for score in first}) != len(first):
+            raise EvaluationError(f"{first_name} was scored twice on one document of {self.split}")
+        seen = [(score.name, score.tokens, score.bytes) for score in first]
+        for name, scores in ordered.items():
+            for score in scores:
+                if not math.isfinite(score.loss_sum):
+                    raise EvaluationError(
+                        f"the loss of {name} on {score.domain} ({self.split}) is {score.loss_sum}",
+                        "leave it out of the judging: it diverged",
+                    )
+                if score.tokens < 1:
+                    raise EvaluationError(f"document {score.document} of {score.domain} ({self.split}) has no tokens to score")
+            if [(score.name, score.tokens, score.bytes) for score in scores] != seen:
+                raise EvaluationError(f"{name} and {first_name} were scored on different documents of {self.split}")
+        object.__setattr__(self, "candidates", ordered)
+
+    @property
+    def documents(self) -> Sequence[DocumentScore]:
+        """The documents all candidates share (with the losses of the first)."""
+        return next(iter(self.candidates.values()))
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(sorted({score.domain for score in self.documents}))
+
+    def of(self, candidate: str) -> Sequence[DocumentScore]:
+        """The scores of one candidate. Raises EvaluationError for a name that was not scored."""
+        if candidate not in self.candidates:
+            raise EvaluationError(f"{candidate!r} was not scored on {self.split}", f"scored are {', '.join(self.candidates)}")
+        return self.candidates[candidate]
+
+    def loss(self, candidate: str) -> float:
+        """Macro loss in nats per token."""
+        return float(np.mean(list(self.loss_by_domain(candidate).values())))
+
+    def loss_by_domain(self, candidate: str) -> dict[str, float]:
+        """Nats per token in each domain: one row of the variant x domain matrix."""
+        return self._by_domain(candidate, [score.tokens for score in self.documents])
+
+    def bits_per_byte(self, candidate: str) -> float | None:
+        """Macro bits per byte, comparable between tokenizers; None where the bytes are not known."""
+        sizes = [score.bytes for score in self.documents]
+        if not all(sizes):
+            return None
+        return float(np.mean(list(self._by_domain(candidate, [size or 0 for size in sizes]).values()))) / math.log(2)
+
+    def _by_domain(self, candidate: str, units: Sequence[int]) -> dict[str, float]:
+        losses = dict.fromkeys(self.domains, 0.0)
+        counts = dict.fromkeys(self.domains, 0)
+        for score, count in zip(self.of(candidate), units, strict=True):
+            losses[score.domain] += score.loss_sum
+            counts[score.domain] += count
+        return {domain: losses[domain] / counts[domain] for domain in self.domains}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "documents": [[score.domain, score.document, score.tokens, score.bytes] for score in self.documents],
+            "losses": {name: [score.loss_sum for score in scores] for name, scores in self.candidates.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises EvaluationError for scores of the other split: what chooses never tells."""
+        if value.get("split") != cls.split:
+            raise EvaluationError(f"these are scores on {value.get('split')!r}, not on {cls.split!r}")
+        return cls(
+            {
+                name: tuple(
+                    DocumentScore(domain, document, loss, tokens, size)
+                    for (domain, document, tokens, size), loss in zip(value["documents"], losses, strict=True)
+                )
+                for name, losses in value["losses"].items()
+            }
+        )
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises EvaluationError for a file that holds no such scores."""
+        try:
+            return cls.from_json(read_json(path))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{path} holds no scores on {cls.split}: {error}", "delete it; it is made again") from error
+
+
+@dataclass(frozen=True)
+class SelectScores(Scores):
+    """Scores on the *select* split: these choose."""
+
+    split: ClassVar[str] = "select"
+
+
+@dataclass(frozen=True)
+class ReportScores(Scores):
+    """Scores on the *report* split: these tell, and never choose."""
+
+    split: ClassVar[str] = "report"

@@ -1,0 +1,238 @@
+"""The verdict: did merging help? Chosen on *select*, told on *report*, with intervals over documents.
+
+`choose` sees only select scores. `make_verdict` sees only report scores and cannot change the choice any more; a merge that
+won on select and loses on report is told as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
+from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores
+
+__all__ = ["Choice", "DocumentScore", "ReportScores", "SelectScores", "Verdict", "choose", "make_verdict"]
+
+TIE = 1e-6  # nats per token: losses closer than this are equal, and a merge that only ties is not better
+MEAN_VARIANT = "mean variant"
+FEW_DOCUMENTS = 5  # a domain with fewer says little about its own spread
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What select chose. `released` is the best merge where it beats the best variant, else the best variant itself."""
+
+    best_variant: str
+    best_merge: str | None
+    released: str
+    kind: str  # merge | winner
+    reason: str
+    losses: Mapping[str, float]
+    merges: tuple[str, ...]
+    variants: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "losses": dict(self.losses), "merges": list(self.merges), "variants": list(self.variants)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Choice:
+        return cls(**{**value, "merges": tuple(value["merges"]), "variants": tuple(value["variants"])})
+
+
+@dataclass(frozen=True)
+class Told:
+    """One candidate on report: macro loss in nats per token with its interval."""
+
+    candidate: str
+    role: str  # seed | mean variant | best variant | merge
+    loss: float
+    low: float
+    high: float
+    by_domain: Mapping[str, float]
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Loss of `candidate` minus loss of `against`, paired over documents; below zero, `candidate` is better."""
+
+    candidate: str
+    against: str
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Did merging help? `helped` is yes, no or unclear; `sentences` say it in words.
+
+    `confidence` holds for the losses, `difference_confidence` (Bonferroni over the merge candidates) for the differences.
+    """
+
+    helped: str
+    released: str
+    kind: str
+    sentences: tuple[str, ...]
+    told: tuple[Told, ...]
+    differences: tuple[Difference, ...]
+    confidence: float
+    difference_confidence: float
+    bootstrap_samples: int
+    documents: int
+    tokens: int
+    choice: Choice
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "choice": self.choice.to_json()}
+
+
+def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str]) -> Choice:
+    """The best variant, the best merge and what is released, on select alone; among equals the first given.
+
+    `merges` are the candidates beside the plain winner, and may be none. Raises TypeError for report scores.
+    """
+    if not isinstance(select, SelectScores):
+        raise TypeError(f"only SelectScores choose, these are {type(select).__name__}")
+    if not variants:
+        raise EvaluationError("there is no variant to choose", "see failed/ for what became of them")
+    losses = {name: select.loss(name) for name in select.candidates}
+    best_variant = _lowest(select, losses, variants)
+    best_merge = _lowest(select, losses, merges) if merges else None
+    at_best = f"the best variant {best_variant} ({losses[best_variant]:.4f} nats per token on select)"
+    if best_merge is None:
+        released, kind, reason = best_variant, "winner", f"no merge was tried beside {at_best}"
+    elif losses[best_merge] < losses[best_variant] - TIE:
+        released, kind, reason = best_merge, "merge", f"{best_merge} ({losses[best_merge]:.4f}) beat {at_best}"
+    else:
+        released, kind = best_variant, "winner"
+        reason = f"no merge beat {at_best}; the best of them, {best_merge}, had {losses[best_merge]:.4f}"
+    return Choice(best_variant, best_merge, released, kind, reason, losses, tuple(merges), tuple(variants))
+
+
+def _lowest(select: SelectScores, losses: Mapping[str, float], names: Sequence[str]) -> str:
+    for name in names:
+        select.of(name)
+    best = min(losses[name] for name in names)
+    return next(name for name in names if losses[name] <= best + TIE)
+
+
+def make_verdict(
+    choice: Choice,
+    report: ReportScores,
+    seed: str = "seed",
+    bootstrap_samples: int = 2000,
+    confidence: float = 0.95,
+    rng_seed: int = 0,
+) -> Verdict:
+    """Tell the choice on report, beside the seed, the best variant and, where all variants were scored, their mean.
+
+    Raises TypeError for select scores, EvaluationError where one of those was not scored.
+    """
+    if not isinstance(report, ReportScores):
+        raise TypeError(f"only ReportScores tell, these are {type(report).__name__}")
+    roles = {seed: "seed", choice.best_variant: "best variant"}
+    if choice.kind == "merge":
+        roles[choice.released] = "merge"
+    rows = {name: _losses(report, name) for name in roles}
+    if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
+        roles[MEAN_VARIANT] = MEAN_VARIANT
+        rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
+    drawn = _draw(report, rows, bootstrap_samples, rng_seed)
+    told = tuple(_tell(report, choice, name, role, drawn[name], confidence) for name, role in roles.items())
+    corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
+    losses = {line.candidate: line.loss for line in told}
+    ours = choice.released
+    differences = tuple(
+        Difference(ours, other, losses[ours] - losses[other], *interval(drawn[ours] - drawn[other], corrected))
+        for other in roles
+        if other != ours
+    )
+    helped = _helped(choice, differences)
+    return Verdict(
+        helped=helped,
+        released=ours,
+        kind=choice.kind,
+        sentences=_sentences(choice, report, helped, losses, differences, corrected, seed),
+        told=told,
+        differences=differences,
+        confidence=confidence,
+        difference_confidence=corrected,
+        bootstrap_samples=bootstrap_samples,
+        documents=len(report.documents),
+        tokens=sum(score.tokens for score in report.documents),
+        choice=choice,
+    )
+
+
+def _draw(report: ReportScores, rows: Mapping[str, Floats], samples: int, rng_seed: int) -> dict[str, Floats]:
+    """Bootstrap samples of the macro loss of every row, all from the same draws."""
+    tokens_D = np.array([score.tokens for score in report.documents], dtype=np.float64)
+    numbers = {domain: number for number, domain in enumerate(report.domains)}
+    domains_D = np.array([numbers[score.domain] for score in report.documents], dtype=np.int64)
+    drawn_SC = resampled_losses(np.stack(list(rows.values())), tokens_D, domains_D, samples, rng_seed)
+    return dict(zip(rows, drawn_SC.T, strict=True))
+
+
+def _losses(report: ReportScores, candidate: str) -> Floats:
+    return np.array([score.loss_sum for score in report.of(candidate)], dtype=np.float64)
+
+
+def _tell(report: ReportScores, choice: Choice, name: str, role: str, drawn_S: Floats, confidence: float) -> Told:
+    sources = choice.variants if name == MEAN_VARIANT else (name,)
+    rows = [report.loss_by_domain(source) for source in sources]
+    by_domain = {domain: float(np.mean([row[domain] for row in rows])) for domain in report.domains}
+    bits = [report.bits_per_byte(source) for source in sources]
+    known = [value for value in bits if value is not None]
+    low, high = interval(drawn_S, confidence)
+    loss = float(np.mean(list(by_domain.values())))
+    return Told(name, role, loss, low, high, by_domain, float(np.mean(known)) if len(known) == len(bits) else None)
+
+
+def _helped(choice: Choice, differences: Sequence[Difference]) -> str:
+    if choice.kind == "winner":
+        return "no"
+    against_winner = next(d for d in differences if d.against == choice.best_variant)
+    if against_winner.high < 0.0:
+        return "yes"
+    return "no" if against_winner.low > 0.0 else "unclear"
+
+
+def _sentences(
+    choice: Choice,
+    report: ReportScores,
+    helped: str,
+    losses: Mapping[str, float],
+    differences: Sequence[Difference],
+    confidence: float,
+    seed: str,
+) -> tuple[str, ...]:
+    by_other = {difference.against: difference for difference in differences}
+
+    def compared(other: str) -> str:
+        d = by_other[other]
+        word = "less" if d.difference < 0 else "more"
+        return f"{abs(d.difference):.4f} {word} ({confidence:.1%} interval of the difference {d.low:+.4f} to {d.high:+.4f})"
+
+    lines = []
+    if choice.kind == "winner":
+        lines.append(f"Merging did not help: {choice.reason}. The imago is {choice.released} itself.")
+    else:
+        verdicts = {"yes": "Merging helped", "no": "Merging did not help", "unclear": "Whether merging helped is unclear"}
+        lines.append(
+            f"{verdicts[helped]}: on report, {choice.released} has {losses[choice.released]:.4f} nats per token,"
+            f" against the best variant {choice.best_variant} {compared(choice.best_variant)}."
+        )
+    lines.append(f"Against the seed ({losses[seed]:.4f}), {choice.released} has {compared(seed)}.")
+    if MEAN_VARIANT in by_other:
+        lines.append(f"Against the mean of {len(choice.variants)} variants, {choice.released} has {compared(MEAN_VARIANT)}.")
+    counts = {domain: sum(score.domain == domain for score in report.documents) for domain in report.domains}
+    thin = [f"{domain} ({count})" for domain, count in counts.items() if count < FEW_DOCUMENTS]
+    if thin:
+        lines.append(f"Few documents stand behind {', '.join(thin)}: the intervals are wider in truth than they are told.")
+    return tuple(lines)

@@ -1,0 +1,199 @@
+"""The verdict: select chooses, report tells, and the intervals mean what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
+from chrysalis_ray.evaluate.verdict import Choice, DocumentScore, ReportScores, SelectScores, choose, make_verdict
+
+
+def population(kind, offsets, documents=40, noise=0.02, rng_seed=0, sizes=None):
+    """Scores on two domains: a candidate's loss per token is the document's own difficulty + offset + noise."""
+    rng = np.random.default_rng(rng_seed)
+    difficulty = rng.normal(3.0, 0.5, 2 * documents)
+    tokens = rng.integers(20, 200, 2 * documents)
+
+    def score(n, offset):
+        loss = tokens[n] * (difficulty[n] + offset + rng.normal(0, noise))
+        return DocumentScore(f"domain{n % 2}", n // 2, float(loss), int(tokens[n]), sizes)
+
+    return kind({name: [score(n, offset) for n in range(2 * documents)] for name, offset in offsets.items()})
+
+
+OFFSETS = {"seed": 0.5, "v00": 0.3, "v01": 0.2, "v02": 0.4, "ensemble": 0.1, "consensus": 0.15}
+
+
+def judged(offsets, report_offsets=None, **more):
+    choice = choose(population(SelectScores, offsets), ["ensemble", "consensus"], ["v00", "v01", "v02"])
+    return choice, make_verdict(
+        choice, population(ReportScores, report_offsets or offsets, rng_seed=1), bootstrap_samples=400, **more
+    )
+
+
+def test_the_loss_is_macro_over_domains_and_weighted_by_tokens_inside():
+    scores = SelectScores(
+        {"x": [DocumentScore("a", 0, 10.0, 10), DocumentScore("a", 1, 90.0, 30), DocumentScore("b", 0, 3.0, 1)]}
+    )
+    assert scores.loss_by_domain("x") == {"a": 2.5, "b": 3.0}
+    assert scores.loss("x") == 2.75
+    assert scores.bits_per_byte("x") is None
+    sized = SelectScores({"x": [DocumentScore("a", 0, 10.0, 10, 40)]})
+    assert sized.bits_per_byte("x") == pytest.approx(10 / 40 / math.log(2))
+
+
+def test_a_better_merge_is_released_and_helped():
+    choice, verdict = judged(OFFSETS)
+    assert (choice.best_variant, choice.best_merge, choice.released, choice.kind) == ("v01", "ensemble", "ensemble", "merge")
+    assert verdict.helped == "yes"
+    assert {line.candidate: line.role for line in verdict.told} == {
+        "seed": "seed", "v01": "best variant", "ensemble": "merge", "mean variant": "mean variant"}  # fmt: skip
+    against = {d.against: d for d in verdict.differences}
+    assert against["v01"].difference == pytest.approx(-0.1, abs=0.01)
+    assert against["v01"].low < against["v01"].difference < against["v01"].high < 0
+    assert against["mean variant"].difference == pytest.approx(-0.2, abs=0.01)
+    assert verdict.sentences[0].startswith("Merging helped")
+    assert "v01" in verdict.sentences[0]
+    assert verdict.difference_confidence == pytest.approx(0.975)
+
+
+def test_a_merge_that_loses_falls_back_to_the_winner_and_says_so():
+    choice, verdict = judged({**OFFSETS, "ensemble": 0.25, "consensus": 0.3})
+    assert (choice.released, choice.kind, choice.best_merge) == ("v01", "winner", "ensemble")
+    assert verdict.helped == "no"
+    assert "did not help" in verdict.sentences[0]
+    assert "v01 itself" in verdict.sentences[0]
+    assert {d.against for d in verdict.differences} == {"seed", "mean variant"}
+
+
+def test_report_never_changes_the_choice():
+    choice, verdict = judged(OFFSETS, {**OFFSETS, "ensemble": 0.9})
+    assert verdict.released == choice.released == "ensemble"
+    assert verdict.helped == "no"
+
+
+def test_a_small_difference_is_unclear():
+    near = {**OFFSETS, "ensemble": 0.195}
+    choice = choose(population(SelectScores, near, noise=0.0), ["ensemble"], ["v00", "v01", "v02"])
+    verdict = make_verdict(
+        choice, population(ReportScores, {**near, "ensemble": 0.2}, noise=0.2, documents=8), bootstrap_samples=300
+    )
+    assert verdict.helped == "unclear"
+    assert "unclear" in verdict.sentences[0]
+
+
+def test_equal_merges_and_variants_go_to_the_first_and_to_the_winner():
+    same = dict.fromkeys(OFFSETS, 0.2)
+    choice = choose(population(SelectScores, same, noise=0.0), ["ensemble", "consensus"], ["v02", "v00"])
+    assert (choice.best_variant, choice.best_merge, choice.released) == ("v02", "ensemble", "v02")
+
+
+def test_without_merges_the_winner_is_released():
+    choice = choose(population(SelectScores, OFFSETS), [], ["v00", "v01"])
+    assert (choice.released, choice.best_merge) == ("v01", None)
+    assert make_verdict(choice, population(ReportScores, OFFSETS), bootstrap_samples=100).helped == "no"
+
+
+def test_the_mean_variant_is_told_only_where_all_variants_were_scored():
+    choice = choose(population(SelectScores, OFFSETS), ["ensemble"], ["v00", "v01", "v02"])
+    few = population(ReportScores, {name: OFFSETS[name] for name in ("seed", "v01", "ensemble")})
+    assert [line.role for line in make_verdict(choice, few, bootstrap_samples=100).told] == ["seed", "best variant", "merge"]
+
+
+def test_what_chooses_and_what_tells_are_different_types():
+    select, report = population(SelectScores, OFFSETS), population(ReportScores, OFFSETS)
+    with pytest.raises(TypeError, match="ReportScores"):
+        choose(report, ["ensemble"], ["v00"])
+    with pytest.raises(TypeError, match="SelectScores"):
+        make_verdict(choose(select, ["ensemble"], ["v00"]), select)
+
+
+def test_scores_and_verdicts_survive_json(tmp_path):
+    select = population(SelectScores, OFFSETS, sizes=500)
+    select.save(tmp_path / "select.json")
+    assert SelectScores.load(tmp_path / "select.json") == select
+    with pytest.raises(EvaluationError, match="select"):
+        ReportScores.load(tmp_path / "select.json")
+    for text in ("{", "[]", '{"split": "select"}', '{"split": "select", "documents": [[1]], "losses": {"x": [1.0]}}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(EvaluationError):
+            SelectScores.load(tmp_path / "bad.json")
+    choice, verdict = judged(OFFSETS)
+    assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    again = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert (again["helped"], again["told"][0]["candidate"], again["choice"]["released"]) == ("yes", "seed", "ensemble")
+    assert judged(OFFSETS)[1] == verdict
+    assert judged(OFFSETS, rng_seed=5)[1] != verdict
+
+
+WRONG = ["nothing", "no documents", "nan", "other documents", "other tokens", "twice", "no tokens", "unknown", "no variants"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_judged_is_refused_by_name(wrong):
+    good = [DocumentScore("a", 0, 3.0, 2), DocumentScore("a", 1, 4.0, 2)]
+    other = {
+        "no documents": [],
+        "nan": [good[0], DocumentScore("a", 1, math.nan, 2)],
+        "other documents": [good[0], DocumentScore("a", 2, 4.0, 2)],
+        "other tokens": [good[0], DocumentScore("a", 1, 4.0, 3)],
+        "twice": [good[0], good[0]],
+        "no tokens": [good[0], DocumentScore("a", 1, 0.0, 0)],
+    }
+
+    def judge():
+        scores = SelectScores({} if wrong == "nothing" else {"v00": good, "v01": other.get(wrong, good)})
+        choose(scores, ["merge" if wrong == "unknown" else "v01"], [] if wrong == "no variants" else ["v00"])
+
+    with pytest.raises(EvaluationError) as caught:
+        judge()
+    if wrong in ("nan", "other documents", "other tokens"):
+        assert "v01" in str(caught.value)
+
+
+def test_the_order_of_documents_and_candidates_does_not_matter():
+    one = population(SelectScores, OFFSETS)
+    two = SelectScores({name: list(reversed(scores)) for name, scores in reversed(one.candidates.items())})
+    assert all(one.loss(name) == two.loss(name) for name in OFFSETS)
+    assert choose(one, ["ensemble"], ["v00", "v01"]).released == choose(two, ["ensemble"], ["v00", "v01"]).released
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits, trials = 0, 150
+    for trial in range(trials):
+        tokens = rng.integers(50, 150, 80).astype(float)
+        losses = (tokens * (2.0 + rng.normal(0, 0.3, 80)))[None]
+        drawn = resampled_losses(losses, tokens, np.repeat([0, 1], 40), 300, trial)
+        low, high = interval(drawn[:, 0], 0.9)
+        hits += low <= 2.0 <= high
+    assert 0.82 <= hits / trials <= 0.96
+
+
+def test_pairing_makes_differences_sharp_and_blocks_do_not_matter(monkeypatch):
+    report = population(ReportScores, {"a": 0.0, "b": -0.1}, noise=0.01)
+    losses = np.array([[score.loss_sum for score in report.of(name)] for name in "ab"])
+    tokens = np.array([score.tokens for score in report.documents], dtype=float)
+    domains = np.repeat([0, 1], 40)
+    drawn = resampled_losses(losses, tokens, domains, 500, 3)
+    assert drawn[:, 0].std() > 5 * (drawn[:, 0] - drawn[:, 1]).std()
+    monkeypatch.setattr("chrysalis_ray.evaluate.bootstrap.BLOCK", 40 * 500)
+    np.testing.assert_array_equal(resampled_losses(losses, tokens, domains, 500, 3), drawn)
+
+
+def test_a_domain_of_few_documents_is_named():
+    choice = choose(population(SelectScores, OFFSETS, documents=2), ["ensemble"], ["v00", "v01"])
+    verdict = make_verdict(choice, population(ReportScores, OFFSETS, documents=2), bootstrap_samples=100)
+    assert "domain0 (2), domain1 (2)" in verdict.sentences[-1]
+
+
+def test_the_verdict_needs_no_torch():
+    code = "import sys, chrysalis_ray.evaluate.verdict; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
