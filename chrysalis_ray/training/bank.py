@@ -1,0 +1,138 @@
+"""The bank: the LoRA weights of all variants, one contiguous row per slot.
+
+    flat_SP   [slots, P]  master weights          A_SRI  slots x rank x in
+    gflat_SP  [slots, P]  gradients               B_SOR  slots x out x rank
+
+A row holds first the A of every target, then the B of every target, in module order: q, k, v and gate, up stand side by
+side. Every per-variant operation is then one vector operation on a row: an optimizer step, a copy, an all-reduce, a
+snapshot. Per-target views are strided and share the storage, and so do their gradients: autograd adds in place.
+
+A slot of smaller rank than the bank leaves the other rows of A and columns of B at zero. Their gradients are products with
+those zeros, and AdamW moves nothing whose gradient, moments and value are zero: they stay exactly zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chrysalis_ray.core.errors import ModelError
+
+ALIGNMENT = 64  # elements; rows stay aligned for vector loads, and norms are summed in groups of this many
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear module that carries an adapter, by its name in the base."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+class Bank:
+    """`slots` rows of P parameters. `live` rows from the top take part in the forward pass."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        slots: int,
+        rank: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.targets = tuple(targets)
+        self.slots = slots
+        self.rank = rank
+        self.offsets: dict[tuple[str, str], tuple[int, tuple[int, int]]] = {}
+        end = 0
+        for target in self.targets:
+            self.offsets[target.name, "lora_A"] = (end, (rank, target.in_features))
+            end += rank * target.in_features
+        for target in self.targets:
+            self.offsets[target.name, "lora_B"] = (end, (target.out_features, rank))
+            end += rank * target.out_features
+        self.row_size = math.ceil(end / ALIGNMENT) * ALIGNMENT
+        self.flat_SP = torch.zeros(slots, self.row_size, dtype=dtype, device=device)
+        self.gflat_SP = torch.zeros_like(self.flat_SP)
+        self.scale_S = torch.zeros(slots, dtype=dtype, device=device)
+        self.ranks = [0] * slots
+        self.live = slots
+        self._views: dict[int, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
+
+    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [live, rank, in] and B [live, out, rank] of one target, as leaves whose gradients lie in `gflat_SP`."""
+        views = self._views.get(self.live)
+        if views is None:
+            views = self._views[self.live] = {target.name: self._leaves(target.name) for target in self.targets}
+        return views[name]
+
+    def _leaves(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        return self._leaf(name, "lora_A"), self._leaf(name, "lora_B")
+
+    def _leaf(self, name: str, side: str) -> nn.Parameter:
+        leaf = nn.Parameter(self._block(self.flat_SP[: self.live], name, side))
+        leaf.grad = self._block(self.gflat_SP[: self.live], name, side)
+        return leaf
+
+    def _block(self, rows: Tensor, name: str, side: str) -> Tensor:
+        start, (height, width) = self.offsets[name, side]
+        return rows[..., start : start + height * width].unflatten(-1, (height, width))
+
+    def unpack(self, row_P: Tensor, rank: int) -> dict[str, Tensor]:
+        """Logical views of a row-shaped vector (weights, a moment): ``<module>.lora_A`` [rank, in], ``lora_B`` [out, rank]."""
+        tensors = {}
+        for name, side in self.offsets:
+            block = self._block(row_P, name, side)
+            tensors[f"{name}.{side}"] = block[:rank] if side == "lora_A" else block[:, :rank]
+        return tensors
+
+    def pack(self, tensors: Mapping[str, Tensor], rank: int, row_P: Tensor) -> None:
+        """Write logical tensors into a row-shaped vector, padding with zeros.
+
+        Of tensors of a higher rank than `rank` the first `rank` rows of A and columns of B are taken. Raises ModelError for
+        missing modules, wrong shapes and a rank that is too small or does not fit the bank.
+        """
+        if rank > self.rank:
+            raise ModelError(
+                f"a variant of rank {rank} does not fit a bank of rank {self.rank}", "raise the rank of the body's bank"
+            )
+        unknown = tensors.keys() - {f"{name}.{side}" for name, side in self.offsets}
+        if unknown:
+            raise ModelError(
+                f"an adapter holds {len(unknown)} tensors the base has no target for, such as {min(unknown)!r}",
+                "use an adapter made for this base and these lora.targets",
+            )
+        row_P.zero_()
+        for name, side in self.offsets:
+            value = _cut(tensors.get(f"{name}.{side}"), f"{name}.{side}", side, rank)
+            block = self._block(row_P, name, side)
+            block = block[:rank] if side == "lora_A" else block[:, :rank]
+            if value.shape != block.shape:
+                raise ModelError(
+                    f"{name}.{side} has shape {list(value.shape)}, the base needs {list(block.shape)}",
+                    "use an adapter made for this base and of at least this rank",
+                )
+            block.copy_(value)
+
+    def swap(self, first: int, second: int) -> None:
+        """Exchange two rows with their ranks and scales; gradients are scratch and stay where they are."""
+        self.flat_SP[[first, second]] = self.flat_SP[[second, first]]
+        self.scale_S[[first, second]] = self.scale_S[[second, first]]
+        self.ranks[first], self.ranks[second] = self.ranks[second], self.ranks[first]
+
+    def clear(self, row: int) -> None:
+        """Make a row the adapter that changes nothing."""
+        self.flat_SP[row].zero_()
+        self.scale_S[row] = 0.0
+        self.ranks[row] = 0
+
+
+def _cut(value: Tensor | None, name: str, side: str, rank: int) -> Tensor:
+    if value is None:
+        raise ModelError(f"an adapter has no tensor {name!r}", "use an adapter made for this base and these lora.targets")
+    return value[:rank] if side == "lora_A" else value[:, :rank]

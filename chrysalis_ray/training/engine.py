@@ -1,0 +1,116 @@
+"""Where the frozen base lives: whole on every worker, or sharded by DeepSpeed ZeRO-3. The only door to DeepSpeed.
+
+    prepare(trunk)      the module to call in its place
+    gather(parameters)  a context in which sharded parameters are whole
+    reduce(rows)        sum over workers, in place
+
+Only the base is given to DeepSpeed, without an optimizer: ZeRO-3 then shards parameters and nothing else
+(arXiv 1910.02054). The bank stays outside. Its gradients are summed here, one all-reduce for exactly the rows that train;
+DeepSpeed's own gradient clipping is one norm over everything and would couple the variants.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from chrysalis_ray.core.errors import ModelError
+
+
+class Engine(Protocol):
+    rank: int
+    world: int
+    device: torch.device
+
+    def prepare(self, trunk: nn.Module) -> nn.Module:
+        """Put the frozen trunk where it lives and return the module to call."""
+
+    def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        """A context in which `parameters` are whole on this worker; all workers enter it together."""
+
+    def reduce(self, rows: Tensor) -> None:
+        """Sum a contiguous tensor over all workers, in place."""
+
+
+def make_engine(zero_stage: int, offload: str, precision: str, device: torch.device | str) -> Engine:
+    """The engine of this worker. World and rank come from torch.distributed where it is initialised, else it is alone.
+
+    `zero_stage` 0 replicates the base, 3 shards it; `offload` "cpu" keeps the shards in host memory. Raises ModelError for
+    what DeepSpeed cannot do: other stages (the base has no gradients and no optimizer to shard) and fp64.
+    """
+    if zero_stage == 0:
+        return ReplicatedEngine(torch.device(device))
+    if zero_stage != 3:
+        raise ModelError(f"zero_stage {zero_stage} shards nothing of a frozen base", "use 0 (replicate) or 3 (shard)")
+    if precision not in ("fp32", "bf16"):
+        raise ModelError(f"ZeRO-3 does not run in {precision}", "use precision fp32 or bf16, or zero_stage 0")
+    return ShardedEngine(torch.device(device), offload, precision)
+
+
+class ReplicatedEngine:
+    """The whole base on every worker."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+
+    def prepare(self, trunk: nn.Module) -> nn.Module:
+        return trunk.to(self.device)
+
+    def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def reduce(self, rows: Tensor) -> None:
+        if self.world > 1:
+            dist.all_reduce(rows)
+
+
+class ShardedEngine(ReplicatedEngine):
+    """The base cut over all workers by ZeRO-3; each layer is gathered just before it is used, once for all variants."""
+
+    def __init__(self, device: torch.device, offload: str, precision: str) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        super().__init__(device)
+        self.offload = offload
+        self.precision = precision
+
+    def prepare(self, trunk: nn.Module) -> nn.Module:
+        deepspeed = _deepspeed(self.device)
+        engine, *_ = deepspeed.initialize(model=trunk, config=self._settings(), dist_init_required=False)
+        self._engine = engine  # it owns the hooks
+        # not the engine itself: its output hook forbids loss.backward(), and it would expect an optimizer
+        return engine.module
+
+    def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        return _deepspeed(self.device).zero.GatheredParameters(list(parameters))
+
+    def _settings(self) -> dict[str, object]:
+        zero: dict[str, object] = {"stage": 3}
+        if self.offload == "cpu":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": self.precision == "bf16"},
+            "zero_optimization": zero,
+        }
+
+
+def _deepspeed(device: torch.device):  # type: ignore[no-untyped-def]
+    """DeepSpeed, told before its import what it would otherwise guess from the machine."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it refuses to start without
+    import deepspeed
+    import deepspeed.ops
+
+    # On CPU it would compile a shared-memory collective for minutes; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

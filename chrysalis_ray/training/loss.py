@@ -1,0 +1,103 @@
+"""Cross entropy of a frozen output head, on labelled tokens only, in chunks.
+
+    hidden_ND   all tokens x width       index_K    which of them carry a label
+    head_VD     vocabulary x width       labels_K, weights_K   one per labelled token
+
+Logits are never whole: of one chunk [chunk, V] the loss and the gradient of the hidden state are taken, then it is dropped
+(as in Liger and Cut Cross Entropy, arXiv 2411.09009). The head is frozen, so nothing else is needed of it.
+
+A chunk never crosses from one variant to the next. Which GEMM kernel runs depends on its number of rows: with chunks of
+its own a variant's bits do not depend on how many labels its neighbours have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024  # tokens of logits at a time
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labelled tokens of a batch, variant-major. `counts` has one entry per lane and sums to K."""
+
+    index_K: Tensor
+    labels_K: Tensor
+    weights_K: Tensor
+    counts: tuple[int, ...]
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Slices of at most `size` labelled tokens, none across two lanes."""
+        return chunks_within(self.counts, size)
+
+
+def chunks_within(counts: Sequence[int], size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` elements that respect the borders between groups of `counts` elements."""
+    start = 0
+    for count in counts:
+        for offset in range(0, count, size):
+            yield slice(start + offset, start + min(offset + size, count))
+        start += count
+
+
+class HeadCrossEntropy(torch.autograd.Function):
+    """Sum of weighted token losses; the gradient with respect to `hidden` is made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        grad_nd = torch.zeros_like(hidden_nd)
+        losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
+        weights_k = labelled.weights_K.to(losses_k.dtype)
+        for part in labelled.chunks(chunk):
+            index, labels = labelled.index_K[part], labelled.labels_K[part]
+            logits_cv = _logits(hidden_nd[index], head_vd, bias_v)
+            normaliser_c = torch.logsumexp(logits_cv, -1, keepdim=True)
+            losses_k[part] = (normaliser_c - logits_cv.gather(1, labels[:, None])).squeeze(1)
+            slope_cv = logits_cv.sub_(normaliser_c).exp_()  # softmax, then minus one at the label
+            slope_cv.scatter_add_(1, labels[:, None], torch.full_like(normaliser_c, -1.0))
+            slope_cv.mul_(weights_k[part, None])
+            grad_nd[index] = slope_cv.to(head_vd.dtype) @ head_vd
+        ctx.save_for_backward(grad_nd)
+        ctx.mark_non_differentiable(losses_k)
+        return (losses_k * weights_k).sum(), losses_k
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_nd,) = ctx.saved_tensors
+        return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None
+
+
+def head_cross_entropy(
+    hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """(sum of weight x loss, losses [K]) in nats; losses carry no gradient. fp64 stays fp64, anything else is fp32."""
+    return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk)
+
+
+@torch.no_grad()
+def token_losses(hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int = CHUNK) -> Tensor:
+    """Losses [K] in nats of the labelled tokens, without a gradient; for evaluation."""
+    losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
+    for part in labelled.chunks(chunk):
+        logits_cv = _logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v)
+        target_c = logits_cv.gather(1, labelled.labels_K[part, None]).squeeze(1)
+        losses_k[part] = torch.logsumexp(logits_cv, -1) - target_c
+    return losses_k
+
+
+def _logits(hidden_cd: Tensor, head_vd: Tensor, bias_v: Tensor | None) -> Tensor:
+    logits_cv = hidden_cd @ head_vd.mT
+    if bias_v is not None:
+        logits_cv = logits_cv + bias_v
+    return logits_cv.to(_wide(hidden_cd.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

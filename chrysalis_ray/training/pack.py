@@ -1,0 +1,238 @@
+"""A pack: one frozen base, and slots that hold variants.
+
+A slot is a name; where its weights stand in the bank is the pack's own business. With "compacted" lanes `arrange` moves the
+slots that train into the first rows and the others are not computed. With "fixed" lanes slot k stays in row k and all rows
+are always computed, those that do not train with labels of weight zero: a variant's arithmetic then has the same shapes
+whatever happens beside it, and its bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.records import Variant
+from chrysalis_ray.training.bank import Bank
+from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.lanes import MicroBatch, repeated
+from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
+from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
+from chrysalis_ray.training.packed import find_targets, inject
+from chrysalis_ray.training.trunk import Trunk
+
+if TYPE_CHECKING:
+    from chrysalis_ray.genome.tokens import RowBatch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Occupant:
+    """A variant in a slot, and how far it has come."""
+
+    variant: Variant
+    optimizer: SlotOptimizer
+    optimizer_step: int = 0  # also the position in its data
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    domain_tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def evicted(self) -> bool:
+        return self.skipped_in_a_row >= EVICT_AFTER
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "optimizer_step": self.optimizer_step,
+            "updates": self.optimizer.updates,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "domain_tokens": dict(self.domain_tokens),
+        }
+
+
+class Pack:
+    """The frozen base of this worker with `slots` adapters of at most `rank` beside it.
+
+    `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments. Every worker of a
+    body calls the same methods in the same order. Raises ModelError for a base or targets that do not suit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        targets: Sequence[str],
+        slots: int,
+        rank: int,
+        engine: Engine,
+        lanes: Literal["compacted", "fixed"] = "compacted",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.engine = engine
+        self.lanes = lanes
+        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device)
+        inject(model, self.bank)
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ModelError(f"{type(model).__name__} has no linear output head", "choose a causal language model")
+        self._head = head
+        self._trunk = engine.prepare(Trunk(model))
+        self._row_of = list(range(slots))
+        self._occupants: dict[int, Occupant] = {}
+
+    # who is where
+
+    def place(self, slot: int, variant: Variant, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Put a variant into a slot, from the tensors of a seed.
+
+        `tensors`: ``weight/<module>.lora_A`` [r, in], ``weight/<module>.lora_B`` [out, r] and, unless it is fresh,
+        ``exp_avg/...`` and ``exp_avg_sq/...``. Of an adapter of higher rank than the variant's the first rows and columns
+        are taken. `meta` gives ``optimizer_step`` and what else `harvest` returned. Raises ModelError for what does not fit.
+        """
+        row, rank = self._row_of[slot], variant.hyperparameters.rank
+        self.bank.pack(_part(tensors, "weight"), rank, self.bank.flat_SP[row])
+        optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self.bank.gflat_SP[row])
+        step = int(meta["optimizer_step"])
+        if any(name.startswith("exp_avg/") for name in tensors):
+            moments = [torch.empty_like(self.bank.flat_SP[row]) for _ in MOMENTS]
+            for name, moment_P in zip(MOMENTS, moments, strict=True):
+                self.bank.pack(_part(tensors, name), rank, moment_P)
+            optimizer.restore(*moments, updates=int(meta.get("updates", step)))
+        self._occupy(slot, variant)
+        self._occupants[slot] = Occupant(
+            variant=variant,
+            optimizer=optimizer,
+            optimizer_step=step,
+            skipped=int(meta.get("skipped", 0)),
+            skipped_in_a_row=int(meta.get("skipped_in_a_row", 0)),
+            domain_tokens=dict(meta.get("domain_tokens", {})),
+        )
+
+    def clone(self, source: int, target: int, variant: Variant) -> None:
+        """Make `variant` in slot `target` a full copy of what slot `source` holds: weights, moments, position."""
+        if source == target:
+            return self.reconfigure(target, variant)
+        self.place(target, variant, *self._snapshot(source))
+
+    def reconfigure(self, slot: int, variant: Variant) -> None:
+        """Go on with other hyperparameters or another epigenome. Raises ModelError for another rank."""
+        occupant = self.occupant(slot)
+        old, new = occupant.variant.hyperparameters, variant.hyperparameters
+        if old.rank != new.rank:
+            raise ModelError(
+                f"{variant.variant_id} cannot go from rank {old.rank} to {new.rank} in its slot",
+                "place it anew from a seed of at least that rank",
+            )
+        occupant.optimizer.configure(new)
+        occupant.variant = variant
+        self._occupy(slot, variant)
+
+    def harvest(self, slot: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The seed a slot holds: logical tensors on the CPU, copied, and the meta that `place` takes."""
+        tensors, meta = self._snapshot(slot)
+        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}, meta
+
+    def load_adapter(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
+        """Put factors A [r, in], B [out, r] per module into a slot, for evaluation only. A scale of 0 gives the bare base."""
+        tensors = {}
+        for module, (a_ri, b_or) in factors.items():
+            tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"] = a_ri, b_or
+        rank = next((a_ri.shape[0] for a_ri, _ in factors.values()), 0)
+        row = self._row_of[slot]
+        self.bank.pack(tensors, rank, self.bank.flat_SP[row])
+        self.bank.ranks[row] = rank
+        self.bank.scale_S[row] = scale
+        self._occupants.pop(slot, None)
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot."""
+        self.bank.clear(self._row_of[slot])
+        self._occupants.pop(slot, None)
+
+    def occupant(self, slot: int) -> Occupant:
+        if slot not in self._occupants:
+            raise ModelError(f"slot {slot} holds no variant that can train", "place one first")
+        return self._occupants[slot]
+
+    def arrange(self, slots: Sequence[int]) -> list[int | None]:
+        """Make ready to compute `slots`; returns the slot of every live row, None where a row only keeps the shape."""
+        if len(set(slots)) != len(slots) or not slots:
+            raise ValueError(f"slots to arrange must be distinct and at least one, got {list(slots)}")
+        if self.lanes == "fixed":
+            self.bank.live = self.bank.slots
+            return [slot if slot in slots else None for slot in range(self.bank.slots)]
+        for row, slot in enumerate(slots):
+            self._move(slot, row)
+        self.bank.live = len(slots)
+        return list(slots)
+
+    # arithmetic
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states [N x T, D] of a batch that has a lane for every live row."""
+        return self._trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
+
+    def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
+        with self.engine.gather(self._head_parameters):
+            return head_cross_entropy(hidden_ND, self._head.weight, self._head.bias, labelled)
+
+    def zero_gradients(self) -> None:
+        self.bank.gflat_SP.zero_()
+
+    @torch.no_grad()
+    def score(self, slots: Sequence[int], batch: RowBatch) -> Tensor:
+        """Losses of the same rows under every slot's adapter: fp32 (fp64) [slots, rows, T] on the CPU, 0 without a label."""
+        order = self.arrange(slots)
+        micro = repeated(batch, len(order), self.engine.device)
+        hidden_ND = self.hidden(micro)
+        with self.engine.gather(self._head_parameters):
+            losses_K = token_losses(hidden_ND, self._head.weight, self._head.bias, micro.labelled)
+        losses_N = losses_K.new_zeros(hidden_ND.shape[0])
+        losses_N[micro.labelled.index_K] = losses_K
+        rows, length = batch.labels.shape
+        return losses_N.view(len(order), rows, length)[[order.index(slot) for slot in slots]].cpu()
+
+    @property
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return list(self._head.parameters())
+
+    def _occupy(self, slot: int, variant: Variant) -> None:
+        row = self._row_of[slot]
+        self.bank.ranks[row] = variant.hyperparameters.rank
+        self.bank.scale_S[row] = variant.hyperparameters.scale
+
+    def _snapshot(self, slot: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Logical views of a slot's weights and moments, and its meta."""
+        occupant = self.occupant(slot)
+        row = self._row_of[slot]
+        parts = {"weight": self.bank.flat_SP[row], **occupant.optimizer.moments()}
+        tensors = {
+            f"{part}/{name}": tensor
+            for part, row_P in parts.items()
+            for name, tensor in self.bank.unpack(row_P, self.bank.ranks[row]).items()
+        }
+        return tensors, occupant.to_json()
+
+    def _move(self, slot: int, row: int) -> None:
+        """Bring a slot into a row; what stood there takes the row it leaves."""
+        source = self._row_of[slot]
+        if source == row:
+            return
+        other = self._row_of.index(row)
+        self.bank.swap(source, row)
+        self._row_of[slot], self._row_of[other] = row, source
+        for moved in (slot, other):
+            if moved in self._occupants:
+                place = self._row_of[moved]
+                self._occupants[moved].optimizer.move(self.bank.flat_SP[place], self.bank.gflat_SP[place])
+
+
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}

@@ -1,0 +1,120 @@
+"""A linear module that serves every live variant at once.
+
+    y = W x            the frozen base, one GEMM over the tokens of all variants
+    h = s A x          one batched GEMM, each variant its own A
+    y = y + B h        one batched GEMM with the addition fused
+
+    x_SKI   variants x tokens x in      h_SKR   variants x tokens x rank      y_SKO   variants x tokens x out
+
+Activations arrive variant-major, [variants * rows, T, in], so that regrouping them per variant is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.bank import Bank, Target
+
+
+class LowRank(torch.autograd.Function):
+    """y + B (s A x) per variant, saving x and h alone (LoRA, arXiv 2106.09685).
+
+    Weights are kept in the bank's precision and cast to that of the activations here; gradients return in the bank's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a_sri: Tensor, b_sor: Tensor, scale_s: Tensor) -> Tensor:
+        variants = a_sri.shape[0]
+        x_ski = x.reshape(variants, -1, x.shape[-1])
+        h_skr = _scaled(torch.bmm(x_ski, a_sri.to(x.dtype).mT), scale_s)
+        ctx.save_for_backward(x, h_skr, a_sri, b_sor, scale_s)
+        y_sko = y.reshape(variants, -1, y.shape[-1])
+        return torch.baddbmm(y_sko, h_skr, b_sor.to(x.dtype).mT).view(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_y,) = grad_outputs
+        x, h_skr, a_sri, b_sor, scale_s = ctx.saved_tensors
+        variants = a_sri.shape[0]
+        x_ski = x.reshape(variants, -1, x.shape[-1])
+        grad_y_sko = grad_y.reshape(variants, -1, grad_y.shape[-1])
+        grad_h_skr = _scaled(torch.bmm(grad_y_sko, b_sor.to(grad_y.dtype)), scale_s)
+        grad_a_sri = _weight_gradient(grad_h_skr, x_ski, a_sri.dtype)
+        grad_b_sor = _weight_gradient(grad_y_sko, h_skr, b_sor.dtype)
+        grad_x = torch.bmm(grad_h_skr, a_sri.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
+        return grad_y, grad_x, grad_a_sri, grad_b_sor, None
+
+
+def _scaled(h_skr: Tensor, scale_s: Tensor) -> Tensor:
+    """h times its variant's scale, which is never rounded to a lower precision first."""
+    return (h_skr * scale_s[:, None, None]).to(h_skr.dtype)
+
+
+def _weight_gradient(left_ski: Tensor, right_skj: Tensor, dtype: torch.dtype) -> Tensor:
+    """left^T right per variant in `dtype`; on CUDA the product of bf16 leaves the GEMM in fp32, unrounded."""
+    if left_ski.is_cuda and left_ski.dtype == torch.bfloat16 and dtype == torch.float32:
+        return torch.bmm(left_ski.mT, right_skj, out_dtype=torch.float32)
+    return torch.bmm(left_ski.mT, right_skj).to(dtype)
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear module and, for every live variant, its own low-rank path beside it."""
+
+    def __init__(self, base: nn.Linear, name: str, bank: Bank) -> None:
+        super().__init__()
+        self.base = base
+        self.name = name
+        self.bank = bank  # no nn.Module: the bank is never registered, moved or sharded with the base
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        a_sri, b_sor = self.bank.factors(self.name)
+        return LowRank.apply(y, x, a_sri, b_sor, self.bank.scale_S[: self.bank.live])
+
+
+def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
+    """The linear modules that `targets` (leaf names or dotted endings) mean, in module order.
+
+    Raises ModelError for a target that is missing or not an nn.Linear, listing the linear leaf names the model has.
+    """
+    modules = dict(model.named_modules())
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) and m is not head}
+    wanted = tuple(targets)
+    leaves = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+    for target in wanted:
+        matches = [name for name in modules if _means(target, name)]
+        if not matches:
+            raise ModelError(f"lora.targets names {target!r}, which the base does not have", f"its linear modules: {leaves}")
+        odd = [name for name in matches if name not in linear]
+        if odd:
+            kind = type(modules[odd[0]]).__name__
+            raise ModelError(
+                f"lora.targets names {target!r}, but {odd[0]!r} is a {kind} that carries no adapter",
+                f"its linear modules: {leaves}",
+            )
+    return [
+        Target(name, module.in_features, module.out_features)
+        for name, module in linear.items()
+        if any(_means(target, name) for target in wanted)
+    ]
+
+
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def inject(model: nn.Module, bank: Bank) -> None:
+    """Freeze the model and put a PackedLinear in the place of every target of the bank."""
+    model.requires_grad_(False)
+    for target in bank.targets:
+        parent, _, leaf = target.name.rpartition(".")
+        holder = model.get_submodule(parent)
+        base = getattr(holder, leaf)
+        assert isinstance(base, nn.Linear)
+        setattr(holder, leaf, PackedLinear(base, target.name, bank))

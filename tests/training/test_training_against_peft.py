@@ -1,0 +1,92 @@
+"""A packed variant becomes what it would have become alone, trained by PEFT and torch as a user would write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from texts import LENGTH, PROJECTIONS, STEPS, TextTokens, fresh_adapter, new_pack, place_fresh, variant, weights
+
+from chrysalis_ray.core.records import Variant
+from chrysalis_ray.training.base import load_base
+from chrysalis_ray.training.lanes import Feed
+from chrysalis_ray.training.optimizer import learning_rate_at
+from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.step import train_chunk
+
+VARIANTS = (
+    variant(0, rank=8, alpha=8.0, learning_rate=1e-3, weight_decay=0.0, clip=1.0, decay="cosine", warmup_fraction=0.0),
+    variant(1, rank=4, alpha=8.0, learning_rate=3e-3, weight_decay=0.1, clip=0.5, decay="linear", warmup_fraction=0.25),
+    variant(2, rank=2, alpha=32.0, learning_rate=5e-4, weight_decay=0.01, clip=0.0, decay="constant", warmup_fraction=0.1),
+    variant(3, rank=6, alpha=4.0, use_rslora=True, learning_rate=2e-3, clip=0.05, beta2=0.95, warmup_fraction=0.5),
+)
+
+
+def train_alone(base: Path, pack: Pack, variant: Variant, tokens: TextTokens, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Twenty steps of PEFT, full logits, torch's cross entropy, clip and AdamW."""
+    from peft import LoraConfig, get_peft_model
+
+    hyper = variant.hyperparameters
+    config = LoraConfig(
+        r=hyper.rank, lora_alpha=hyper.alpha, use_rslora=hyper.use_rslora, target_modules=list(PROJECTIONS), lora_dropout=0.0
+    )
+    model = get_peft_model(load_base(base, {torch.float32: "fp32", torch.float64: "fp64"}[dtype]), config)
+    start = fresh_adapter(pack, variant.index)
+    layers = {name.removeprefix("base_model.model."): m for name, m in model.named_modules() if hasattr(m, "lora_A")}
+    for name, layer in layers.items():
+        layer.lora_A["default"].weight.data = start[f"weight/{name}.lora_A"][: hyper.rank].to(dtype)
+        layer.lora_B["default"].weight.data = start[f"weight/{name}.lora_B"][:, : hyper.rank].clone().to(dtype)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adamw = torch.optim.AdamW(
+        parameters, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon, weight_decay=hyper.weight_decay
+    )
+    feed = Feed(variant, tokens)
+    for step in range(STEPS):
+        rows = tokens.batch(feed.step(step).rows, "train")
+        adamw.param_groups[0]["lr"] = learning_rate_at(hyper, step, variant.steps)
+        logits = model(
+            input_ids=torch.from_numpy(rows.input_ids), position_ids=torch.from_numpy(rows.position_ids), use_cache=False
+        ).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.labels).flatten())
+        adamw.zero_grad()
+        loss.backward()
+        if hyper.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, hyper.clip)
+        adamw.step()
+    trained = {}
+    for name, layer in layers.items():
+        trained[f"weight/{name}.lora_A"] = layer.lora_A["default"].weight.data
+        trained[f"weight/{name}.lora_B"] = layer.lora_B["default"].weight.data
+    return trained
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("base_fixture", ["tiny_base", "tiny_untied_base"])
+def test_packed_equals_separate_peft(
+    base_fixture: str, dtype: torch.dtype, tolerance: float, tokens: TextTokens, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(base_fixture)
+    pack = new_pack(base, len(VARIANTS), dtype=dtype)
+    for slot, member in enumerate(VARIANTS):
+        place_fresh(pack, slot, member)
+    metrics = train_chunk(pack, range(len(VARIANTS)), tokens, STEPS)
+    for slot, member in enumerate(VARIANTS):
+        packed, alone = weights(pack, slot), train_alone(base, pack, member, tokens, dtype)
+        assert packed.keys() == alone.keys()
+        assert max((packed[name] - alone[name]).abs().max().item() for name in alone) <= tolerance
+        moved = max((packed[name] - fresh[: packed[name].shape[0], : packed[name].shape[1]]).abs().max().item()
+                    for name, fresh in fresh_adapter(pack, member.index).items())  # fmt: skip
+        assert moved > 1e-3
+        assert metrics[slot].tokens == STEPS * 2 * LENGTH
+
+
+def test_accumulation_over_micro_steps_is_one_big_step(tiny_base: Path, tokens: TextTokens) -> None:
+    whole, parts = (new_pack(tiny_base, 2, dtype=torch.float64) for _ in range(2))
+    for pack, rows in ((whole, 2), (parts, 1)):
+        for slot in range(2):
+            place_fresh(pack, slot, VARIANTS[slot])
+        train_chunk(pack, [0, 1], tokens, 5, rows_per_microstep=rows)
+    for slot in range(2):
+        left, right = weights(whole, slot), weights(parts, slot)
+        assert max((left[name] - right[name]).abs().max().item() for name in left) <= 1e-12
