@@ -15,7 +15,7 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
-from chrysalis_ray.report.reading import manifest, mapping, number, numbers
+from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
 
 SEED = "seed"
 WAITING = "waiting"
@@ -104,7 +104,7 @@ class Comparison:
     version: str | None
     experiment_sha256: str | None
     experiment: Mapping[str, Any]
-    genome: Mapping[str, Any] | None
+    genome: GenomeSummary | None
     base: Mapping[str, Any] | None
     domains: tuple[str, ...]
     seed_loss: float | None
@@ -163,14 +163,14 @@ class Comparison:
 def read_run(root: Path) -> Comparison:
     """Read a run directory. Raises RunError if it is none, or if one of its files cannot be read."""
     layout = RunLayout(Path(root).absolute())
-    run = manifest(layout.run_manifest)
+    run = public_manifest(layout.run_manifest)
     if run is None:
         raise RunError(
             f"{layout.root} is not a run directory: it holds no {layout.run_manifest.name}", "give the folder of a run"
         )
     scores = _Scores.read(layout)
-    genome = manifest(layout.genome / "manifest.json")
-    population = manifest(layout.population_manifest) or {}
+    genome = genome_summary(layout.genome)
+    population = public_manifest(layout.population_manifest) or {}
     variants = _variants(layout, population, scores, tokens_by_domain(layout, genome))
     return Comparison(
         root=str(layout.root),
@@ -181,7 +181,7 @@ def read_run(root: Path) -> Comparison:
         experiment_sha256=run.get("experiment_sha256"),
         experiment=mapping(run.get("experiment")),
         genome=genome,
-        base=manifest(layout.base_manifest),
+        base=public_manifest(layout.base_manifest),
         domains=_domains(genome, variants, scores),
         seed_loss=scores.loss.get(SEED),
         seed_domain_losses=scores.domains.get(SEED, {}),
@@ -211,8 +211,8 @@ class _Scores:
 
     @classmethod
     def read(cls, layout: RunLayout) -> _Scores:
-        verdict = manifest(layout.verdict)
-        select = manifest(layout.select_scores)
+        verdict = public_manifest(layout.verdict)
+        select = public_manifest(layout.select_scores)
         loss, domains = _losses_of_documents(mapping(select.get("candidates")) if select else {})
         told = mapping(verdict.get("select")) if verdict else {}
         loss |= numbers(told.get("loss"))
@@ -244,14 +244,14 @@ def _losses_of_documents(candidates: Mapping[str, Any]) -> tuple[dict[str, float
 def _variants(
     layout: RunLayout, population: Mapping[str, Any], scores: _Scores, tokens: Mapping[str, float]
 ) -> tuple[VariantRow, ...]:
-    branch = manifest(layout.branch_manifest) or {}
+    branch = public_manifest(layout.branch_manifest) or {}
     reports: dict[str, list[dict[str, Any]]] = {}
     for row in read_metrics(layout.metrics):
         reports.setdefault(row["variant"], []).append(row)
     ends = mapping(population.get("variants"))
     rows = []
     for variant_id in branch.get("variants", []):
-        record = manifest(layout.variant(variant_id))
+        record = public_manifest(layout.variant(variant_id))
         if record is None:
             raise RunError(
                 f"{layout.variant(variant_id)} is missing, though the branch names it", "branch again in a new folder"
@@ -316,25 +316,20 @@ def _shares(levels: Mapping[str, float]) -> dict[str, float]:
     return {domain: level / total for domain, level in sorted(levels.items()) if level > 0} if total > 0 else {}
 
 
-def tokens_by_domain(layout: RunLayout, genome: Mapping[str, Any] | None) -> dict[str, float]:
+def tokens_by_domain(layout: RunLayout, genome: GenomeSummary | None) -> dict[str, float]:
     """Training tokens by domain; bytes where the genome was not tokenised yet. Only their ratios matter here."""
-    tokenised = mapping((manifest(layout.tokens / "manifest.json") or {}).get("domains"))
-    counts: dict[str, float] = {}
-    for domain, value in (tokenised or mapping((genome or {}).get("domains"))).items():
-        train = mapping(mapping(value).get("splits", value)).get("train")
-        for holder in (mapping(train), mapping(value)):
-            size = number(holder.get("tokens")) or number(holder.get("bytes"))
-            if size:
-                counts[domain] = size
-                break
-    return counts
+    tokenised = mapping((public_manifest(layout.tokens / "manifest.json") or {}).get("domains"))
+    counts = {domain: number(mapping(mapping(value).get("train")).get("tokens")) for domain, value in tokenised.items()}
+    if counts and all(counts.values()):
+        return {domain: count for domain, count in counts.items() if count}
+    return {domain: float(value.train_bytes) for domain, value in (genome.domains if genome else {}).items()}
 
 
 # merges and verdict -------------------------------------------------------------------------------------------------
 
 
 def _merges(layout: RunLayout, scores: _Scores) -> tuple[MergeRow, ...]:
-    merges = manifest(layout.merges_manifest) or {}
+    merges = public_manifest(layout.merges_manifest) or {}
     rows = []
     for name, value in mapping(merges.get("candidates")).items():
         rows.append(
@@ -372,8 +367,8 @@ def _verdict(value: Mapping[str, Any] | None) -> VerdictRow | None:
     )
 
 
-def _domains(genome: Mapping[str, Any] | None, variants: Iterable[VariantRow], scores: _Scores) -> tuple[str, ...]:
-    names = set(mapping((genome or {}).get("domains")))
+def _domains(genome: GenomeSummary | None, variants: Iterable[VariantRow], scores: _Scores) -> tuple[str, ...]:
+    names = set(genome.domains) if genome else set()
     for row in variants:
         names |= set(row.asked) | set(row.realised)
     for losses in scores.domains.values():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.records import read_json
+from chrysalis_ray.core.redaction import redact
 
 
 def manifest(path: Path) -> dict[str, Any] | None:
@@ -23,6 +25,12 @@ def manifest(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise RunError(f"{path} is not a JSON object", "delete it; the stage that writes it runs again")
     return value
+
+
+def public_manifest(path: Path) -> dict[str, Any] | None:
+    """`manifest` without secrets, for everything that is shown or sent."""
+    value = manifest(path)
+    return None if value is None else redact(value)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -40,3 +48,41 @@ def number(value: Any) -> float | None:
 def numbers(value: Any) -> dict[str, float]:
     """The finite numbers of a mapping, by key."""
     return {str(key): checked for key, item in mapping(value).items() if (checked := number(item)) is not None}
+
+
+@dataclass(frozen=True)
+class DomainSummary:
+    """One domain of the genome: documents and bytes in all, bytes to train on, licence as an SPDX expression."""
+
+    documents: int
+    bytes: int
+    train_bytes: int
+    licence: str
+
+
+@dataclass(frozen=True)
+class GenomeSummary:
+    """What a reader of a report needs to know of the genome."""
+
+    genome_id: str
+    merkle_root: str
+    domains: Mapping[str, DomainSummary]
+
+
+def genome_summary(folder: Path) -> GenomeSummary | None:
+    """The sealed genome of a run in short, None while there is none."""
+    sealed = public_manifest(folder / "manifest.json")
+    if sealed is None:
+        return None
+    content = mapping(sealed.get("content"))
+    licences = mapping(content.get("licences"))
+    domains = {}
+    for domain, splits in sorted(mapping(content.get("totals")).items()):
+        parts = {split: numbers(value) for split, value in mapping(splits).items()}
+        domains[domain] = DomainSummary(
+            documents=int(sum(part.get("documents", 0) for part in parts.values())),
+            bytes=int(sum(part.get("bytes", 0) for part in parts.values())),
+            train_bytes=int(parts.get("train", {}).get("bytes", 0)),
+            licence=str(licences.get(domain, "NOASSERTION")),
+        )
+    return GenomeSummary(str(sealed.get("genome_id", "")), str(content.get("merkle_root", "")), domains)

@@ -58,6 +58,27 @@ def _variant(index: int, seed_sha256: str, base_sha256: str) -> Variant:
     )
 
 
+def _write_genome_manifest(layout: RunLayout, shard_sha256: str) -> None:
+    content = {
+        "format": 1,
+        "merkle_root": "5" * 64,
+        "licences": dict.fromkeys(DOMAINS, "PSF-2.0"),
+        "totals": {
+            domain: {
+                "train": {"documents": 34 + 7 * place, "bytes": 180_000 + 30_000 * place},
+                "select": {"documents": 3, "bytes": 10_000},
+                "report": {"documents": 3, "bytes": 10_000},
+            }
+            for place, domain in enumerate(DOMAINS)
+        },
+    }
+    shards = {"shards/code-train.parquet": {"sha256": shard_sha256, "bytes": 28, "rows": 1}}
+    write_json(
+        layout.genome / "manifest.json",
+        {"genome_id": sha256_of(content), "created": "2026-11-20T09:30:01Z", "shards": shards, "content": content},
+    )
+
+
 def write_branch(layout: RunLayout) -> list[Variant]:
     """run.json, genome, base, seed, branch: what stands there before training."""
     base_bytes = b"weights of a very small base" * 10
@@ -85,28 +106,8 @@ def write_branch(layout: RunLayout) -> list[Variant]:
     )
     write_bytes(layout.experiment_yaml, b"# chrysalis run experiments/quickstart.yaml\nname: quickstart\nblueprint: tiny\n")
     shard = b"PAR1 text of the genome PAR1"
-    write_bytes(layout.genome / "shards" / "code.parquet", shard)
-    write_json(
-        layout.genome / "manifest.json",
-        {
-            "genome_id": "9" * 64,
-            "merkle_root": "5" * 64,
-            "domains": {
-                domain: {
-                    "documents": 40 + 7 * place,
-                    "bytes": 200_000 + 30_000 * place,
-                    "licences": ["PSF-2.0"],
-                    "splits": {
-                        "train": {"documents": 34 + 7 * place, "bytes": 180_000 + 30_000 * place},
-                        "select": {"documents": 3, "bytes": 10_000},
-                        "report": {"documents": 3, "bytes": 10_000},
-                    },
-                }
-                for place, domain in enumerate(DOMAINS)
-            },
-            "shards": [{"path": "shards/code.parquet", "sha256": hashlib.sha256(shard).hexdigest(), "domain": "code"}],
-        },
-    )
+    write_bytes(layout.genome / "shards" / "code-train.parquet", shard)
+    _write_genome_manifest(layout, hashlib.sha256(shard).hexdigest())
     write_json(
         layout.base_manifest,
         {
