@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.core.errors import BodyError
 
 # A node that stops answering is declared dead after about two seconds instead of fifteen.
@@ -64,8 +65,20 @@ def joined(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def resources() -> dict[str, float]:
-    """Total CPUs, GPUs and memory (bytes) of the cluster that this process has joined."""
+def check_room(morphology: Morphology, address: str | None) -> None:
+    """Raises BodyError if a body of this shape can never start on our own cluster.
+
+    A cluster at an address may grow when work waits for it, so that only its absence of any node would be an error.
+    """
     import ray
 
-    return dict(ray.cluster_resources())
+    if address is not None:
+        return
+    have = ray.cluster_resources()
+    for name, each in (("CPU", morphology.cpus_per_worker), ("GPU", morphology.gpus_per_worker)):
+        wanted, there = morphology.workers * each, have.get(name, 0.0)
+        if wanted > there:
+            raise BodyError(
+                f"the body wants {morphology.workers} worker(s) x {each:g} {name} = {wanted:g}; this machine has {there:g}",
+                f"lower body.workers or body.{name.lower()}s_per_worker, or join a larger cluster with --address",
+            )

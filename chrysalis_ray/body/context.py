@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.body.turn import Outcome, Turn
+from chrysalis_ray.core.errors import BodyError, ChrysalisError
 
 
 @dataclass
@@ -57,15 +58,22 @@ class BodyContext:
         if self.rank == 0:
             ray.get(self.omega.judged.remote(self.epoch, turn.number, scores))
 
+    def give_up(self, error: ChrysalisError) -> None:
+        """Tell omega that no life of this body can do its work. Does nothing if this life is over already."""
+        import ray
+
+        ray.get(self.omega.give_up.remote(self.epoch, f"{type(error).__name__}: {error}"))
+
 
 def visible(path: str) -> Path:
     """`path` as this worker sees it; run directories must lie on storage that every node shares.
 
-    Raises FileNotFoundError with the remedy when the node does not see it.
+    Raises BodyError when the node does not see it.
     """
     folder = Path(path)
     if not folder.exists():
-        raise FileNotFoundError(
-            f"{path} is not visible on this node: put --runs on storage that all nodes share (NFS, EFS, Lustre ...)"
+        raise BodyError(
+            f"{path} is not visible on node {os.uname().nodename}",
+            "put --runs on storage that all nodes share (NFS, EFS, Lustre ...)",
         )
     return folder

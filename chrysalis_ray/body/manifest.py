@@ -17,6 +17,13 @@ from chrysalis_ray.core.records import Variant
 log = logging.getLogger(__name__)
 
 
+def namespace() -> str:
+    """The Ray namespace of this driver, where its workers find omega."""
+    import ray
+
+    return ray.get_runtime_context().namespace
+
+
 def awaken_omega(
     name: str, store: Path, weave: Path, variants: Sequence[Variant], slots: int, linger_seconds: float = 60.0
 ) -> Any:
@@ -89,11 +96,36 @@ class Body:
 
         return ray.get(self.omega.judge.remote(list(candidates), split, rows_per_domain))
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Where every variant stands, as omega knows it."""
+        import ray
+
+        return ray.get(self.omega.summary.remote())
+
+    def describe(self) -> dict[str, Any]:
+        """A snapshot of omega: life, turn, workers, cuts."""
+        import ray
+
+        return ray.get(self.omega.describe.remote())
+
+    def lost(self) -> bool:
+        """Whether the body will not come back."""
+        import ray
+
+        return self.error is not None or ray.get(self.omega.lost_because.remote()) is not None
+
+    def check(self) -> None:
+        """Raises BodyError if the body was lost for good."""
+        import ray
+
+        reason = ray.get(self.omega.lost_because.remote()) or self.error
+        if reason is not None:
+            raise BodyError(f"the body was lost: {reason}", f"see the workers' logs in {self.folder}; the same command goes on")
+
     def dissolve(self, timeout_seconds: float = 60.0) -> None:
         """Let the workers go home and wait for them. Raises BodyError when they died instead."""
         import ray
 
         ray.get(self.omega.dissolve.remote())
         self.thread.join(timeout_seconds)
-        if self.error is not None:
-            raise BodyError(f"the body died: {self.error}", "run the same command again to go on") from self.error
+        self.check()

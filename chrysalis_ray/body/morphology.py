@@ -33,6 +33,10 @@ class Morphology:
     def __rshift__(self, patch: BodyPatch) -> Morphology:
         return replace(self, **patch.model_dump(exclude_none=True))
 
+    def with_slots(self, slots: int) -> Morphology:
+        """The same body with another number of slots."""
+        return replace(self, slots=slots)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from chrysalis_ray.core.store import Store
 from chrysalis_ray.core.weave import Weave
 
 Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
+
+HOLDS = 4  # checkpoints that Tune keeps per trial, and so seeds that an exploit may still ask for
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Omega:
         self.concluded: dict[str, tuple[str, str | None]] = {}
         self.detached: dict[str, float] = {}  # variant -> when its trial last went away
         self.identities: dict[str, str] = {}
+        self.held: dict[str, deque[str]] = {}  # variant -> positions that Tune's checkpoints name
         self.judgements: list[Judgement] = []
         self.turn: Turn | None = None
         self.turn_done: asyncio.Future[None] | None = None
@@ -123,6 +127,10 @@ class Omega:
     async def identify(self, trial_id: str, variant_id: str) -> str:
         """Which variant a trial is: settled at its first start, whatever config it is given later."""
         return self.identities.setdefault(trial_id, variant_id)
+
+    async def hold(self, variant_id: str, position: str) -> None:
+        """A trial wrote `position` into a checkpoint: its seed stays until the variant has held four newer ones."""
+        self.held.setdefault(variant_id, deque(maxlen=HOLDS)).append(position)
 
     async def detach(self, variant_id: str) -> None:
         """The trial of this variant went away (stopped, paused or restarted): nobody waits for its ask any more."""
@@ -188,8 +196,13 @@ class Omega:
         self.trained["turns"] += 1
         self.trained["variant_chunks"] += len(outcomes)
         self.trained["train_seconds"] += seconds
-        self.store.collect(set().union(*self.recent) | {self.known[target].seed for target in self.newest.values()})
+        self.store.collect(self._needed_seeds())
         self._finish_turn()
+
+    def _needed_seeds(self) -> set[str]:
+        """The newest seed of every variant, the newest two cuts whole, and what checkpoints name."""
+        positions = [*self.newest.values(), *(position for held in self.held.values() for position in held)]
+        return set().union(*self.recent) | {self.known[position].seed for position in positions if position in self.known}
 
     async def judged(self, epoch: int, number: int, scores: Scores) -> None:
         """Hand in the scores of a judge turn."""
@@ -223,6 +236,11 @@ class Omega:
         self.dissolving = True
         await self._notify()
 
+    async def give_up(self, epoch: int, reason: str) -> None:
+        """A worker met an error that another life would meet again; a worker of an older life has no say."""
+        if epoch == self.epoch and self.lost is None:
+            await self.body_lost(reason)
+
     async def body_lost(self, reason: str) -> None:
         """The body will not come back: whoever waits gets BodyError instead of waiting for ever."""
         self.lost = reason
@@ -236,6 +254,10 @@ class Omega:
             if not judgement.answer.done():
                 judgement.answer.set_exception(error)
         await self._notify()
+
+    async def lost_because(self) -> str | None:
+        """Why the body is lost for good, or None."""
+        return self.lost
 
     async def describe(self) -> dict[str, Any]:
         """A snapshot for tables, tests and the curious."""

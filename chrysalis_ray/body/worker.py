@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.body.turn import Candidate, Outcome, Turn, Work
+from chrysalis_ray.core.errors import ChrysalisError
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
@@ -44,11 +45,23 @@ class BodyPlan:
     omega_name: str
     namespace: str
 
+    def in_namespace(self, namespace: str) -> BodyPlan:
+        """The same plan for workers that look for omega in this Ray namespace."""
+        return replace(self, namespace=namespace)
+
 
 def live(settings: dict[str, Any]) -> None:
     """The train loop given to Ray Train: one life of one worker."""
     plan: BodyPlan = settings["plan"]
     context = BodyContext.enter(plan.omega_name, plan.namespace)
+    try:
+        take_turns(plan, context)
+    except ChrysalisError as error:  # another life would end the same way: say so instead of dying again and again
+        context.give_up(error)
+
+
+def take_turns(plan: BodyPlan, context: BodyContext) -> None:
+    """Grow this worker's part of the body, then do what omega says until it says dissolve."""
     flesh = grow(plan)
     number = -1
     while True:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 
 Row = dict[str, Any]
 
@@ -46,9 +47,35 @@ class PopulationListener(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.last.get(trial.trial_id)
-        reason = (trial.get_error() or "the trial process died") if hasattr(trial, "get_error") else "the trial process died"
-        self._conclude(row["variant"] if row else trial.config["variant"], "failed", str(reason).strip().splitlines()[-1])
+        self._conclude(row["variant"] if row else trial.config["variant"], "failed", error_line(trial.get_error()))
 
     def _conclude(self, variant_id: str, state: str, reason: str | None) -> None:
         ray.get(self.omega.conclude.remote(variant_id, state, reason))
         self.on_conclusion(variant_id, state, reason)
+
+
+def error_line(error: Any) -> str:
+    """The line of a traceback that names the error: the last one that starts with a dotted name and a colon."""
+    lines = [line.strip() for line in str(error or "the trial process died").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Lost|Corrupt|Conflict)\b[\w.()]*:", line)]
+    return (named or lines)[-1]
+
+
+class UntilBodyLost(Stopper):
+    """Ends the tune run when no body is left to train in: trials cannot be retried into nothing."""
+
+    def __init__(self, lost: Callable[[], bool]) -> None:
+        self.lost = lost
+
+    def __call__(self, trial_id: str, result: Row) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.lost()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UntilBodyLost, (_never,)  # Tune writes its stopper to disk; nothing is ever restored from there
+
+
+def _never() -> bool:
+    return False

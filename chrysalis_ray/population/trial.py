@@ -26,6 +26,9 @@ class VariantTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.omega = ray.get_actor(config["omega"], namespace=config["namespace"])
+        self._become(config)
+
+    def _become(self, config: dict[str, Any]) -> None:
         # An exploit copies the donor's whole config; who this trial is was settled when Tune first started it.
         variant_id = ray.get(self.omega.identify.remote(self.trial_id, config["variant"]))
         self.variant = Variant.from_json(read_json(Path(config["variants"]) / variant_id / "variant.json"))
@@ -53,6 +56,7 @@ class VariantTrial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
+        ray.get(self.omega.hold.remote(self.variant.variant_id, self.position))
         write_json(
             Path(checkpoint_dir) / CHECKPOINT,
             {"variant": self.variant.to_json(), "position": self.position, "chunk": self.chunk},
@@ -71,7 +75,7 @@ class VariantTrial(tune.Trainable):
         self._configure(self.config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._configure(new_config)
+        self._become(new_config)  # the process may serve another trial now
         return True
 
     def cleanup(self) -> None:

@@ -1,0 +1,393 @@
+"""The whole story: from one YAML to one adapter, and an honest word on whether the population was worth it.
+
+    genome    read, hashed, split, sealed
+    base      pinned (or, for the embedded default, made here from the genome)
+    seed      adapter zero, written once
+    branch    N self-contained variants
+    train     one body, N slots; Tune steers, the body trains, every turn is a cut on disk
+    judge     held-out loss of every variant on *select*
+    merge     winner, ensemble, consensus: each judged on the same rows
+    verdict   chosen on *select*, told on *report*
+    imago     the chosen adapter with its card and its lineage
+    compare   metrics, W&B runs, one HTML page
+
+Every stage goes from files to files and writes its manifest last. What has a manifest is done: the same command after a
+Ctrl-C, a kill or a power cut goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chrysalis_ray import __version__
+from chrysalis_ray.config.loading import LoadedExperiment
+from chrysalis_ray.core.errors import BodyError, MergeError, RunError, VariantLost
+from chrysalis_ray.core.layout import CacheLayout, RunLayout
+from chrysalis_ray.core.records import Variant, read_json, sha256_of, write_bytes, write_json
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.core.weave import Weave
+
+if TYPE_CHECKING:
+    from chrysalis_ray.body.manifest import Body
+    from chrysalis_ray.genome.build import Genome
+    from chrysalis_ray.seed.adapter import AdapterWeights
+
+
+class Story(Protocol):
+    """Who listens while a population grows: a terminal, a tracker, a test."""
+
+    def stage(self, name: str, sentence: str) -> None:
+        """A stage was reached (or skipped: the sentence says so)."""
+
+    def population(self, variants: Sequence[Variant]) -> None:
+        """Training begins."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A variant reports."""
+
+    def conclusion(self, variant_id: str, state: str, reason: str | None) -> None:
+        """A variant is done for good."""
+
+
+@dataclass
+class Run:
+    """One run under way: what was asked, where it lies, who listens."""
+
+    loaded: LoadedExperiment
+    layout: RunLayout
+    cache: CacheLayout
+    run_id: str
+    story: Story
+
+    @property
+    def experiment(self) -> Any:
+        return self.loaded.experiment
+
+    def record(self, kind: str, body: dict[str, Any]) -> None:
+        Weave(self.layout.weave).append(kind, body)
+
+
+def grow(
+    loaded: LoadedExperiment, runs: Path, story: Story, name: str | None = None, address: str | None = None
+) -> dict[str, Any]:
+    """Grow a population from an experiment and return the verdict. Writes `runs/<name>`; safe to call again after any end.
+
+    `address` joins a running Ray cluster (``auto`` finds it); None starts one on this machine. Raises ChrysalisError.
+    """
+    run = open_run(loaded, runs, name, story)
+    genome = seal_genome(run)
+    base = pin_base(run, genome)
+    tokenise(run, genome, base)
+    seed_sha256 = write_seed(run, base)
+    variants = branch(run, genome, base, seed_sha256)
+    if not run.layout.report_scores.exists():
+        with body_for(run, base, variants, address) as body:
+            train(run, variants, body)
+            judge_variants(run, variants, body)
+            merge_population(run, variants)
+            judge_merges(run, body)
+            tell_report(run, body)
+    verdict = reach_verdict(run)
+    emerge(run, genome, base, variants, verdict)
+    compare(run)
+    return verdict
+
+
+# what is asked ------------------------------------------------------------------------------------------------------
+
+
+def open_run(loaded: LoadedExperiment, runs: Path, name: str | None, story: Story) -> Run:
+    """The run directory of this experiment, new or found again. Raises RunError if another experiment lives there."""
+    from chrysalis_ray.report.tracking import check_tracking
+
+    check_tracking(loaded.experiment.tracking.wandb)
+    root = (runs / (name or loaded.experiment.name)).resolve()
+    layout, resolved = RunLayout(root), loaded.resolved()
+    if layout.run_manifest.exists():
+        manifest = read_json(layout.run_manifest)
+        if manifest["experiment_sha256"] != resolved["sha256"]:
+            raise RunError(
+                f"{root} holds another experiment ({manifest['experiment_sha256'][:12]}, this one is {resolved['sha256'][:12]})",
+                "give this one another --name, or move that folder away; nothing in it was touched",
+            )
+        story.stage("run", f"found {root}, going on")
+    else:
+        if root.exists() and any(root.iterdir()):
+            raise RunError(f"{root} exists and is no run directory", "give this run another --name")
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest = {
+            "name": root.name,
+            "created": created,
+            "version": __version__,
+            "experiment": resolved,
+            "experiment_sha256": resolved["sha256"],
+            "run_id": sha256_of([resolved["sha256"], root.name, created])[:8],
+        }
+        write_bytes(layout.experiment_yaml, loaded.text.encode())
+        write_json(layout.run_manifest, manifest)
+        story.stage("run", f"new in {root}")
+    return Run(loaded, layout, CacheLayout(root.parent / ".cache"), manifest["run_id"], story)
+
+
+def seal_genome(run: Run) -> Genome:
+    from chrysalis_ray.genome.build import build_genome
+
+    genome = build_genome(run.experiment.genome, run.layout.genome, run.loaded.folder)
+    documents = sum(entry["documents"] for entry in genome.manifest["domains"].values())
+    megabytes = sum(entry["bytes"] for entry in genome.manifest["domains"].values()) / 1e6
+    domains = ", ".join(genome.domains)
+    run.story.stage("genome", f"{documents} documents, {megabytes:.1f} MB in {domains}; id {genome.genome_id[:12]}")
+    return genome
+
+
+def pin_base(run: Run, genome: Genome) -> dict[str, Any]:
+    from chrysalis_ray.training.base import prepare_base
+
+    base = prepare_base(run.loaded.base, genome, run.cache, run.experiment.rng_seed, lambda line: run.story.stage("base", line))
+    write_json(run.layout.base_manifest, base)
+    run.story.stage("base", f"{base['name']}: {base['parameters'] / 1e6:.1f} M parameters, sha256 {base['sha256'][:12]}")
+    return base
+
+
+def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
+    from chrysalis_ray.genome.tokens import tokenize_genome
+
+    length = run.loaded.blueprint.lanes.sequence_length
+    tokens = tokenize_genome(genome, Path(base["path"]), run.layout.tokens, length)
+    total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
+    run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
+
+
+def write_seed(run: Run, base: dict[str, Any]) -> str:
+    from chrysalis_ray.seed.adapter import WEIGHTS, adapter_sha256
+    from chrysalis_ray.seed.zero import write_adapter_zero
+
+    if (run.layout.seed / WEIGHTS).exists():
+        return adapter_sha256(run.layout.seed)
+    sha256 = write_adapter_zero(
+        Path(base["path"]), base["name"], run.loaded.blueprint.lora, bank_rank(run), run.experiment.rng_seed, run.layout.seed
+    )
+    run.story.stage("seed", f"adapter zero of rank {bank_rank(run)}, sha256 {sha256[:12]}")
+    return sha256
+
+
+def bank_rank(run: Run) -> int:
+    """The rank every slot has room for: the largest that a variant or a merge asks for."""
+    from chrysalis_ray.population.branch import hyperparameters_of
+
+    asked = [row.rank for row in hyperparameters_of(run.experiment, run.loaded.blueprint)]
+    asked += [rank for merge in run.experiment.merge if (rank := getattr(merge, "rank", None))]
+    return max(asked)
+
+
+def branch(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> list[Variant]:
+    from chrysalis_ray.population.branch import branch_population, read_branch, write_branch
+
+    if run.layout.branch_manifest.exists():
+        return read_branch(run.layout)
+    variants = branch_population(
+        run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"]
+    )
+    write_branch(run.layout, variants)
+    run.record("population.branch", {"variants": [variant.variant_id for variant in variants], "seed": seed_sha256})
+    first = variants[0]
+    run.story.stage(
+        "branch", f"{len(variants)} variants, {first.steps} steps of {first.tokens_per_step} tokens each at the most"
+    )
+    return variants
+
+
+# body, training, judging --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None) -> Iterator[Body]:
+    """A body that hosts these variants, on a cluster of our own or on the one at `address`."""
+    from chrysalis_ray.body.cluster import check_room, joined
+    from chrysalis_ray.body.manifest import Body, awaken_omega, namespace
+    from chrysalis_ray.body.morphology import Morphology
+    from chrysalis_ray.body.worker import BodyPlan
+
+    shape = Morphology() >> run.loaded.body
+    slots = min(shape.slots, len(variants))
+    plan = BodyPlan(
+        morphology=shape.with_slots(slots),
+        base_folder=base["path"],
+        tokens_folder=str(run.layout.tokens),
+        seed_folder=str(run.layout.seed),
+        store_folder=str(run.layout.store),
+        targets=run.loaded.blueprint.lora.targets,
+        rank=bank_rank(run),
+        rows_per_microstep=run.loaded.blueprint.lanes.rows_per_microstep or run.loaded.blueprint.lanes.rows_per_step,
+        rows_per_report=run.experiment.evaluate.rows_per_report,
+        omega_name=f"omega-{run.run_id}",
+        namespace="",
+    )
+    with joined(address):
+        check_room(plan.morphology, address)
+        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, variants, slots)
+        body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies).manifest()
+        run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
+        yield body
+        body.dissolve()
+
+
+def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
+    from chrysalis_ray.population.listener import PopulationListener
+    from chrysalis_ray.population.tune_run import run_population
+    from chrysalis_ray.report.metrics import append_metrics, read_metrics
+
+    if run.layout.population_manifest.exists():
+        return run.story.stage("train", "done before")
+    told = {(row["variant"], row["position"]) for row in read_metrics(run.layout.metrics)}
+
+    def on_row(row: dict[str, Any]) -> None:
+        if (row["variant"], row["position"]) not in told:
+            append_metrics(run.layout.metrics, row)
+        run.story.row(row)
+
+    run.story.population(variants)
+    started = time.monotonic()
+    shutil.rmtree(run.layout.tune, ignore_errors=True)  # Tune's files are transport: the cuts are the truth
+    listener = PopulationListener(body.omega, on_row, run.story.conclusion)
+    run_population(run.experiment, run.layout, variants, body, listener)
+    body.check()
+    standing = body.summary()
+    for variant_id, row in standing.items():
+        settle_variant(run, variant_id, row)
+    summary = {"variants": standing, "wall_seconds": time.monotonic() - started, **body.describe_training()}
+    write_json(run.layout.population_manifest, summary)
+
+
+def settle_variant(run: Run, variant_id: str, row: dict[str, Any]) -> None:
+    """Leave a variant's adapter as a PEFT folder; one that did not emerge rests in `failed/` with its reason."""
+    from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+    from chrysalis_ray.seed.soul import unpack_seed
+
+    if row["state"] in ("failed", "evicted"):
+        write_json(run.layout.failed / f"{variant_id}.json", {"variant": variant_id, **row})
+    if "seed" not in row:
+        return
+    tensors, _ = unpack_seed(Store(run.layout.store).get(row["seed"]))
+    zero, settings = read_adapter(run.layout.seed), Variant.from_json(row["variant"]).hyperparameters
+    factors = {
+        module: (tensors[f"weight/{module}.lora_A"].float(), tensors[f"weight/{module}.lora_B"].float())
+        for module in zero.factors
+    }
+    adapter = AdapterWeights(
+        zero.base_model, zero.revision, settings.rank, settings.alpha, settings.use_rslora, zero.targets, factors
+    )
+    row["adapter_sha256"] = write_adapter(run.layout.adapter(variant_id), adapter)
+
+
+def emerged(run: Run) -> list[str]:
+    """The variants that have an adapter worth judging, in their order. Raises VariantLost if there is none."""
+    rows = read_json(run.layout.population_manifest)["variants"]
+    names = [name for name, row in rows.items() if row["state"] in ("finished", "stopped") and "seed" in row]
+    if not names:
+        reasons = "; ".join(f"{name}: {row['state']} ({row['reason']})" for name, row in rows.items())
+        raise VariantLost(f"no variant emerged: {reasons}", f"look into {run.layout.failed}, then change the experiment")
+    return names
+
+
+def judge_variants(run: Run, variants: Sequence[Variant], body: Body) -> None:
+    from chrysalis_ray.body.turn import Candidate
+
+    if run.layout.select_scores.exists():
+        return
+    names = emerged(run)
+    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
+    scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+    write_json(run.layout.select_scores, {"split": "select", "candidates": scores})
+    run.story.stage("judge", f"{len(names)} variants and the seed on the select split")
+
+
+def merge_population(run: Run, variants: Sequence[Variant]) -> None:
+    """Every merge of the experiment as a PEFT folder; one that cannot be made is noted with its reason."""
+    if run.layout.merges_manifest.exists():
+        return
+    losses = select_losses(run)
+    made: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for spec in run.experiment.merge:
+        try:
+            made[spec.name] = write_merge(run, spec, members_of(spec, emerged(run), losses), losses)
+        except MergeError as error:
+            failed[spec.name] = str(error)
+            write_json(run.layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
+    if not made:
+        raise MergeError(f"no merge could be made: {failed}", "look at the adapters under variants/")
+    write_json(run.layout.merges_manifest, {"candidates": made, "failed": failed})
+    run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
+
+
+def members_of(spec: Any, names: Sequence[str], losses: dict[str, float]) -> list[str]:
+    """Who takes part in a merge: `best_share` of the variants by select loss, at least two; all for the winner to win."""
+    share = getattr(spec, "best_share", 1.0)
+    count = max(min(2, len(names)), round(share * len(names)))
+    best = sorted(names, key=lambda name: (losses[name], name))[:count]
+    return sorted(best)
+
+
+def write_merge(run: Run, spec: Any, members: Sequence[str], losses: dict[str, float]) -> dict[str, Any]:
+    from chrysalis_ray.merge.run import merge_modules
+    from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+
+    adapters = [read_adapter(run.layout.adapter(name)) for name in members]
+    zero = read_adapter(run.layout.seed)
+    merged = merge_modules(
+        spec,
+        [adapter.factors for adapter in adapters],
+        [adapter.scale for adapter in adapters],
+        zero.factors,
+        zero.scale,
+        [losses[name] for name in members],
+        max(adapter.rank for adapter in adapters),
+    )
+    weights = dict(zip(members, merged.weights, strict=True))
+    entry = {**merged.to_json(), "method": spec.method, "spec": spec.model_dump(mode="json"), "weights": weights}
+    result = AdapterWeights(
+        zero.base_model, zero.revision, merged.rank, float(merged.rank), False, zero.targets, merged.factors
+    )
+    entry["sha256"] = write_adapter(run.layout.merge(spec.name), result)
+    run.record("population.merge", {"name": spec.name, "weights": weights, "sha256": entry["sha256"]})
+    return entry
+
+
+def select_losses(run: Run) -> dict[str, float]:
+    from chrysalis_ray.evaluate.verdict import read_select
+
+    return read_select(run.layout.select_scores).losses()
+
+
+def judge_merges(run: Run, body: Body) -> None:
+    """Add the merges to the select scores: the same rows, the same pass."""
+    from chrysalis_ray.body.turn import Candidate
+
+    written = read_json(run.layout.select_scores)
+    names = [name for name in read_json(run.layout.merges_manifest)["candidates"] if name not in written["candidates"]]
+    if names:
+        candidates = [Candidate(name, str(run.layout.merge(name))) for name in names]
+        written["candidates"] |= body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+        write_json(run.layout.select_scores, written)
+        run.story.stage("judge", f"{len(names)} merges on the select split")
+
+
+def tell_report(run: Run, body: Body) -> None:
+    """Score what will be told on the report split: the seed, every variant and the one that was chosen."""
+    from chrysalis_ray.body.turn import Candidate
+
+    chosen = choice(run).chosen
+    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in emerged(run))]
+    if chosen not in {candidate.name for candidate in candidates}:
+        candidates.append(Candidate(chosen, str(run.layout.merge(chosen))))
+    scores = body.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
+    write_json(run.layout.report_scores, {"split": "report", "candidates": scores})
+    run.story.stage("report", f"{len(candidates)} candidates told on the report split")
