@@ -109,7 +109,7 @@ def _bad_number(name: str, value: object) -> str | None:
         return f"{value:g} is no whole number; a rank such as 8 was meant"
     if value < low or (value == low and not low_allowed) or value > high:
         least = f"{'at least' if low_allowed else 'above'} {low:g}"
-        return f"{value:g} is out of range; a {name} is {least}" + (f" and at most {high:g}" if high < math.inf else "")
+        return f"{value:g} is out of range; {name} must be {least}" + (f" and at most {high:g}" if high < math.inf else "")
     return None
 
 

@@ -61,6 +61,8 @@ def problems_of(error: ValidationError, tree: Node, model: type[BaseModel], home
         if _is_echo(detail):
             continue
         path = written_path(tree, location)
+        if detail["type"] == "union_tag_invalid":
+            path = (*path, detail["ctx"]["discriminator"].strip("'"))
         what = _explain(dict(detail), path, _owner(model, location), model, home)
         lines.setdefault(path, problem_at(tree, path, what))
     return list(lines.values())
@@ -93,11 +95,11 @@ def _explain(detail: dict[str, Any], path: Location, owner: type[BaseModel] | No
         return unknown_key(str(path[-1]), list(owner.model_fields) if owner else [], root, home)
     if kind == "missing":
         return "is missing" + _wanted(owner, str(path[-1]))
-    if kind == "union_tag_not_found":
-        return _untagged(value, context["discriminator"].strip("'"), owner, path)
+    if kind == "union_tag_not_found" or (kind == "model_attributes_type" and _tags(owner, path)):
+        return _untagged(value, "method" if path[0] == "merge" else "type", owner, path)
     if kind == "union_tag_invalid":
-        key, known = context["discriminator"].strip("'"), re.findall(r"'([^']*)'", context["expected_tags"])
-        return f"{key} {context['tag']!r} is not known; {suggestion(context['tag'], known)}"
+        known = re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"{context['tag']!r} is not known; {suggestion(context['tag'], known)}"
     if kind == "value_error":
         return str(context["error"])
     if kind in _RANGE:

@@ -110,7 +110,8 @@ def parse_tree(text: str, name: str, by_line: bool = True) -> Tree:
         for event in _events(text):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        wordy = "could not find expected ':'" in (error.problem or "")  # the line itself, not the next one
+        mark = error.context_mark if wordy else error.problem_mark or error.context_mark
         raise YamlRefused(builder.locate(mark), _syntax(error)) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

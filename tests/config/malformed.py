@@ -1,0 +1,491 @@
+"""The corpus of malformed files: each case is one good file with one piece of text replaced.
+
+`at` is text that stands on the line the message must name; `words` must all stand in the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXPERIMENT = """\
+# chrysalis run good.yaml
+name: good
+rng_seed: 17
+blueprint: ./blueprint.yaml
+genome:
+  sources:
+    - type: python
+      domains: [code, docstrings, comments]
+    - type: folder
+      path: notes
+      domain: notes
+      glob: "**/*.md"
+    - {type: jsonl, path: chats.jsonl, domain: chats}
+  split: {select: 0.06, report: 0.06}
+population:
+  variants: 4
+  tokens_per_variant: 4096
+  reports: 4
+  search:
+    learning_rate: {type: log_uniform, low: 1e-4, high: 1e-2}
+    rank: {type: choice, values: [4, 8]}
+    alpha: {type: uniform, low: 8, high: 32}
+    decay: {type: choice, values: [cosine, linear]}
+  epigenomes:
+    type: listed
+    mixes:
+      - name: even
+        express: {code: 1, docstrings: 1}
+      - name: talk
+        express: {chats: 2, notes: 0.5}
+  scheduler:
+    type: asha
+    grace_reports: 1
+    reduction_factor: 2
+evaluate: {rows_per_domain: 4, confidence: 0.9}
+merge:
+  - method: winner
+  - method: ensemble
+    rank: 8
+  - method: consensus
+    support: 0.5
+tracking:
+  wandb: offline
+  tags: [one, two]
+"""
+
+BLUEPRINT = """\
+# chrysalis run good.yaml
+name: good
+base:
+  type: embedded
+  hidden_size: 64
+  layers: 2
+  heads: 4
+  key_value_heads: 2
+  head_size: 16
+  vocabulary: 512
+lora:
+  rank: 8
+  alpha: 16
+  targets: [q_proj, v_proj]
+optimizer:
+  learning_rate: 1e-3
+  clip: 1.0
+schedule: {decay: cosine, warmup_fraction: 0.1}
+lanes:
+  sequence_length: 64
+  rows_per_step: 4
+body:
+  workers: 1
+  slots: 4
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    old: str
+    new: str
+    at: str
+    words: tuple[str, ...]
+    blueprint: bool = False
+
+
+def exp(name: str, old: str, new: str, at: str, *words: str) -> Case:
+    return Case(name, old, new, at, words)
+
+
+def blue(name: str, old: str, new: str, at: str, *words: str) -> Case:
+    return Case(name, old, new, at, words, blueprint=True)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+LADDER = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 200))
+
+TYPOS = [
+    exp("typo at the top", "rng_seed: 17", "rng_sed: 17", "rng_sed", "unknown key 'rng_sed'", "did you mean 'rng_seed'"),
+    exp("typo in population", "variants: 4", "varients: 4", "varients", "population.varients", "did you mean 'variants'"),
+    exp("typo in search", "learning_rate: {", "learnign_rate: {", "learnign_rate", "did you mean 'learning_rate'"),
+    exp("typo in a union member", "grace_reports: 1", "grace_report: 1", "grace_report: 1", "did you mean 'grace_reports'"),
+    exp("typo in a source", 'glob: "**/*.md"', "globb: x", "globb", "genome.sources.1.globb", "did you mean 'glob'"),
+    exp("typo in a merge", "support: 0.5", "suport: 0.5", "suport", "merge.2.suport", "did you mean 'support'"),
+    blue("typo in lora", "alpha: 16", "alhpa: 16", "alhpa", "lora.alhpa", "did you mean 'alpha'"),
+    blue("dash for underscore", "hidden_size: 64", "hidden-size: 64", "hidden-size", "did you mean 'hidden_size'"),
+]
+
+OTHER_TRAINERS = [
+    blue("peft r", "  rank: 8", "  r: 8", "  r: 8", "the name here is lora.rank"),
+    blue("axolotl lora_r", "lora:\n", "lora_r: 8\nlora:\n", "lora_r", "the name here is lora.rank"),
+    blue("axolotl lora_alpha", "  alpha: 16", "  lora_alpha: 16", "lora_alpha", "the name here is lora.alpha"),
+    blue("lr", "  learning_rate: 1e-3", "  lr: 1e-3", "  lr:", "the name here is optimizer.learning_rate"),
+    blue("axolotl base_model", "base:\n", "base_model: Qwen/Qwen3-0.6B\nbase:\n", "base_model", "the name here is base.model"),
+    blue("trl model name", "base:\n", "model_name_or_path: x\nbase:\n", "model_name_or_path", "the name here is base.model"),
+    blue("llama-factory cutoff_len", "  sequence_length: 64", "  cutoff_len: 64", "cutoff_len", "lanes.sequence_length"),
+    blue("axolotl sequence_len", "lanes:\n", "sequence_len: 64\nlanes:\n", "sequence_len:", "lanes.sequence_length"),
+    blue("axolotl micro_batch_size", "lanes:\n", "micro_batch_size: 2\nlanes:\n", "micro_batch", "lanes.rows_per_microstep"),
+    blue("trl batch size", "lanes:\n", "per_device_train_batch_size: 2\nlanes:\n", "per_device", "lanes.rows_per_microstep"),
+    blue(
+        "grad accumulation",
+        "lanes:\n",
+        "gradient_accumulation_steps: 2\nlanes:\n",
+        "gradient_acc",
+        "lanes.rows_per_microstep",
+        "rows_per_step / steps of accumulation",
+    ),
+    blue("llama-factory lora_target", "  targets: [q_proj, v_proj]", "  lora_target: all", "lora_target", "lora.targets"),
+    blue(
+        "hf warmup_ratio",
+        "schedule: {decay: cosine, warmup_fraction: 0.1}",
+        "warmup_ratio: 0.1",
+        "warmup_ratio",
+        "the name here is schedule.warmup_fraction",
+    ),
+    blue(
+        "hf lr_scheduler_type",
+        "schedule: {decay: cosine",
+        "schedule: {lr_scheduler_type: cosine",
+        "lr_scheduler_type",
+        "schedule.decay",
+    ),
+    blue("dropout", "  rank: 8", "  rank: 8\n  lora_dropout: 0.1", "lora_dropout", "no LoRA dropout here"),
+    blue("remote code", "  layers: 2", "  trust_remote_code: true", "trust_remote_code", "never run"),
+    exp(
+        "hf epochs",
+        "tokens_per_variant: 4096",
+        "num_train_epochs: 3",
+        "num_train_epochs",
+        "tokens_per_variant",
+        "budgets are tokens",
+    ),
+    exp("ray num_samples", "  variants: 4", "  num_samples: 4", "num_samples", "the name here is population.variants"),
+    exp("random seed", "rng_seed: 17", "seed: 17", "seed: 17", "the name here is rng_seed", "never a random number"),
+    exp("blueprint key here", "rng_seed: 17", "optimizer: {learning_rate: 1}", "optimizer:", "belongs to the blueprint"),
+    exp(
+        "key on the wrong floor",
+        "rng_seed: 17",
+        "scheduler: {type: fifo}",
+        "scheduler: {",
+        "it belongs to population.scheduler",
+    ),
+    blue("experiment key there", "lora:\n", "population: {variants: 2}\nlora:\n", "population:", "belongs to the experiment"),
+]
+
+TYPES = [
+    exp(
+        "number as text",
+        "low: 1e-4",
+        "low: '1e-4'",
+        "low: '1e-4'",
+        "search.learning_rate.low",
+        "'1e-4' is text",
+        "write 1e-4 without",
+    ),
+    blue(
+        "rate as text",
+        "learning_rate: 1e-3",
+        'learning_rate: "1e-3"',
+        'rate: "1e-3"',
+        "is text; a number was meant",
+        "write 1e-3",
+    ),
+    exp("underscored number", "tokens_per_variant: 4096", "tokens_per_variant: 4_096", "4_096", "write 4096 without"),
+    exp("fraction for a count", "variants: 4", "variants: 4.0", "variants: 4.0", "a whole number was meant", "write 4"),
+    exp("truth for a count", "variants: 4", "variants: true", "variants: true", "is true/false; a whole number was meant"),
+    exp("word for a count", "reports: 4", "reports: often", "reports: often", "'often' is text; a whole number was meant"),
+    exp("negative count", "variants: 4", "variants: -4", "variants: -4", "must be >= 1, not -4"),
+    exp("zero tokens", "tokens_per_variant: 4096", "tokens_per_variant: 0", "tokens_per_variant: 0", "must be >= 1, not 0"),
+    exp(
+        "share above one",
+        "confidence: 0.9",
+        "confidence: 1.5",
+        "confidence: 1.5",
+        "evaluate.confidence",
+        "must be < 1, not 1.5",
+    ),
+    exp("not a number", "reduction_factor: 2", "reduction_factor: .nan", ".nan", "nan is not a finite number"),
+    exp("infinite", "reduction_factor: 2", "reduction_factor: 1e999", "1e999", "inf is not a finite number"),
+    exp(
+        "empty section",
+        "population:\n  variants: 4",
+        "population:\nrest:\n  variants: 4",
+        "population:",
+        "is empty; a mapping was meant",
+    ),
+    exp(
+        "list for a mapping",
+        "evaluate: {rows_per_domain: 4, confidence: 0.9}",
+        "evaluate: [4]",
+        "evaluate:",
+        "a mapping was meant",
+    ),
+    exp(
+        "mapping for a list", "tags: [one, two]", "tags: {one: 1}", "tags: {", "a list was meant", "start each entry with '- '"
+    ),
+    exp("word for a list", "tags: [one, two]", "tags: one", "tags: one", "a list was meant", "write [one]"),
+    exp("number for a name", "name: good", "name: 17", "name: 17", "a number; text was meant", "quotes"),
+    exp("path as a name", "name: good", "name: ../../etc/cron.d", "name: ..", "is no name", "no '/'"),
+    exp("path as a mix name", "- name: even", "- name: ../even", "- name: ..", "is no name"),
+    exp("path as a domain", "domain: notes", "domain: /tmp/notes", "domain: /tmp", "is no name"),
+    exp("path as a merge name", "- method: ensemble\n", "- method: ensemble\n    name: a/b\n", "name: a/b", "is no name"),
+    blue("choice of words", "decay: cosine", "decay: cosin", "decay: cosin", "'cosin' is not known", "did you mean 'cosine'"),
+    blue("zero stage 2", "workers: 1", "workers: 1\n  zero_stage: 2", "zero_stage: 2", "2 is not known", "known: 0, 3"),
+    blue(
+        "truth for the stage",
+        "workers: 1",
+        "workers: 1\n  zero_stage: false",
+        "zero_stage: false",
+        "true/false; 0 or 3 was meant",
+    ),
+    blue("negative size", "hidden_size: 64", "hidden_size: -64", "hidden_size: -64", "must be >= 16, not -64"),
+    blue(
+        "no for false", "  rank: 8", "  rank: 8\n  use_rslora: no", "use_rslora: no", "true or false was meant", "write false"
+    ),
+    blue("fp16", "  slots: 4", "  slots: 4\n  precision: fp16", "precision: fp16", "'fp16' is not known", "known: fp32, bf16"),
+]
+
+UNIONS = [
+    exp(
+        "unknown scheduler",
+        "type: asha",
+        "type: ahsa",
+        "type: ahsa",
+        "scheduler",
+        "did you mean 'asha'",
+        "known: fifo, asha, pbt",
+    ),
+    exp("scheduler without type", "    type: asha\n", "", "scheduler:", "has no `type`", "one of fifo, asha, pbt, median"),
+    exp(
+        "scheduler as a word",
+        "  scheduler:\n    type: asha\n    grace_reports: 1\n    reduction_factor: 2",
+        "  scheduler: asha",
+        "scheduler: asha",
+        "is text",
+        "a mapping with `type`",
+    ),
+    exp("unknown source", "type: folder", "type: directory", "- type: directory", "known: python, folder, jsonl, dataset"),
+    exp(
+        "unknown merge",
+        "- method: ensemble",
+        "- method: ties",
+        "- method: ties",
+        "'ties' is not known",
+        "known: winner, ensemble",
+    ),
+    exp(
+        "merge without method",
+        "- method: consensus\n    support",
+        "- support",
+        "- support",
+        "has no `method`",
+        "winner, ensemble",
+    ),
+    exp("unknown range", "{type: log_uniform, low", "{type: loguniform, low", "loguniform", "did you mean 'log_uniform'"),
+    exp(
+        "bare value for a range",
+        "rank: {type: choice, values: [4, 8]}",
+        "rank: [4, 8]",
+        "rank: [",
+        "a mapping with `type`",
+        "choice",
+    ),
+    blue("unknown base", "type: embedded", "type: hub", "type: hub", "base", "known: embedded, pretrained"),
+    exp("missing key", "  variants: 4\n", "", "population:", "population.variants: is missing: a whole number was meant"),
+    exp(
+        "missing section",
+        EXPERIMENT[EXPERIMENT.index("genome:") : EXPERIMENT.index("population:")],
+        "",
+        "name: good",
+        "genome: is missing: a mapping of sources, split",
+    ),
+]
+
+RULES = [
+    exp(
+        "low above high",
+        "low: 1e-4, high: 1e-2",
+        "low: 1e-2, high: 1e-4",
+        "low: 1e-2",
+        "low (0.01) must be below high (0.0001)",
+    ),
+    exp("negative rate", "low: 1e-4", "low: -1e-4", "low: -1e-4", "must be > 0"),
+    exp(
+        "zero rate by uniform",
+        "{type: log_uniform, low: 1e-4",
+        "{type: uniform, low: 0",
+        "low: 0,",
+        "learning_rate must be above 0",
+    ),
+    exp(
+        "rank by uniform",
+        "{type: choice, values: [4, 8]}",
+        "{type: uniform, low: 4, high: 8}",
+        "rank: {",
+        "rank is a whole number",
+        "values: [4",
+    ),
+    exp("rank as text", "values: [4, 8]", "values: [4, '8']", "'8'", "search.rank.values.1", "'8' is text; a number was meant"),
+    exp("rank zero", "values: [4, 8]", "values: [0, 8]", "[0, 8]", "search.rank.values.0", "rank must be at least 1"),
+    exp("fractional rank", "values: [4, 8]", "values: [4, 8.5]", "8.5", "no whole number"),
+    exp("alpha below zero", "low: 8, high: 32", "low: -8, high: 32", "low: -8", "must be above 0"),
+    exp(
+        "unknown decay",
+        "values: [cosine, linear]",
+        "values: [cosine, cubic]",
+        "cubic",
+        "'cubic' is no decay",
+        "constant, linear, cosine",
+    ),
+    exp(
+        "grid above variants",
+        "{type: choice, values: [4, 8]}",
+        "{type: grid, values: [1, 2, 4, 8, 16]}",
+        "variants: 4",
+        "grid of 5 points (rank 5)",
+        "write variants: 5",
+    ),
+    exp(
+        "unknown domain",
+        "express: {code: 1, docstrings",
+        "express: {code: 1, docstring",
+        "docstring:",
+        "no source provides the domain",
+        "did you mean 'docstrings'",
+    ),
+    exp("mix of nothing", "express: {chats: 2, notes: 0.5}", "express: {chats: 0, notes: 0}", "chats: 0", "every level is 0"),
+    exp("negative level", "notes: 0.5", "notes: -0.5", "notes: -0.5", "express.notes", "must be >= 0"),
+    exp("empty mix", "express: {chats: 2, notes: 0.5}", "express: {}", "express: {}", "is empty"),
+    exp("twin mixes", "- name: talk", "- name: even", "mixes:", "mix name 'even' is used twice"),
+    exp(
+        "twin merges",
+        "- method: consensus\n    support: 0.5",
+        "- method: ensemble",
+        "merge:",
+        "'ensemble' is used twice",
+        "another `name`",
+    ),
+    exp("no winner", "  - method: winner\n", "", "merge:", "add `- method: winner`"),
+    exp(
+        "less than one step",
+        "tokens_per_variant: 4096",
+        "tokens_per_variant: 100",
+        "tokens_per_variant: 100",
+        "less than one optimizer step of 256 (4 rows x 64 tokens)",
+        "at least 1024",
+    ),
+    exp(
+        "more reports than steps",
+        "reports: 4\n",
+        "reports: 40\n",
+        "reports: 40",
+        "only 16 optimizer steps",
+        "reports: 16 or fewer",
+    ),
+    exp("grace beyond the end", "grace_reports: 1", "grace_reports: 4", "grace_reports: 4", "4 of 4 reports", "type: fifo"),
+    exp("too many brackets", "grace_reports: 1", "grace_reports: 1\n    brackets: 9", "brackets: 9", "only 3 rungs"),
+    exp(
+        "pbt without a range",
+        "type: asha\n    grace_reports: 1\n    reduction_factor: 2",
+        "type: pbt\n    mutate: [clip]",
+        "mutate: [clip]",
+        "mutate.0",
+        "no range for clip",
+    ),
+    exp(
+        "pbt never",
+        "type: asha\n    grace_reports: 1\n    reduction_factor: 2",
+        "type: pbt\n    perturb_every_reports: 4",
+        "perturb_every_reports: 4",
+        "nothing would ever be perturbed",
+    ),
+    exp("merge rank too large", "    rank: 8\n", "    rank: 33\n", "rank: 33", "4 deltas of rank 8 sum to rank 32 at most"),
+    exp("rank above the matrix", "values: [4, 8]", "values: [4, 64]", "rank: {", "rank 64 is above 32"),
+    exp("missing folder", "path: notes", "path: nots", "path: nots", "no folder", "paths start at the experiment's folder"),
+    exp("missing file", "path: chats.jsonl", "path: chat.jsonl", "chat.jsonl", "no file"),
+    exp("folder for a file", "path: chats.jsonl", "path: notes", "path: notes,", "it is a folder", "type: folder"),
+    exp("glob out of the folder", '"**/*.md"', '"../../**/*"', '"../../**/*"', "leaves the folder"),
+    exp(
+        "missing local data set",
+        "- {type: jsonl, path: chats.jsonl",
+        "- {type: dataset, path: ./chats",
+        "./chats",
+        "no folder",
+        "hub",
+    ),
+    exp("missing blueprint", "./blueprint.yaml", "tinny", "blueprint: tinny", "did you mean 'tiny'", "qwen3-0.6b"),
+    exp("workers and rows", "rng_seed: 17", "body: {workers: 3}", "body: {workers: 3}", "3 workers cannot share the 4 rows"),
+    exp("zero alone", "rng_seed: 17", "body: {zero_stage: 3}", "zero_stage: 3", "workers is 1", "set workers: 2"),
+    exp("offload without zero", "rng_seed: 17", "body: {offload: cpu}", "offload: cpu", "part of zero_stage 3"),
+    exp("shared gpu", "rng_seed: 17", "body: {workers: 2, gpus_per_worker: 0.5}", "0.5", "NCCL refuses"),
+    exp(
+        "several gpus a worker",
+        "rng_seed: 17",
+        "body: {gpus_per_worker: 8}",
+        "gpus_per_worker: 8",
+        "write workers: 8, gpus_per_worker: 1",
+    ),
+    exp(
+        "missing model folder",
+        "rng_seed: 17",
+        "base: {type: pretrained, model: ./model}",
+        "./model",
+        "no folder",
+        "Qwen/Qwen3-0.6B",
+    ),
+    blue("heads", "key_value_heads: 2", "key_value_heads: 3", "key_value_heads: 3", "3 does not divide heads (4)", "1, 2, 4"),
+    blue("odd head", "head_size: 16", "head_size: 17", "head_size: 17", "17 is odd"),
+    blue("unknown target", "[q_proj, v_proj]", "[q_proj, v_porj]", "v_porj", "lora.targets.1", "did you mean 'v_proj'"),
+    blue("all-linear", "[q_proj, v_proj]", "[all-linear]", "all-linear", "is not a module; name them: q_proj"),
+    blue("twin targets", "[q_proj, v_proj]", "[q_proj, q_proj]", "lora:", "names a module twice"),
+    blue(
+        "microsteps",
+        "rows_per_step: 4",
+        "rows_per_step: 4\n  rows_per_microstep: 3",
+        "lanes:",
+        "multiple of rows_per_microstep (3)",
+    ),
+]
+
+SYNTAX = [
+    exp("key given twice", "rng_seed: 17", "name: other", "name: other", "the key is given twice", "first at"),
+    exp("tab", "  variants: 4", "\tvariants: 4", "\tvariants", "a tab; YAML indents with spaces"),
+    exp("unclosed list", "tags: [one, two]", "tags: [one, two", "", "not YAML", "flow sequence"),
+    exp("unclosed quote", '"**/*.md"', '"**/*.md', "", "not YAML"),
+    exp("two colons", "name: good", "name: good: better", "name: good: better", "a second ': '"),
+    exp("no colon", "rng_seed: 17", "rng_seed 17", "rng_seed 17", "a line without ': '"),
+    exp("cycle", "tags: [one, two]", "tags: &t [one, *t]", "tags: &t", "a cycle"),
+    exp("unknown alias", "tags: [one, two]", "tags: *nowhere", "*nowhere", "no anchor before it"),
+    exp("bomb", "# chrysalis run good.yaml\n", BOMB, "e: &e", "expands to", "at most 10000"),
+    exp("ladder of aliases", "# chrysalis run good.yaml\n", LADDER, "a31:", "nested deeper than 32 levels"),
+    exp("deep brackets", "tags: [one, two]", "tags: " + "[" * 5000, "tags: [[", "nested deeper than 32 levels"),
+    exp("deep mappings", "tags: [one, two]", "tags: " + "{a: " * 3000, "tags: {a", "nested deeper than 32 levels"),
+    exp(
+        "python tag",
+        "name: good",
+        "name: !!python/object/apply:os.system [id]",
+        "name: !!python",
+        "tag '!!python/object/apply:os.system'",
+    ),
+    exp("own tag", "name: good", "name: !env HOME", "name: !env", "tag '!env' is not allowed"),
+    exp("two documents", "population:\n", "---\npopulation:\n", "---", "a second document"),
+    exp("merge key", "tags: [one, two]", "<<: {project: x}", "<<:", "merge key '<<'", "write the keys out"),
+    exp("number as a key", "{code: 1, docstrings: 1}", "{1: 1}", "{1: 1}", "a key must be text"),
+    exp("list as a key", "rng_seed: 17", "? [a, b]\n: 1", "? [a, b]", "a key is a word"),
+    exp("control character", "name: good", "name: go\x07od", "name: go", "U+0007"),
+    exp("surrogate", "name: good", 'name: "\\ud800"', "name:", "surrogate"),
+    exp("escape beyond unicode", "name: good", 'name: "\\UFFFFFFFF"', "", "beyond all limits"),
+    exp("endless number", "rng_seed: 17", "rng_seed: " + "9" * 5000, "rng_seed", "a number of 5000 characters"),
+    exp("number beyond 64 bits", "rng_seed: 17", "rng_seed: 99999999999999999999", "rng_seed", "beyond 64 bits"),
+    exp(
+        "too large",
+        "# chrysalis run good.yaml\n",
+        "# " + "x" * 200_000 + "\n",
+        "# xxx",
+        "too many for a file that a person writes",
+    ),
+    blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "e: &e", "expands to"),
+]
+
+CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SYNTAX]
