@@ -1,0 +1,63 @@
+"""`chrysalis VERB FILE [--set a.b=c] [--json]`: the verbs and nothing else. Knobs live in the YAML, not here.
+
+Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit this hardware, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from chrysalis_ray import __version__
+from chrysalis_ray.cli.doctor import doctor
+from chrysalis_ray.cli.genome import verify_genome
+from chrysalis_ray.cli.lineage import lineage
+from chrysalis_ray.cli.outcome import verb
+from chrysalis_ray.cli.plan import plan
+from chrysalis_ray.cli.report import report
+from chrysalis_ray.cli.run import run
+from chrysalis_ray.cli.schema import schema
+from chrysalis_ray.cli.validate import validate
+
+app = typer.Typer(
+    name="chrysalis",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help starts in half the time
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+genome_app = typer.Typer(no_args_is_help=True, help="Look after a sealed genome.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chrysalis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def chrysalis(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Grow a population of LoRA variants from one seed on Ray, merge it, and say honestly whether that helped.
+
+    \b
+    chrysalis plan experiments/quickstart.yaml      what would be built, without building it
+    chrysalis run experiments/quickstart.yaml       grow it; the same command again goes on after any end
+    chrysalis report runs/quickstart                compare the variants
+    """
+
+
+for function in (run, plan, report, validate, lineage, schema, doctor):
+    app.command(function.__name__)(verb(function))
+genome_app.command("verify")(verb(verify_genome))
+app.add_typer(genome_app, name="genome")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="chrysalis")

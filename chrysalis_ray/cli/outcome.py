@@ -1,0 +1,57 @@
+"""How a verb ends: exit codes, error messages a person can act on, JSON for programs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from chrysalis_ray.core.errors import ChrysalisError, ConfigError
+from chrysalis_ray.core.redaction import redact_text
+
+FAILED = 1
+INVALID = 2
+DOES_NOT_FIT = 3
+INTERRUPTED = 130
+
+TRACEBACK_VARIABLE = "CHRYSALIS_TRACEBACK"
+
+
+def verb(function: Callable[..., int | None]) -> Callable[..., None]:
+    """`function` as a command: its return value is the exit code, a ChrysalisError its message on stderr."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> None:
+        try:
+            code = function(*args, **options) or 0
+        except KeyboardInterrupt:
+            print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+            code = INTERRUPTED
+        except ChrysalisError as error:
+            code = tell(error)
+        sys.exit(code)
+
+    return command
+
+
+def tell(error: ChrysalisError) -> int:
+    """Write `error` to stderr and return the exit code that belongs to it. No traceback unless asked for."""
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        traceback.print_exception(error)
+    print(redact_text(f"error: {error.message}"), file=sys.stderr)
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            if problem not in error.message:
+                print(redact_text(f"  {problem}"), file=sys.stderr)
+    if error.remedy:
+        print(redact_text(f"remedy: {error.remedy}"), file=sys.stderr)
+    return INVALID if isinstance(error, ConfigError) else FAILED
+
+
+def print_json(value: Any) -> None:
+    """`value` on stdout, indented, keys sorted."""
+    print(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, default=str))

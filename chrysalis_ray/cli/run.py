@@ -1,0 +1,55 @@
+"""`chrysalis run`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chrysalis_ray.cli.arguments import Experiment, Json, Set
+from chrysalis_ray.cli.outcome import print_json
+from chrysalis_ray.cli.plan import show_plan
+
+
+def run(
+    experiment: Experiment,
+    set: Set = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run directories lie; on a cluster, a folder all nodes see.")]
+    = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the run directory; the experiment's name if not given.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster (`auto` finds it); else a local one.")] = None,
+    json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> int:  # fmt: skip
+    """Grow a population from an experiment.
+
+    Branch, train, merge, judge. The same command again goes on after any end: finished stages are skipped.
+
+    \b
+    chrysalis run experiments/quickstart.yaml
+    chrysalis run experiments/quickstart.yaml --set population.variants=4 --name four
+    """
+    if dry_run:
+        return show_plan(experiment, set or [], json)
+    from chrysalis_ray.cli.story import LineStory
+    from chrysalis_ray.config.loading import load_experiment
+    from chrysalis_ray.lifecycle import grow
+
+    loaded = load_experiment(experiment, set or [])
+    with LineStory(sys.stderr if json else sys.stdout) as story:
+        verdict = grow(loaded, runs.absolute(), story, name, address)
+    root = runs / (name or loaded.experiment.name)
+    if json:
+        print_json({"run": str(root.absolute()), "verdict": verdict})
+    else:
+        _print_next(root)
+    return 0
+
+
+def _print_next(root: Path) -> None:
+    """The three things to do next."""
+    print(f"\nlook      {root / 'report.html'}  (or: chrysalis report {root})")
+    print(f"""use       PeftModel.from_pretrained(base, "{root / "imago"}")  (the base: {root / "imago" / "README.md"})""")
+    print(f"compare   wandb sync {root / 'tracking' / 'wandb'}/offline-run-*  (needs a W&B login)")

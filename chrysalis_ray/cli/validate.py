@@ -1,0 +1,53 @@
+"""`chrysalis validate`: every mistake of any number of files, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chrysalis_ray.cli.outcome import INVALID, tell
+from chrysalis_ray.core.errors import ConfigError
+
+
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Experiments and blueprints.", show_default=False)],
+) -> int:
+    """Check experiments and blueprints.
+
+    Every mistake of every file is told; exit 2 if there is one.
+
+    \b
+    chrysalis validate experiments/*.yaml blueprints/*.yaml
+    """
+    code = 0
+    for file in files:
+        try:
+            print(f"{file}: {_load(file)}")
+        except ConfigError as error:
+            tell(error)
+            code = INVALID
+    return code
+
+
+def _load(file: Path) -> str:
+    """Load `file` as what its keys say it is, and return that word. Raises ConfigError."""
+    from chrysalis_ray.config.loading import load_blueprint, load_experiment
+
+    if _is_blueprint(file):
+        load_blueprint(file)
+        return "a valid blueprint"
+    load_experiment(file)
+    return "a valid experiment"
+
+
+def _is_blueprint(file: Path) -> bool:
+    """An experiment names a blueprint, a genome or a population; a blueprint none. Unreadable files count as experiments."""
+    from chrysalis_ray.config.yaml_tree import YamlRefused, read_tree
+
+    try:
+        keys = read_tree(file, str(file))[1].root.entries.keys()
+    except YamlRefused:
+        return False
+    return "base" in keys and not {"blueprint", "genome", "population"} & set(keys)

@@ -1,0 +1,45 @@
+"""The command line is a promise: verbs, arguments and flags are pinned here. Knobs belong into the YAML."""
+
+from __future__ import annotations
+
+import typer.main
+
+from chrysalis_ray.cli.main import app
+
+FROZEN = {
+    "": ["--help", "--version", "-h"],
+    "run": ["EXPERIMENT", "--address", "--dry-run", "--help", "--json", "--name", "--runs", "--set", "-h"],
+    "plan": ["EXPERIMENT", "--help", "--json", "--set", "-h"],
+    "report": ["RUN_DIRECTORY", "--help", "--json", "-h"],
+    "validate": ["FILE...", "--help", "-h"],
+    "lineage": ["RUN_DIRECTORY", "--help", "--json", "--verify", "-h"],
+    "schema": ["OF", "--help", "-h"],
+    "doctor": ["--help", "--json", "-h"],
+    "genome": ["--help", "-h"],
+    "genome verify": ["RUN_DIRECTORY", "--help", "-h"],
+}
+
+
+def surface(command: object, path: str = "") -> dict[str, list[str]]:
+    """Every command below `command` with its arguments first and its flags sorted."""
+    context = command.make_context(path or "chrysalis", [], resilient_parsing=True)
+    parameters = command.get_params(context)
+    arguments = [
+        parameter.metavar or parameter.name.upper() for parameter in parameters if parameter.param_type_name == "argument"
+    ]
+    flags = sorted(flag for parameter in parameters if parameter.param_type_name == "option" for flag in parameter.opts)
+    found = {path: [*arguments, *flags]}
+    for name, child in getattr(command, "commands", {}).items():
+        found |= surface(child, f"{path} {name}".strip())
+    return found
+
+
+def test_verbs_and_flags_are_frozen() -> None:
+    assert surface(typer.main.get_command(app)) == FROZEN
+
+
+def test_every_verb_has_an_example_in_its_help() -> None:
+    root = typer.main.get_command(app)
+    commands = {**root.commands, "genome verify": root.commands["genome"].commands["verify"]}
+    without = [name for name, command in commands.items() if name != "genome" and "\b\nchrysalis " not in command.help]
+    assert without == []

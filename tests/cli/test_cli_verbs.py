@@ -1,0 +1,127 @@
+"""The verbs as a user meets them: a process, its exit code, its streams, and what it imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = "experiments/quickstart.yaml"
+
+# Runs the console script in a process that says, last, which heavy libraries it imported.
+WATCHED = """
+import atexit, sys
+heavy = {"torch", "ray", "transformers", "wandb", "datasets"}
+atexit.register(lambda: print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr))
+from chrysalis_ray.cli.main import main
+main()
+"""
+
+
+def chrysalis(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WATCHED, *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def run_folder(tmp_path: Path) -> Path:
+    """The smallest run directory there can be: one that was opened and no more."""
+    content = {"name": "young", "run_id": "0a1b2c3d", "created": "2026-11-20T12:00:00+00:00", "version": "0.1.0",
+               "experiment_sha256": "0" * 64, "experiment": {}}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["--version"], ["plan", QUICKSTART], ["run", QUICKSTART, "--dry-run"], ["doctor"],
+     ["schema"], ["validate", QUICKSTART]],
+    ids=" ".join,
+)  # fmt: skip
+def test_light_verbs_import_nothing_heavy(arguments: list[str]) -> None:
+    done = chrysalis(*arguments)
+    assert (done.returncode, done.stderr) == (0, "HEAVY []\n")
+    assert done.stdout
+
+
+def test_report_imports_nothing_heavy_and_writes_one_page(tmp_path: Path) -> None:
+    done = chrysalis("report", str(run_folder(tmp_path)))
+    assert (done.returncode, done.stderr) == (0, "HEAVY []\n")
+    assert (tmp_path / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    done = chrysalis("report", str(tmp_path), "--json")
+    assert json.loads(done.stdout)["run_id"] == "0a1b2c3d"
+
+
+def test_json_is_json() -> None:
+    plan = json.loads(chrysalis("plan", QUICKSTART, "--json", "--set", "population.variants=5").stdout)
+    assert (plan["variants"], plan["fits"]) == (5, True)
+    assert {finding["name"] for finding in json.loads(chrysalis("doctor", "--json").stdout)["findings"]} >= {"torch", "ray"}
+    schema = json.loads(chrysalis("schema", "blueprint").stdout)
+    assert schema["additionalProperties"] is False
+
+
+def test_a_plan_that_does_not_fit_exits_3() -> None:
+    done = chrysalis("plan", QUICKSTART, "--set", "body.workers=4", "--set", "body.gpus_per_worker=16")
+    assert done.returncode == 3
+    assert "does not fit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bogus"], ["run"], ["plan", QUICKSTART, "--bogus"], ["plan", "experiments/quickstrat.yaml"],
+     ["report", "/no/such/folder"], ["plan", QUICKSTART, "--set", "population.varinats=3"],
+     ["run", QUICKSTART, "--set", "rng_seed=-1"], ["validate", "Makefile"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_and_wrong_files_exit_2(arguments: list[str]) -> None:
+    done = chrysalis(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_typo_is_told_with_what_was_meant(tmp_path: Path) -> None:
+    done = chrysalis("plan", QUICKSTART, "--set", "population.varinats=3")
+    assert "variants" in done.stderr
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((ROOT / QUICKSTART).read_text().replace("reports:", "raports:"))
+    done = chrysalis("validate", QUICKSTART, str(wrong))
+    assert done.returncode == 2
+    assert f"{wrong}:" in done.stderr
+    assert "reports" in done.stderr
+    assert done.stdout == f"{QUICKSTART}: a valid experiment\n"
+
+
+def test_a_failure_is_a_message_with_a_remedy_and_no_traceback(tmp_path: Path) -> None:
+    done = chrysalis("report", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "\nremedy: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in chrysalis("report", str(tmp_path), CHRYSALIS_TRACEBACK="1").stderr
+
+
+def test_ctrl_c_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    metrics = run_folder(tmp_path) / "metrics.jsonl"
+    os.mkfifo(metrics)
+    command = [sys.executable, "-m", "chrysalis_ray", "report", str(tmp_path)]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with metrics.open("w"):  # returns once the verb has opened the other end: it is now inside its work
+        child.send_signal(signal.SIGINT)
+        error = child.communicate(timeout=30)[1]
+    assert (child.returncode, error.splitlines()[-1]) == (130, "interrupted: run the same command again to go on")
+
+
+def test_lineage_prints_what_emerged(tmp_path: Path) -> None:
+    assert chrysalis("lineage", str(run_folder(tmp_path))).returncode == 1
+    (tmp_path / "imago").mkdir()
+    (tmp_path / "imago" / "lineage.json").write_text('{"genome": {"id": "4f"}, "parents": ["v000", "v001"]}')
+    done = chrysalis("lineage", str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "genome\n  id  4f\nparents\n  0  v000\n  1  v001\n")
+    assert json.loads(chrysalis("lineage", str(tmp_path), "--json").stdout)["genome"] == {"id": "4f"}
