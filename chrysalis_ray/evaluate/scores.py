@@ -108,27 +108,25 @@ class Scores:
             counts[score.domain] += count
         return {domain: losses[domain] / counts[domain] for domain in self.domains}
 
+    def losses(self) -> dict[str, float]:
+        """Macro loss of every candidate, in nats per token."""
+        return {candidate: self.loss(candidate) for candidate in self.candidates}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "split": self.split,
-            "documents": [[score.domain, score.document, score.tokens, score.bytes] for score in self.documents],
-            "losses": {name: [score.loss_sum for score in scores] for name, scores in self.candidates.items()},
+            "candidates": {name: [_row(score) for score in scores] for name, scores in self.candidates.items()},
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises EvaluationError for scores of the other split: what chooses never tells."""
+        """From ``{"split", "candidates": {name: [[domain, document, loss_sum, tokens], ...]}}``, a fifth number being bytes.
+
+        Raises EvaluationError for scores of the other split: what chooses never tells.
+        """
         if value.get("split") != cls.split:
             raise EvaluationError(f"these are scores on {value.get('split')!r}, not on {cls.split!r}")
-        return cls(
-            {
-                name: tuple(
-                    DocumentScore(domain, document, loss, tokens, size)
-                    for (domain, document, tokens, size), loss in zip(value["documents"], losses, strict=True)
-                )
-                for name, losses in value["losses"].items()
-            }
-        )
+        return cls({name: tuple(DocumentScore(*row) for row in rows) for name, rows in value["candidates"].items()})
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_json())
@@ -140,6 +138,11 @@ class Scores:
             return cls.from_json(read_json(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(f"{path} holds no scores on {cls.split}: {error}", "delete it; it is made again") from error
+
+
+def _row(score: DocumentScore) -> list[Any]:
+    row = [score.domain, score.document, score.loss_sum, score.tokens]
+    return row if score.bytes is None else [*row, score.bytes]
 
 
 @dataclass(frozen=True)
@@ -154,3 +157,13 @@ class ReportScores(Scores):
     """Scores on the *report* split: these tell, and never choose."""
 
     split: ClassVar[str] = "report"
+
+
+def read_select(path: Path) -> SelectScores:
+    """The select scores of a file. Raises EvaluationError where it holds none."""
+    return SelectScores.load(path)
+
+
+def read_report(path: Path) -> ReportScores:
+    """The report scores of a file. Raises EvaluationError where it holds none."""
+    return ReportScores.load(path)

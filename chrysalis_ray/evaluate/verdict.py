@@ -14,9 +14,12 @@ import numpy as np
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
-from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores
+from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores, read_report, read_select
 
-__all__ = ["Choice", "DocumentScore", "ReportScores", "SelectScores", "Verdict", "choose", "make_verdict"]
+__all__ = [
+    "Choice", "Difference", "DocumentScore", "ReportScores", "SelectScores", "Told", "Verdict", "choose", "make_verdict",
+    "read_report", "read_select",
+]  # fmt: skip
 
 TIE = 1e-6  # nats per token: losses closer than this are equal, and a merge that only ties is not better
 MEAN_VARIANT = "mean variant"
@@ -25,19 +28,23 @@ FEW_DOCUMENTS = 5  # a domain with fewer says little about its own spread
 
 @dataclass(frozen=True)
 class Choice:
-    """What select chose. `released` is the best merge where it beats the best variant, else the best variant itself."""
+    """What select chose. `winner` is the best variant; `chosen`, what is released, the best merge where it beats the winner.
 
-    best_variant: str
+    `losses` and `by_domain` hold every candidate scored on select, in nats per token.
+    """
+
+    winner: str
     best_merge: str | None
-    released: str
+    chosen: str
     kind: str  # merge | winner
     reason: str
     losses: Mapping[str, float]
+    by_domain: Mapping[str, Mapping[str, float]]
     merges: tuple[str, ...]
     variants: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "losses": dict(self.losses), "merges": list(self.merges), "variants": list(self.variants)}
+        return {**asdict(self), "merges": list(self.merges), "variants": list(self.variants)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Choice:
@@ -70,13 +77,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Did merging help? `helped` is yes, no or unclear; `sentences` say it in words.
+    """Did merging help? `merging_helped` is yes, no or unclear; `sentences` say it in words.
 
     `confidence` holds for the losses, `difference_confidence` (Bonferroni over the merge candidates) for the differences.
     """
 
-    helped: str
-    released: str
+    merging_helped: str
+    winner: str
+    chosen: str
     kind: str
     sentences: tuple[str, ...]
     told: tuple[Told, ...]
@@ -89,30 +97,59 @@ class Verdict:
     choice: Choice
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "choice": self.choice.to_json()}
+        """For people and for the comparison: what was chosen, every loss on select, what is told on report."""
+        against_winner = next((d for d in self.differences if d.against == self.winner), None)
+        return {
+            "winner": self.winner,
+            "chosen": self.chosen,
+            "kind": self.kind,
+            "merging_helped": self.merging_helped,
+            "sentences": list(self.sentences),
+            "select": {"loss": self.choice.losses, "domains": self.choice.by_domain, "reason": self.choice.reason},
+            "report": {
+                "loss": {t.candidate: {"mean": t.loss, "low": t.low, "high": t.high} for t in self.told},
+                "domains": {t.candidate: t.by_domain for t in self.told},
+                "roles": {t.candidate: t.role for t in self.told},
+                "bits_per_byte": {t.candidate: t.bits_per_byte for t in self.told if t.bits_per_byte is not None},
+                "difference": _difference_json(against_winner) if against_winner else None,
+                "differences": [_difference_json(d) for d in self.differences],
+                "confidence": self.confidence,
+                "difference_confidence": self.difference_confidence,
+                "bootstrap_samples": self.bootstrap_samples,
+                "documents": self.documents,
+                "tokens": self.tokens,
+            },
+            "choice": self.choice.to_json(),
+        }
+
+
+def _difference_json(d: Difference) -> dict[str, Any]:
+    return {"of": d.candidate, "against": d.against, "mean": d.difference, "low": d.low, "high": d.high}
 
 
 def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str]) -> Choice:
     """The best variant, the best merge and what is released, on select alone; among equals the first given.
 
-    `merges` are the candidates beside the plain winner, and may be none. Raises TypeError for report scores.
+    `merges` are the candidates beside the plain winner (which is the best variant once more), and may be none. Raises
+    TypeError for report scores.
     """
     if not isinstance(select, SelectScores):
         raise TypeError(f"only SelectScores choose, these are {type(select).__name__}")
     if not variants:
         raise EvaluationError("there is no variant to choose", "see failed/ for what became of them")
-    losses = {name: select.loss(name) for name in select.candidates}
-    best_variant = _lowest(select, losses, variants)
+    losses = select.losses()
+    winner = _lowest(select, losses, variants)
     best_merge = _lowest(select, losses, merges) if merges else None
-    at_best = f"the best variant {best_variant} ({losses[best_variant]:.4f} nats per token on select)"
+    at_best = f"the best variant {winner} ({losses[winner]:.4f} nats per token on select)"
     if best_merge is None:
-        released, kind, reason = best_variant, "winner", f"no merge was tried beside {at_best}"
-    elif losses[best_merge] < losses[best_variant] - TIE:
-        released, kind, reason = best_merge, "merge", f"{best_merge} ({losses[best_merge]:.4f}) beat {at_best}"
+        chosen, kind, reason = winner, "winner", f"no merge was tried beside {at_best}"
+    elif losses[best_merge] < losses[winner] - TIE:
+        chosen, kind, reason = best_merge, "merge", f"{best_merge} ({losses[best_merge]:.4f}) beat {at_best}"
     else:
-        released, kind = best_variant, "winner"
+        chosen, kind = winner, "winner"
         reason = f"no merge beat {at_best}; the best of them, {best_merge}, had {losses[best_merge]:.4f}"
-    return Choice(best_variant, best_merge, released, kind, reason, losses, tuple(merges), tuple(variants))
+    by_domain = {name: select.loss_by_domain(name) for name in select.candidates}
+    return Choice(winner, best_merge, chosen, kind, reason, losses, by_domain, tuple(merges), tuple(variants))
 
 
 def _lowest(select: SelectScores, losses: Mapping[str, float], names: Sequence[str]) -> str:
@@ -136,9 +173,9 @@ def make_verdict(
     """
     if not isinstance(report, ReportScores):
         raise TypeError(f"only ReportScores tell, these are {type(report).__name__}")
-    roles = {seed: "seed", choice.best_variant: "best variant"}
+    roles = {seed: "seed", choice.winner: "best variant"}
     if choice.kind == "merge":
-        roles[choice.released] = "merge"
+        roles[choice.chosen] = "merge"
     rows = {name: _losses(report, name) for name in roles}
     if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
         roles[MEAN_VARIANT] = MEAN_VARIANT
@@ -147,7 +184,7 @@ def make_verdict(
     told = tuple(_tell(report, choice, name, role, drawn[name], confidence) for name, role in roles.items())
     corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
     losses = {line.candidate: line.loss for line in told}
-    ours = choice.released
+    ours = choice.chosen
     differences = tuple(
         Difference(ours, other, losses[ours] - losses[other], *interval(drawn[ours] - drawn[other], corrected))
         for other in roles
@@ -155,8 +192,9 @@ def make_verdict(
     )
     helped = _helped(choice, differences)
     return Verdict(
-        helped=helped,
-        released=ours,
+        merging_helped=helped,
+        winner=choice.winner,
+        chosen=ours,
         kind=choice.kind,
         sentences=_sentences(choice, report, helped, losses, differences, corrected, seed),
         told=told,
@@ -197,7 +235,7 @@ def _tell(report: ReportScores, choice: Choice, name: str, role: str, drawn_S: F
 def _helped(choice: Choice, differences: Sequence[Difference]) -> str:
     if choice.kind == "winner":
         return "no"
-    against_winner = next(d for d in differences if d.against == choice.best_variant)
+    against_winner = next(d for d in differences if d.against == choice.winner)
     if against_winner.high < 0.0:
         return "yes"
     return "no" if against_winner.low > 0.0 else "unclear"
@@ -221,16 +259,16 @@ def _sentences(
 
     lines = []
     if choice.kind == "winner":
-        lines.append(f"Merging did not help: {choice.reason}. The imago is {choice.released} itself.")
+        lines.append(f"Merging did not help: {choice.reason}. The imago is {choice.chosen} itself.")
     else:
         verdicts = {"yes": "Merging helped", "no": "Merging did not help", "unclear": "Whether merging helped is unclear"}
         lines.append(
-            f"{verdicts[helped]}: on report, {choice.released} has {losses[choice.released]:.4f} nats per token,"
-            f" against the best variant {choice.best_variant} {compared(choice.best_variant)}."
+            f"{verdicts[helped]}: on report, {choice.chosen} has {losses[choice.chosen]:.4f} nats per token,"
+            f" against the best variant {choice.winner} {compared(choice.winner)}."
         )
-    lines.append(f"Against the seed ({losses[seed]:.4f}), {choice.released} has {compared(seed)}.")
+    lines.append(f"Against the seed ({losses[seed]:.4f}), {choice.chosen} has {compared(seed)}.")
     if MEAN_VARIANT in by_other:
-        lines.append(f"Against the mean of {len(choice.variants)} variants, {choice.released} has {compared(MEAN_VARIANT)}.")
+        lines.append(f"Against the mean of {len(choice.variants)} variants, {choice.chosen} has {compared(MEAN_VARIANT)}.")
     counts = {domain: sum(score.domain == domain for score in report.documents) for domain in report.domains}
     thin = [f"{domain} ({count})" for domain, count in counts.items() if count < FEW_DOCUMENTS]
     if thin:

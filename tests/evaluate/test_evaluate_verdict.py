@@ -51,8 +51,8 @@ def test_the_loss_is_macro_over_domains_and_weighted_by_tokens_inside():
 
 def test_a_better_merge_is_released_and_helped():
     choice, verdict = judged(OFFSETS)
-    assert (choice.best_variant, choice.best_merge, choice.released, choice.kind) == ("v01", "ensemble", "ensemble", "merge")
-    assert verdict.helped == "yes"
+    assert (choice.winner, choice.best_merge, choice.chosen, choice.kind) == ("v01", "ensemble", "ensemble", "merge")
+    assert verdict.merging_helped == "yes"
     assert {line.candidate: line.role for line in verdict.told} == {
         "seed": "seed", "v01": "best variant", "ensemble": "merge", "mean variant": "mean variant"}  # fmt: skip
     against = {d.against: d for d in verdict.differences}
@@ -66,8 +66,8 @@ def test_a_better_merge_is_released_and_helped():
 
 def test_a_merge_that_loses_falls_back_to_the_winner_and_says_so():
     choice, verdict = judged({**OFFSETS, "ensemble": 0.25, "consensus": 0.3})
-    assert (choice.released, choice.kind, choice.best_merge) == ("v01", "winner", "ensemble")
-    assert verdict.helped == "no"
+    assert (choice.chosen, choice.kind, choice.best_merge) == ("v01", "winner", "ensemble")
+    assert verdict.merging_helped == "no"
     assert "did not help" in verdict.sentences[0]
     assert "v01 itself" in verdict.sentences[0]
     assert {d.against for d in verdict.differences} == {"seed", "mean variant"}
@@ -75,8 +75,8 @@ def test_a_merge_that_loses_falls_back_to_the_winner_and_says_so():
 
 def test_report_never_changes_the_choice():
     choice, verdict = judged(OFFSETS, {**OFFSETS, "ensemble": 0.9})
-    assert verdict.released == choice.released == "ensemble"
-    assert verdict.helped == "no"
+    assert verdict.chosen == choice.chosen == "ensemble"
+    assert verdict.merging_helped == "no"
 
 
 def test_a_small_difference_is_unclear():
@@ -85,20 +85,20 @@ def test_a_small_difference_is_unclear():
     verdict = make_verdict(
         choice, population(ReportScores, {**near, "ensemble": 0.2}, noise=0.2, documents=8), bootstrap_samples=300
     )
-    assert verdict.helped == "unclear"
+    assert verdict.merging_helped == "unclear"
     assert "unclear" in verdict.sentences[0]
 
 
 def test_equal_merges_and_variants_go_to_the_first_and_to_the_winner():
     same = dict.fromkeys(OFFSETS, 0.2)
     choice = choose(population(SelectScores, same, noise=0.0), ["ensemble", "consensus"], ["v02", "v00"])
-    assert (choice.best_variant, choice.best_merge, choice.released) == ("v02", "ensemble", "v02")
+    assert (choice.winner, choice.best_merge, choice.chosen) == ("v02", "ensemble", "v02")
 
 
 def test_without_merges_the_winner_is_released():
     choice = choose(population(SelectScores, OFFSETS), [], ["v00", "v01"])
-    assert (choice.released, choice.best_merge) == ("v01", None)
-    assert make_verdict(choice, population(ReportScores, OFFSETS), bootstrap_samples=100).helped == "no"
+    assert (choice.chosen, choice.best_merge) == ("v01", None)
+    assert make_verdict(choice, population(ReportScores, OFFSETS), bootstrap_samples=100).merging_helped == "no"
 
 
 def test_the_mean_variant_is_told_only_where_all_variants_were_scored():
@@ -121,14 +121,24 @@ def test_scores_and_verdicts_survive_json(tmp_path):
     assert SelectScores.load(tmp_path / "select.json") == select
     with pytest.raises(EvaluationError, match="select"):
         ReportScores.load(tmp_path / "select.json")
-    for text in ("{", "[]", '{"split": "select"}', '{"split": "select", "documents": [[1]], "losses": {"x": [1.0]}}'):
+    for text in (
+        "{",
+        "[]",
+        '{"split": "select"}',
+        '{"split": "select", "candidates": {"x": [[1]]}}',
+        '{"split": "select", "candidates": {"x": [["a", 0, "1", 2]]}}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(EvaluationError):
             SelectScores.load(tmp_path / "bad.json")
     choice, verdict = judged(OFFSETS)
     assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
     again = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
-    assert (again["helped"], again["told"][0]["candidate"], again["choice"]["released"]) == ("yes", "seed", "ensemble")
+    assert (again["winner"], again["chosen"], again["merging_helped"]) == ("v01", "ensemble", "yes")
+    assert set(again["select"]["loss"]) == set(OFFSETS)
+    assert again["report"]["loss"]["ensemble"]["low"] < again["report"]["loss"]["ensemble"]["mean"]
+    assert again["report"]["difference"]["against"] == "v01"
+    assert set(again["report"]["roles"].values()) == {"seed", "best variant", "merge", "mean variant"}
     assert judged(OFFSETS)[1] == verdict
     assert judged(OFFSETS, rng_seed=5)[1] != verdict
 
@@ -162,7 +172,7 @@ def test_the_order_of_documents_and_candidates_does_not_matter():
     one = population(SelectScores, OFFSETS)
     two = SelectScores({name: list(reversed(scores)) for name, scores in reversed(one.candidates.items())})
     assert all(one.loss(name) == two.loss(name) for name in OFFSETS)
-    assert choose(one, ["ensemble"], ["v00", "v01"]).released == choose(two, ["ensemble"], ["v00", "v01"]).released
+    assert choose(one, ["ensemble"], ["v00", "v01"]).chosen == choose(two, ["ensemble"], ["v00", "v01"]).chosen
 
 
 def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():

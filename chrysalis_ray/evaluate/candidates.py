@@ -1,0 +1,83 @@
+"""Candidates: every merge that the experiment asks for, made of the variants that are good enough, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, WinnerMerge
+from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
+from chrysalis_ray.merge.run import merge_modules
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+
+MergeSpec = WinnerMerge | EnsembleMerge | ConsensusMerge
+
+
+def merge_candidates(layout: RunLayout, specs: Sequence[MergeSpec], variants: Sequence[str]) -> dict[str, Any]:
+    """Make every merge as a PEFT folder, then `merges.json`; returns its content.
+
+    A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
+    """
+    losses = read_select(layout.select_scores).losses()
+    made: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for spec in specs:
+        try:
+            made[spec.name] = write_merge(layout, spec, members_of(spec, variants, losses), losses)
+        except MergeError as error:
+            failed[spec.name] = str(error)
+            write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
+    if not made:
+        raise MergeError(f"no merge could be made: {failed}", "look at the adapters under variants/")
+    manifest = {"candidates": made, "failed": failed}
+    write_json(layout.merges_manifest, manifest)
+    return manifest
+
+
+def members_of(spec: MergeSpec, variants: Sequence[str], losses: Mapping[str, float]) -> list[str]:
+    """Who takes part in a merge: `best_share` of the variants by select loss, at least two; for the winner all compete."""
+    share = 1.0 if isinstance(spec, WinnerMerge) else spec.best_share
+    count = max(min(2, len(variants)), round(share * len(variants)))
+    best = sorted(variants, key=lambda name: (losses[name], variants.index(name)))[:count]
+    return sorted(best, key=variants.index)
+
+
+def write_merge(layout: RunLayout, spec: MergeSpec, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
+    """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
+    adapters = [read_adapter(layout.adapter(name)) for name in members]
+    zero = read_adapter(layout.seed)
+    merged = merge_modules(
+        spec,
+        [adapter.factors for adapter in adapters],
+        [adapter.scale for adapter in adapters],
+        zero.factors,
+        zero.scale,
+        [losses[name] for name in members],
+        max(adapter.rank for adapter in adapters),
+    )
+    result = AdapterWeights(
+        base_model=zero.base_model,
+        revision=zero.revision,
+        rank=merged.rank,
+        alpha=float(merged.rank),
+        use_rslora=False,
+        targets=zero.targets,
+        factors=merged.factors,
+    )
+    return {
+        **merged.to_json(),
+        "method": spec.method,
+        "spec": spec.model_dump(mode="json"),
+        "weights": dict(zip(members, merged.weights, strict=True)),
+        "sha256": write_adapter(layout.merge(spec.name), result),
+    }
+
+
+def choice_on_select(layout: RunLayout, variants: Sequence[str]) -> Choice:
+    """What the select split chooses: the best merge if it beats the best variant, else the best variant."""
+    entries = read_json(layout.merges_manifest)["candidates"]
+    merges = [name for name, entry in entries.items() if entry["method"] != "winner"]
+    return choose(read_select(layout.select_scores), merges, variants)
