@@ -28,16 +28,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chrysalis_ray import __version__
 from chrysalis_ray.config.loading import LoadedExperiment
-from chrysalis_ray.core.errors import BodyError, MergeError, RunError, VariantLost
+from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CacheLayout, RunLayout
 from chrysalis_ray.core.records import Variant, read_json, sha256_of, write_bytes, write_json
-from chrysalis_ray.core.store import Store
 from chrysalis_ray.core.weave import Weave
 
 if TYPE_CHECKING:
     from chrysalis_ray.body.manifest import Body
     from chrysalis_ray.genome.build import Genome
-    from chrysalis_ray.seed.adapter import AdapterWeights
 
 
 class Story(Protocol):
@@ -90,12 +88,12 @@ def grow(
     if not run.layout.report_scores.exists():
         with body_for(run, base, variants, address) as body:
             train(run, variants, body)
-            judge_variants(run, variants, body)
-            merge_population(run, variants)
+            judge_variants(run, body)
+            merge_population(run)
             judge_merges(run, body)
             tell_report(run, body)
     verdict = reach_verdict(run)
-    emerge(run, genome, base, variants, verdict)
+    emerge(run, verdict)
     compare(run)
     return verdict
 
@@ -114,7 +112,7 @@ def open_run(loaded: LoadedExperiment, runs: Path, name: str | None, story: Stor
         manifest = read_json(layout.run_manifest)
         if manifest["experiment_sha256"] != resolved["sha256"]:
             raise RunError(
-                f"{root} holds another experiment ({manifest['experiment_sha256'][:12]}, this one is {resolved['sha256'][:12]})",
+                f"{root} holds another experiment: {manifest['experiment_sha256'][:12]}, not {resolved['sha256'][:12]}",
                 "give this one another --name, or move that folder away; nothing in it was touched",
             )
         story.stage("run", f"found {root}, going on")
@@ -240,12 +238,13 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
 
 
 def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
+    from chrysalis_ray.population.harvest import harvest_population
     from chrysalis_ray.population.listener import PopulationListener
     from chrysalis_ray.population.tune_run import run_population
     from chrysalis_ray.report.metrics import append_metrics, read_metrics
 
     if run.layout.population_manifest.exists():
-        return run.story.stage("train", "done before")
+        return
     told = {(row["variant"], row["position"]) for row in read_metrics(run.layout.metrics)}
 
     def on_row(row: dict[str, Any]) -> None:
@@ -257,114 +256,39 @@ def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
     started = time.monotonic()
     shutil.rmtree(run.layout.tune, ignore_errors=True)  # Tune's files are transport: the cuts are the truth
     listener = PopulationListener(body.omega, on_row, run.story.conclusion)
-    run_population(run.experiment, run.layout, variants, body, listener)
+    run_population(run.experiment, variants, run.layout, body, listener)
     body.check()
-    standing = body.summary()
-    for variant_id, row in standing.items():
-        settle_variant(run, variant_id, row)
-    summary = {"variants": standing, "wall_seconds": time.monotonic() - started, **body.describe_training()}
-    write_json(run.layout.population_manifest, summary)
-
-
-def settle_variant(run: Run, variant_id: str, row: dict[str, Any]) -> None:
-    """Leave a variant's adapter as a PEFT folder; one that did not emerge rests in `failed/` with its reason."""
-    from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
-    from chrysalis_ray.seed.soul import unpack_seed
-
-    if row["state"] in ("failed", "evicted"):
-        write_json(run.layout.failed / f"{variant_id}.json", {"variant": variant_id, **row})
-    if "seed" not in row:
-        return
-    tensors, _ = unpack_seed(Store(run.layout.store).get(row["seed"]))
-    zero, settings = read_adapter(run.layout.seed), Variant.from_json(row["variant"]).hyperparameters
-    factors = {
-        module: (tensors[f"weight/{module}.lora_A"].float(), tensors[f"weight/{module}.lora_B"].float())
-        for module in zero.factors
-    }
-    adapter = AdapterWeights(
-        zero.base_model, zero.revision, settings.rank, settings.alpha, settings.use_rslora, zero.targets, factors
+    facts = body.describe()
+    harvest_population(
+        run.layout,
+        body.summary(),
+        {"wall_seconds": time.monotonic() - started, "train_seconds": facts["train_seconds"], "turns": facts["turns"]},
     )
-    row["adapter_sha256"] = write_adapter(run.layout.adapter(variant_id), adapter)
 
 
-def emerged(run: Run) -> list[str]:
-    """The variants that have an adapter worth judging, in their order. Raises VariantLost if there is none."""
-    rows = read_json(run.layout.population_manifest)["variants"]
-    names = [name for name, row in rows.items() if row["state"] in ("finished", "stopped") and "seed" in row]
-    if not names:
-        reasons = "; ".join(f"{name}: {row['state']} ({row['reason']})" for name, row in rows.items())
-        raise VariantLost(f"no variant emerged: {reasons}", f"look into {run.layout.failed}, then change the experiment")
-    return names
-
-
-def judge_variants(run: Run, variants: Sequence[Variant], body: Body) -> None:
+def judge_variants(run: Run, body: Body) -> None:
     from chrysalis_ray.body.turn import Candidate
+    from chrysalis_ray.population.harvest import emerged
 
     if run.layout.select_scores.exists():
         return
-    names = emerged(run)
+    names = emerged(run.layout)
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
     scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
     write_json(run.layout.select_scores, {"split": "select", "candidates": scores})
     run.story.stage("judge", f"{len(names)} variants and the seed on the select split")
 
 
-def merge_population(run: Run, variants: Sequence[Variant]) -> None:
-    """Every merge of the experiment as a PEFT folder; one that cannot be made is noted with its reason."""
+def merge_population(run: Run) -> None:
+    from chrysalis_ray.evaluate.candidates import merge_candidates
+    from chrysalis_ray.population.harvest import emerged
+
     if run.layout.merges_manifest.exists():
         return
-    losses = select_losses(run)
-    made: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    for spec in run.experiment.merge:
-        try:
-            made[spec.name] = write_merge(run, spec, members_of(spec, emerged(run), losses), losses)
-        except MergeError as error:
-            failed[spec.name] = str(error)
-            write_json(run.layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
-    if not made:
-        raise MergeError(f"no merge could be made: {failed}", "look at the adapters under variants/")
-    write_json(run.layout.merges_manifest, {"candidates": made, "failed": failed})
+    made = merge_candidates(run.layout, run.experiment.merge, emerged(run.layout))["candidates"]
+    for name, entry in made.items():
+        run.record("population.merge", {"name": name, "weights": entry["weights"], "sha256": entry["sha256"]})
     run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
-
-
-def members_of(spec: Any, names: Sequence[str], losses: dict[str, float]) -> list[str]:
-    """Who takes part in a merge: `best_share` of the variants by select loss, at least two; all for the winner to win."""
-    share = getattr(spec, "best_share", 1.0)
-    count = max(min(2, len(names)), round(share * len(names)))
-    best = sorted(names, key=lambda name: (losses[name], name))[:count]
-    return sorted(best)
-
-
-def write_merge(run: Run, spec: Any, members: Sequence[str], losses: dict[str, float]) -> dict[str, Any]:
-    from chrysalis_ray.merge.run import merge_modules
-    from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
-
-    adapters = [read_adapter(run.layout.adapter(name)) for name in members]
-    zero = read_adapter(run.layout.seed)
-    merged = merge_modules(
-        spec,
-        [adapter.factors for adapter in adapters],
-        [adapter.scale for adapter in adapters],
-        zero.factors,
-        zero.scale,
-        [losses[name] for name in members],
-        max(adapter.rank for adapter in adapters),
-    )
-    weights = dict(zip(members, merged.weights, strict=True))
-    entry = {**merged.to_json(), "method": spec.method, "spec": spec.model_dump(mode="json"), "weights": weights}
-    result = AdapterWeights(
-        zero.base_model, zero.revision, merged.rank, float(merged.rank), False, zero.targets, merged.factors
-    )
-    entry["sha256"] = write_adapter(run.layout.merge(spec.name), result)
-    run.record("population.merge", {"name": spec.name, "weights": weights, "sha256": entry["sha256"]})
-    return entry
-
-
-def select_losses(run: Run) -> dict[str, float]:
-    from chrysalis_ray.evaluate.verdict import read_select
-
-    return read_select(run.layout.select_scores).losses()
 
 
 def judge_merges(run: Run, body: Body) -> None:
@@ -383,11 +307,62 @@ def judge_merges(run: Run, body: Body) -> None:
 def tell_report(run: Run, body: Body) -> None:
     """Score what will be told on the report split: the seed, every variant and the one that was chosen."""
     from chrysalis_ray.body.turn import Candidate
+    from chrysalis_ray.evaluate.candidates import choice_on_select
+    from chrysalis_ray.population.harvest import emerged
 
-    chosen = choice(run).chosen
-    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in emerged(run))]
+    names = emerged(run.layout)
+    chosen = choice_on_select(run.layout, names).chosen
+    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
     if chosen not in {candidate.name for candidate in candidates}:
         candidates.append(Candidate(chosen, str(run.layout.merge(chosen))))
     scores = body.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
     write_json(run.layout.report_scores, {"split": "report", "candidates": scores})
     run.story.stage("report", f"{len(candidates)} candidates told on the report split")
+
+
+# verdict, imago, comparison -----------------------------------------------------------------------------------------
+
+
+def reach_verdict(run: Run) -> dict[str, Any]:
+    from chrysalis_ray.evaluate.candidates import choice_on_select
+    from chrysalis_ray.evaluate.verdict import make_verdict, read_report
+    from chrysalis_ray.population.harvest import emerged
+
+    judging = run.experiment.evaluate
+    verdict = make_verdict(
+        choice_on_select(run.layout, emerged(run.layout)),
+        read_report(run.layout.report_scores),
+        bootstrap_samples=judging.bootstrap_samples,
+        confidence=judging.confidence,
+        rng_seed=run.experiment.rng_seed,
+    ).to_json()
+    write_json(run.layout.verdict, verdict)
+    for sentence in verdict["sentences"]:
+        run.story.stage("verdict", sentence)
+    return verdict
+
+
+def emerge(run: Run, verdict: dict[str, Any]) -> None:
+    """The chosen adapter with its card and its lineage: a PEFT folder that needs nothing of this package."""
+    from chrysalis_ray.report.card import imago_card
+    from chrysalis_ray.report.lineage import lineage
+    from chrysalis_ray.seed.adapter import read_adapter, write_adapter
+
+    chosen, merged = verdict["chosen"], verdict["kind"] == "merge"
+    adapter = read_adapter(run.layout.merge(chosen) if merged else run.layout.adapter(chosen))
+    write_adapter(run.layout.imago, adapter, card=imago_card(run.layout.root))
+    write_json(run.layout.lineage, lineage(run.layout.root))
+    run.record("imago", {"chosen": chosen, "kind": verdict["kind"]})
+    run.story.stage("imago", f"{chosen} in {run.layout.imago}")
+
+
+def compare(run: Run) -> None:
+    """W&B runs inside the run directory and one HTML page."""
+    from chrysalis_ray.report.html import write_report
+    from chrysalis_ray.report.tracking import track_run
+
+    tracking = run.experiment.tracking
+    if tracking.wandb != "disabled":
+        track_run(run.layout.root, tracking.wandb, tracking.project, tracking.entity, tracking.tags)
+    page = write_report(run.layout.root)
+    run.story.stage("compare", f"{page}")

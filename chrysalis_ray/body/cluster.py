@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.core.errors import BodyError
@@ -48,7 +49,7 @@ def joined(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, _system_config=dict(HEALTH), **quiet)

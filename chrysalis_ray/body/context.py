@@ -30,7 +30,7 @@ class BodyContext:
         rank, world = train.get_world_rank(), train.get_world_size()
         omega = ray.get_actor(omega_name, namespace=namespace)
         node = ray.get_runtime_context().get_node_id()
-        epoch = [ray.get(omega.hello.remote(world, os.getpid(), node))] if rank == 0 else [0]
+        epoch: list[Any] = [ray.get(omega.hello.remote(world, os.getpid(), node))] if rank == 0 else [0]
         if world > 1:
             import torch.distributed
 

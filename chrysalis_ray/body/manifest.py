@@ -32,8 +32,8 @@ def awaken_omega(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)(Omega)
-    omega = actor.options(name=name).remote(str(store), str(weave), list(variants), slots, linger_seconds)
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
+    omega = ray.remote(Omega).options(**options).remote(str(store), str(weave), list(variants), slots, linger_seconds)
     ray.get(omega.start.remote())
     return omega
 

@@ -7,7 +7,7 @@ signatures tell changes apart: a *structural* change needs another body, a *cosm
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.core.records import sha256_of
@@ -26,7 +26,7 @@ class Morphology:
     zero_stage: int = 0
     offload: str = "none"
     precision: str = "fp32"
-    lanes: str = "compacted"
+    lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
     threads: int | None = None
 

@@ -99,12 +99,15 @@ def grow(plan: BodyPlan) -> Flesh:
     from chrysalis_ray.training.base import load_base
     from chrysalis_ray.training.engine import make_engine
     from chrysalis_ray.training.pack import Pack
+    from chrysalis_ray.training.trunk import checkpoint_activations
 
     morphology = plan.morphology
     if morphology.threads is not None:
         torch.set_num_threads(morphology.threads)
     device = worker_device(morphology)
     model = load_base(visible(plan.base_folder), morphology.precision)
+    if morphology.activation_checkpointing:
+        checkpoint_activations(model)
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device)
     pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes)
     return Flesh(
@@ -135,7 +138,7 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
 
     slots = settle(flesh, turn.work)
     started = time.perf_counter()
-    metrics = train_chunk(flesh.pack, slots, flesh.tokens, turn.work[0].variant.chunk_steps)
+    metrics = train_chunk(flesh.pack, slots, flesh.tokens, turn.work[0].variant.chunk_steps, flesh.plan.rows_per_microstep)
     seconds = time.perf_counter() - started
     scores = score_rows(flesh.pack, slots, flesh.tokens, "select", flesh.plan.rows_per_report)
     outcomes = []
@@ -212,7 +215,7 @@ def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float
             load_candidate(flesh, slot, candidate)
         by_slot = score_rows(flesh.pack, slots, flesh.tokens, turn.split, turn.rows_per_domain)
         for slot, candidate in zip(slots, pack, strict=True):
-            scores[candidate.name] = [(s.domain, s.document, s.loss_sum, s.tokens) for s in by_slot[slot]]
+            scores[candidate.name] = [(s.domain, int(s.document), s.loss_sum, s.tokens) for s in by_slot[slot]]
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Candidates: every merge that the experiment asks for, made of the variants that are good enough, and the choice among them."""
+"""Candidates: every merge that the experiment asks for, made of variants that are good enough, and the choice among them."""
 
 from __future__ import annotations
 

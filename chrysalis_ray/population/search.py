@@ -47,7 +47,7 @@ def mutations(population: Population) -> dict[str, Any]:
     usual = {"learning_rate": (1e-5, 1e-2), "weight_decay": (1e-4, 1e-1), "clip": (0.1, 10.0)}
     spec = population.scheduler
     assert isinstance(spec, Pbt)
-    result = {}
+    result: dict[str, Any] = {}
     for name in spec.mutate:
         written = getattr(population.search, name)
         if written is None:

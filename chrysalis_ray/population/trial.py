@@ -24,13 +24,18 @@ TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 class VariantTrial(tune.Trainable):
     """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `variant` and what Tune may change."""
 
+    omega: Any
+    variant: Variant
+    position: str
+    chunk: int
+
     def setup(self, config: dict[str, Any]) -> None:
         self.omega = ray.get_actor(config["omega"], namespace=config["namespace"])
         self._become(config)
 
     def _become(self, config: dict[str, Any]) -> None:
         # An exploit copies the donor's whole config; who this trial is was settled when Tune first started it.
-        variant_id = ray.get(self.omega.identify.remote(self.trial_id, config["variant"]))
+        variant_id: str = ray.get(self.omega.identify.remote(self.trial_id, config["variant"]))
         self.variant = Variant.from_json(read_json(Path(config["variants"]) / variant_id / "variant.json"))
         self.position = first_position(self.variant)
         self.chunk = 0

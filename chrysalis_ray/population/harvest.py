@@ -1,0 +1,56 @@
+"""Harvest: what is left of every variant when the population is done, as files anyone can open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chrysalis_ray.core.errors import VariantLost
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import Variant, read_json, write_json
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.seed.soul import unpack_seed
+
+
+def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]], facts: Mapping[str, Any]) -> None:
+    """Every variant's adapter as a PEFT folder, then `population.json`. `standing` is omega's summary.
+
+    A variant that failed or was evicted also rests in `failed/` with its reason.
+    """
+    zero = read_adapter(layout.seed)
+    for variant_id, row in standing.items():
+        if row["state"] in ("failed", "evicted"):
+            write_json(layout.failed / f"{variant_id}.json", {"variant_id": variant_id, **row})
+        if "seed" in row:
+            row["adapter_sha256"] = write_adapter(layout.adapter(variant_id), adapter_of(layout, row, zero))
+    write_json(layout.population_manifest, {"variants": standing, **facts})
+
+
+def adapter_of(layout: RunLayout, row: Mapping[str, Any], zero: AdapterWeights) -> AdapterWeights:
+    """The adapter in a variant's newest seed. Raises StoreCorrupt when its bytes do not match their hash."""
+    tensors, _ = unpack_seed(Store(layout.store).get(row["seed"]))
+    settings = Variant.from_json(row["variant"]).hyperparameters
+    factors = {
+        module: (tensors[f"weight/{module}.lora_A"].float(), tensors[f"weight/{module}.lora_B"].float())
+        for module in zero.factors
+    }
+    return AdapterWeights(
+        base_model=zero.base_model,
+        revision=zero.revision,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        use_rslora=settings.use_rslora,
+        targets=zero.targets,
+        factors=factors,
+    )
+
+
+def emerged(layout: RunLayout) -> list[str]:
+    """The variants that have an adapter worth judging, in their order. Raises VariantLost if there is none."""
+    rows = read_json(layout.population_manifest)["variants"]
+    names = [name for name, row in rows.items() if row["state"] in ("finished", "stopped") and "seed" in row]
+    if not names:
+        reasons = "; ".join(f"{name}: {row['state']} ({row['reason']})" for name, row in rows.items())
+        raise VariantLost(f"no variant emerged: {reasons}", f"look into {layout.failed}, then change the experiment")
+    return names
