@@ -26,6 +26,7 @@ __all__ = ["LoadedExperiment", "experiment_schema", "load_blueprint", "load_expe
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MAX_PROBLEMS = 50
 SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
 
 
@@ -156,4 +157,6 @@ def _neighbours(path: Path) -> str:
 def _refusal(path: Path, problems: Sequence[str]) -> ConfigError:
     unique = tuple(dict.fromkeys(problems))
     count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
+    if len(unique) > MAX_PROBLEMS:
+        unique = (*unique[:MAX_PROBLEMS], f"... and {len(unique) - MAX_PROBLEMS} more")
     return ConfigError("\n  ".join((f"{count} in {path}:", *unique)), problems=unique)

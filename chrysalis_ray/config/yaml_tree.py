@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-MAX_BYTES = 128 * 1024
-MAX_NODES = 10_000  # with every alias counted as what it stands for
+MAX_BYTES = 64 * 1024
+MAX_NODES = 5_000  # with every alias counted as what it stands for
 MAX_DEPTH = 32
 MAX_DIGITS = 64
 
@@ -164,6 +164,7 @@ class _Builder:
         self.anchors: dict[str, Node] = {}
         self.problems: list[str] = []
         self.documents = 0
+        self.nodes = 0
 
     def locate(self, mark: Any) -> str:
         if not self.by_line:
@@ -234,6 +235,9 @@ class _Builder:
             raise YamlRefused(where, f"tag '{tag}' is not allowed; write plain text, numbers, lists and mappings")
 
     def _place(self, node: Node, where: str) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise YamlRefused(where, f"more than {MAX_NODES} nodes are too many for a file that a person writes")
         if not self.stack:
             self.root = node
             return

@@ -279,7 +279,7 @@ def _notes(loaded: LoadedExperiment, shape: ModelShape | None, time: Time | None
     if time is not None:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0))
     if (body.slots or 1) > variants:
-        notes.append(f"{body.slots} slots for {variants} variants: {(body.slots or 1) - variants} stay empty and cost nothing")
+        notes.append(f"{body.slots} slots for {variants} variants: {(body.slots or 1) - variants} stay empty")
     if unused:
         notes.append(f"{unused:,} tokens per variant are left over: chunks are whole optimizer steps, and reports whole chunks")
     return notes
