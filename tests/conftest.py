@@ -33,9 +33,9 @@ def write_tiny_base(folder: Path, *, hidden_size: int = 48, tie_word_embeddings:
         show_progress=False,
     )
     tokenizer.train_from_iterator(library_text(), trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(
+        folder
+    )
     config = Qwen3Config(
         vocab_size=512,
         hidden_size=hidden_size,

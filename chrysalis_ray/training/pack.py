@@ -117,7 +117,7 @@ class Pack:
     def clone(self, source: int, target: int, variant: Variant) -> None:
         """Make `variant` in slot `target` a full copy of what slot `source` holds: weights, moments, position."""
         if source == target:
-            return self.reconfigure(target, variant)
+            raise ValueError(f"slot {source} cannot be cloned into itself: reconfigure it")
         self.place(target, variant, *self._snapshot(source))
 
     def reconfigure(self, slot: int, variant: Variant) -> None:

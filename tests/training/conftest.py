@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from texts import TextTokens, text_tokens
+from training_texts import TextTokens, text_tokens
 
 
 @pytest.fixture(scope="session")

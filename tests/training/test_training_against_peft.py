@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from texts import LENGTH, PROJECTIONS, STEPS, TextTokens, fresh_adapter, new_pack, place_fresh, variant, weights
+from training_texts import LENGTH, PROJECTIONS, STEPS, TextTokens, fresh_adapter, new_pack, place_fresh, variant, weights
 
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.base import load_base
@@ -38,9 +38,7 @@ def train_alone(base: Path, pack: Pack, variant: Variant, tokens: TextTokens, dt
         layer.lora_A["default"].weight.data = start[f"weight/{name}.lora_A"][: hyper.rank].to(dtype)
         layer.lora_B["default"].weight.data = start[f"weight/{name}.lora_B"][:, : hyper.rank].clone().to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(
-        parameters, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon, weight_decay=hyper.weight_decay
-    )
+    adamw = torch.optim.AdamW(parameters, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon, weight_decay=hyper.weight_decay)
     feed = Feed(variant, tokens)
     for step in range(STEPS):
         rows = tokens.batch(feed.step(step).rows, "train")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from texts import TextTokens, distance, fresh_adapter, new_pack, place_fresh, same, variant, weights
+from training_texts import TextTokens, distance, fresh_adapter, new_pack, place_fresh, same, variant, weights
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.pack import Pack

@@ -1,0 +1,147 @@
+"""A small base grown on this machine: tokenizer and weights from the train split of the genome, nothing else.
+
+It is what lets the whole program run in minutes with no network and no GPU. Every domain gives the same number of tokens,
+so that the base prefers none and the variants' mixes have something to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from chrysalis_ray.config.blueprint import EmbeddedBase
+from chrysalis_ray.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from chrysalis_ray.genome.build import Genome
+
+RECIPE = 1  # raise it when the same spec would grow another base
+END = "<|endoftext|>"
+LENGTH = 128  # tokens in a row of pre-training
+ROWS = 8  # rows in a step
+CHARACTERS = 400_000  # of each domain, for the tokenizer
+CHOICE = 4  # times the tokens needed are read of each domain, and rows drawn from them
+
+
+def grow(spec: EmbeddedBase, genome: Genome, rng_seed: int, folder: Path, progress: Callable[[str], None]) -> None:
+    """Train a tokenizer and a Qwen3 of `spec` and save both to `folder`. The same arguments give the same base here."""
+    from transformers import PreTrainedTokenizerFast
+
+    progress(f"training a tokenizer of {spec.vocabulary} tokens on {len(genome.domains)} domains")
+    tokenizer = train_tokenizer(genome, spec.vocabulary)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng_seed)
+        model = build(spec, tokenizer.token_to_id(END))
+        steps = spec.pretrain_tokens // (ROWS * LENGTH)
+        if steps:
+            rows = training_rows(genome, tokenizer, steps * ROWS, rng_seed)
+            pretrain(model, rows, spec.pretrain_learning_rate, progress)
+    model.save_pretrained(folder)
+
+
+def train_tokenizer(genome: Genome, vocabulary: int) -> Tokenizer:
+    """A byte-level BPE: no text is out of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text for domain in genome.domains for text in _head(genome, domain)), trainer)
+    return tokenizer
+
+
+def _head(genome: Genome, domain: str) -> Iterator[str]:
+    """Train texts of a domain, up to the characters that the tokenizer needs."""
+    left = CHARACTERS
+    for document in genome.documents(domain, "train"):
+        yield document.text[:left]
+        left -= len(document.text)
+        if left <= 0:
+            return
+
+
+def build(spec: EmbeddedBase, end_id: int) -> nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=spec.vocabulary,
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            num_key_value_heads=spec.key_value_heads,
+            head_dim=spec.head_size,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+        )
+    )
+
+
+def training_rows(genome: Genome, tokenizer: Tokenizer, count: int, rng_seed: int) -> Tensor:
+    """`count` rows of LENGTH + 1 tokens, the domains in equal parts and mixed, int64. Small domains are read again."""
+    generator = torch.Generator().manual_seed(rng_seed)
+    shares = []
+    for number, domain in enumerate(genome.domains):
+        wanted = count // len(genome.domains) + (number < count % len(genome.domains))
+        pieces = torch.tensor(list(islice(_pieces(genome, tokenizer, domain), wanted * CHOICE)), dtype=torch.int64)
+        if wanted and not len(pieces):
+            raise ModelError(
+                f"domain {domain!r} has no {LENGTH + 1} tokens of training text to grow a base on",
+                "add text to it, or use a pretrained base",
+            )
+        order = torch.cat([torch.randperm(len(pieces), generator=generator) for _ in range(-(-wanted // max(1, len(pieces))))])
+        shares.append(pieces[order[:wanted]])
+    rows = torch.cat(shares)
+    return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def _pieces(genome: Genome, tokenizer: Tokenizer, domain: str) -> Iterator[list[int]]:
+    """The train documents of a domain, end to end, cut into rows."""
+    end, pending = tokenizer.token_to_id(END), list[int]()
+    for document in genome.documents(domain, "train"):
+        pending += [*tokenizer.encode(document.text).ids, end]
+        whole = len(pending) // (LENGTH + 1) * (LENGTH + 1)
+        for start in range(0, whole, LENGTH + 1):
+            yield pending[start : start + LENGTH + 1]
+        pending = pending[whole:]
+
+
+def pretrain(model: nn.Module, rows: Tensor, learning_rate: float, progress: Callable[[str], None]) -> None:
+    """One pass of AdamW over `rows`, ROWS at a time, with warmup and cosine decay to a tenth."""
+    steps = len(rows) // ROWS
+    adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    model.train()
+    for step in range(steps):
+        batch = rows[step * ROWS : (step + 1) * ROWS]
+        warm = min(1.0, (step + 1) / max(1, steps // 10))
+        adamw.param_groups[0]["lr"] = learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        logits = model(input_ids=batch[:, :-1]).logits
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        adamw.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        if (step + 1) % max(1, steps // 5) == 0:
+            progress(f"pre-training the base: step {step + 1} of {steps}, loss {loss.item():.2f}")
+    model.eval()
