@@ -20,9 +20,9 @@ FROZEN = {
 }
 
 
-def surface(command: object, path: str = "") -> dict[str, list[str]]:
+def surface(command: object, path: str = "", parent: object = None) -> dict[str, list[str]]:
     """Every command below `command` with its arguments first and its flags sorted."""
-    context = command.make_context(path or "chrysalis", [], resilient_parsing=True)
+    context = command.make_context(path, [], parent=parent, resilient_parsing=True)
     parameters = command.get_params(context)
     arguments = [
         parameter.metavar or parameter.name.upper() for parameter in parameters if parameter.param_type_name == "argument"
@@ -30,7 +30,7 @@ def surface(command: object, path: str = "") -> dict[str, list[str]]:
     flags = sorted(flag for parameter in parameters if parameter.param_type_name == "option" for flag in parameter.opts)
     found = {path: [*arguments, *flags]}
     for name, child in getattr(command, "commands", {}).items():
-        found |= surface(child, f"{path} {name}".strip())
+        found |= surface(child, f"{path} {name}".strip(), context)
     return found
 
 

@@ -67,7 +67,9 @@ def test_json_is_json() -> None:
 
 
 def test_a_plan_that_does_not_fit_exits_3() -> None:
-    done = chrysalis("plan", QUICKSTART, "--set", "body.workers=4", "--set", "body.gpus_per_worker=16")
+    huge = ["blueprint.base.hidden_size=4096", "blueprint.base.intermediate_size=16384", "blueprint.base.layers=64",
+            "blueprint.lora.rank=1024", "population.variants=512", "body.slots=512"]  # fmt: skip
+    done = chrysalis("plan", QUICKSTART, *(word for patch in huge for word in ("--set", patch)))
     assert done.returncode == 3
     assert "does not fit" in done.stdout
 
