@@ -56,6 +56,7 @@ def locate(tree: Node, path: Location) -> str:
 def problems_of(error: ValidationError, tree: Node, model: type[BaseModel], home: str) -> list[str]:
     """One line per mistake in the file that `tree` was read from. `home` is ``experiment`` or ``blueprint``."""
     lines: dict[Location, str] = {}
+    missing: set[Location] = set()
     for detail in error.errors(include_url=False, include_context=True):
         location: Location = detail["loc"]
         if _is_echo(detail):
@@ -63,8 +64,13 @@ def problems_of(error: ValidationError, tree: Node, model: type[BaseModel], home
         path = written_path(tree, location)
         if detail["type"] == "union_tag_invalid":
             path = (*path, detail["ctx"]["discriminator"].strip("'"))
+        if detail["type"] == "missing":
+            missing.add(path)
         what = _explain(dict(detail), path, _owner(model, location), model, home)
         lines.setdefault(path, problem_at(tree, path, what))
+    for path in missing:  # a key that is misspelt is not missing as well
+        if any(other[:-1] == path[:-1] and f"did you mean {path[-1]!r}" in line for other, line in lines.items()):
+            del lines[path]
     return list(lines.values())
 
 

@@ -57,6 +57,13 @@ def test_all_problems_of_both_files_come_at_once(good: Path) -> None:
     assert str(caught.value).startswith(f"3 problems in {good}:")
 
 
+def test_a_misspelt_key_is_not_called_missing_as_well(good: Path) -> None:
+    good.write_text(EXPERIMENT.replace("variants: 4", "varients: 4"))
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(good)
+    assert len(caught.value.problems) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
