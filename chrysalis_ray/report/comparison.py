@@ -171,7 +171,7 @@ def read_run(root: Path) -> Comparison:
     scores = _Scores.read(layout)
     genome = genome_summary(layout.genome)
     population = public_manifest(layout.population_manifest) or {}
-    variants = _variants(layout, population, scores, tokens_by_domain(layout, genome))
+    variants = _variants(layout, population, scores, tokens_by_domain(layout))
     return Comparison(
         root=str(layout.root),
         name=str(run.get("name", layout.root.name)),
@@ -316,12 +316,13 @@ def _shares(levels: Mapping[str, float]) -> dict[str, float]:
     return {domain: level / total for domain, level in sorted(levels.items()) if level > 0} if total > 0 else {}
 
 
-def tokens_by_domain(layout: RunLayout, genome: GenomeSummary | None) -> dict[str, float]:
+def tokens_by_domain(layout: RunLayout) -> dict[str, float]:
     """Training tokens by domain; bytes where the genome was not tokenised yet. Only their ratios matter here."""
     tokenised = mapping((public_manifest(layout.tokens / "manifest.json") or {}).get("domains"))
     counts = {domain: number(mapping(mapping(value).get("train")).get("tokens")) for domain, value in tokenised.items()}
     if counts and all(counts.values()):
         return {domain: count for domain, count in counts.items() if count}
+    genome = genome_summary(layout.genome)
     return {domain: float(value.train_bytes) for domain, value in (genome.domains if genome else {}).items()}
 
 

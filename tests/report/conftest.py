@@ -39,14 +39,14 @@ def _losses(name: str, index: int | None) -> dict[str, float]:
     return {domain: _skill(index, domain) for domain in DOMAINS}
 
 
-def _variant(index: int, seed_sha256: str, base_sha256: str) -> Variant:
+def _variant(index: int, genome_id: str, seed_sha256: str, base_sha256: str) -> Variant:
     home = DOMAINS[index % len(DOMAINS)]
     return Variant(
         variant_id=f"v{index:03d}-{home}",
         index=index,
         rng_seed=100 + index,
         seed_sha256=seed_sha256,
-        genome_id="9" * 64,
+        genome_id=genome_id,
         base_sha256=base_sha256,
         hyperparameters=Hyperparameters(rank=(4, 8, 16)[index % 3], learning_rate=1e-3 * 1.4 ** (index - 3)),
         epigenome=Epigenome({domain: 4.0 if domain == home else 1.0 for domain in DOMAINS}),
@@ -58,7 +58,7 @@ def _variant(index: int, seed_sha256: str, base_sha256: str) -> Variant:
     )
 
 
-def _write_genome_manifest(layout: RunLayout, shard_sha256: str) -> None:
+def _write_genome_manifest(layout: RunLayout, shard_sha256: str) -> str:
     content = {
         "format": 1,
         "merkle_root": "5" * 64,
@@ -73,10 +73,12 @@ def _write_genome_manifest(layout: RunLayout, shard_sha256: str) -> None:
         },
     }
     shards = {"shards/code-train.parquet": {"sha256": shard_sha256, "bytes": 28, "rows": 1}}
+    genome_id = sha256_of(content)
     write_json(
         layout.genome / "manifest.json",
-        {"genome_id": sha256_of(content), "created": "2026-11-20T09:30:01Z", "shards": shards, "content": content},
+        {"genome_id": genome_id, "created": "2026-11-20T09:30:01Z", "shards": shards, "content": content},
     )
+    return genome_id
 
 
 def write_branch(layout: RunLayout) -> list[Variant]:
@@ -107,7 +109,7 @@ def write_branch(layout: RunLayout) -> list[Variant]:
     write_bytes(layout.experiment_yaml, b"# chrysalis run experiments/quickstart.yaml\nname: quickstart\nblueprint: tiny\n")
     shard = b"PAR1 text of the genome PAR1"
     write_bytes(layout.genome / "shards" / "code-train.parquet", shard)
-    _write_genome_manifest(layout, hashlib.sha256(shard).hexdigest())
+    genome_id = _write_genome_manifest(layout, hashlib.sha256(shard).hexdigest())
     write_json(
         layout.base_manifest,
         {
@@ -122,7 +124,7 @@ def write_branch(layout: RunLayout) -> list[Variant]:
         },
     )
     seed_sha256 = _adapter(layout.seed, "seed")
-    variants = [_variant(index, seed_sha256, base_sha256) for index in range(8)]
+    variants = [_variant(index, genome_id, seed_sha256, base_sha256) for index in range(8)]
     for variant in variants:
         write_json(layout.variant(variant.variant_id), variant.to_json())
     write_json(layout.branch_manifest, {"variants": [variant.variant_id for variant in variants]})
