@@ -10,9 +10,12 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from types import ModuleType
+
+BOUND_ARGUMENT = re.compile(r"\(\$\w+(?:, /)?(?:, )?")  # of ``($self, /, key)`` only ``(key)`` is for the reader
 
 
 def compiled_modules() -> list[str]:
@@ -36,8 +39,9 @@ def headed(name: str, thing: object) -> str | None:
     text = getattr(thing, "__doc__", None)
     if not isinstance(text, str) or not text.strip():
         return None
-    signature = getattr(thing, "__text_signature__", None)
-    return f"{name}{signature if isinstance(signature, str) else ''}\n\n{inspect.cleandoc(text)}\n"
+    signature = getattr(thing, "__text_signature__", None) or ""
+    shown = BOUND_ARGUMENT.sub("(", signature) if isinstance(signature, str) else ""
+    return f"{name}{shown}\n\n{inspect.cleandoc(text)}\n"
 
 
 def entries(module: ModuleType) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,13 +49,18 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Ite
         )
 
 
+def _located(path: str, relative_to: Path) -> Path:
+    """Where a written path lies: relative to the experiment's folder, ``~`` being the user's home."""
+    return relative_to / Path(path).expanduser()
+
+
 # folder -------------------------------------------------------------------------------------------------------------
 
 
 def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per file that matches `glob`, in hash order. Counts ``not_text``, ``empty``, ``outside`` (a link that leads
     out of the folder) and ``unreadable``."""
-    root = (relative_to / source.path).expanduser()
+    root = _located(source.path, relative_to)
     if not root.is_dir():
         raise GenomeError(f"domain {source.domain!r}: {root} is no folder", "paths are relative to the experiment file")
     real_root = root.resolve()
@@ -121,7 +127,7 @@ def read_jsonl(source: JsonlSource, relative_to: Path, skipped: Counter[str]) ->
 
     Raises GenomeError naming ``file:line`` at the first line that is no JSON object, lacks `text_key`, or holds no text there.
     """
-    path = (relative_to / source.path).expanduser()
+    path = _located(source.path, relative_to)
     if not path.is_file():
         raise GenomeError(f"domain {source.domain!r}: {path} is no file", "paths are relative to the experiment file")
     documents = _lines(path, source, skipped)
@@ -181,17 +187,16 @@ def _document(text: str, key: str, where: str, source: JsonlSource | DatasetSour
 
 def read_dataset(source: DatasetSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per row of a Hugging Face data set: a folder on this machine (data files, or one written by
-    `save_to_disk`) if `path` is one, else the hub. No code of the data set is ever run. A capped set of the hub is streamed
-    from its beginning, so that a megabyte of a terabyte costs a megabyte. Counts ``empty``."""
-    rows = _load(source, relative_to)
-    columns = rows.column_names
-    if columns is not None and source.text_key not in columns:
-        raise GenomeError(
-            f"data set {source.path!r} has no column {source.text_key!r}; it has {sorted(columns)[:12]}",
-            "set `text_key` to one of them",
-        )
-    for number, row in enumerate(rows):
-        text = row.get(source.text_key)
+    `save_to_disk`) if `path` is one, else the hub. No code of the data set is ever run. Local files are read where they
+    are, without a copy in a cache; a capped set of the hub is streamed from its beginning, so that a megabyte of a terabyte
+    costs a megabyte. Counts ``empty``."""
+    for number, row in enumerate(_rows(source, relative_to)):
+        if source.text_key not in row:
+            raise GenomeError(
+                f"data set {source.path!r} has no column {source.text_key!r}; it has {sorted(row)[:12]}",
+                "set `text_key` to one of them",
+            )
+        text = row[source.text_key]
         where = f"{source.path}[{number}]"
         if text is not None and not isinstance(text, str):
             raise GenomeError(f"{where}: {source.text_key!r} is {type(text).__name__}, not text", "set `text_key` to a text")
@@ -201,19 +206,13 @@ def read_dataset(source: DatasetSource, relative_to: Path, skipped: Counter[str]
         yield _document(text, f"{source.path}#{number}", where, source)
 
 
-def _load(source: DatasetSource, relative_to: Path) -> Any:
-    """The rows of the wanted split: a `datasets.Dataset`, or an `IterableDataset` when streamed."""
+def _rows(source: DatasetSource, relative_to: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the wanted split; what `datasets` raises, at once or on the way, as GenomeError."""
     import datasets
 
-    folder = (relative_to / source.path).expanduser()
     try:
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            return _saved_split(datasets.load_from_disk(str(folder)), source)
-        if folder.is_dir():
-            return datasets.load_dataset(str(folder), source.subset, split=source.split)
-        return datasets.load_dataset(
-            source.path, source.subset, split=source.split, revision=source.revision, streaming=source.max_megabytes is not None
-        )
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from _load(source, relative_to, scratch)
     except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise GenomeError(
             f"domain {source.domain!r}: data set {source.path!r} (split {source.split!r}) cannot be read: "
@@ -223,9 +222,23 @@ def _load(source: DatasetSource, relative_to: Path) -> Any:
         ) from error
 
 
-def _saved_split(saved: Any, source: DatasetSource) -> Any:
-    if not isinstance(saved, dict):
-        return saved
-    if source.split not in saved:
-        raise ValueError(f"no split {source.split!r}; it has {sorted(saved)}")
-    return saved[source.split]
+def _load(source: DatasetSource, relative_to: Path, scratch: str) -> Any:
+    """A `datasets.Dataset`, or an `IterableDataset` when streamed. Local files are streamed; what little `datasets` writes for
+    them goes to `scratch`. Only an uncapped set of the hub fills the user's cache."""
+    import datasets
+
+    folder = _located(source.path, relative_to)
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(folder))
+        if not isinstance(saved, dict):
+            return saved
+        if source.split not in saved:
+            raise ValueError(f"no split {source.split!r}; it has {sorted(saved)}")
+        return saved[source.split]
+    if folder.is_dir():
+        return datasets.load_dataset(str(folder), source.subset, split=source.split, streaming=True, cache_dir=scratch)
+    if source.path.startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"{folder} is no folder")
+    return datasets.load_dataset(
+        source.path, source.subset, split=source.split, revision=source.revision, streaming=source.max_megabytes is not None
+    )

@@ -115,9 +115,9 @@ class _Draw:
 def assign_splits(documents: Sequence[Document], groups: Mapping[str, str], select: float, report: float) -> dict[str, str]:
     """group -> split. A group's sha256, read as a fraction in [0, 1), decides: below `select`, below `select + report`, above.
 
-    Groups are lumpy and domains may be small, so corrections follow, all deterministic. A group of more than twice the bytes
-    that a held-out split should have in some domain stays in train. A domain whose held-out split has
-    less than half the wanted bytes takes groups from train, in hash order, that fit. A domain that still has an empty split
+    Groups are lumpy and domains may be small, so corrections follow, all deterministic. A group of more bytes than a held-out
+    split should have in some domain stays in train. A domain whose held-out split has less than half the wanted bytes takes
+    groups from train, in hash order, that fit. A domain that still has an empty split
     takes one group from its fullest split, so three groups suffice. Raises GenomeError for a domain where that is impossible.
     """
     sizes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -132,7 +132,7 @@ def assign_splits(documents: Sequence[Document], groups: Mapping[str, str], sele
     draw = _Draw(sizes, totals, {"train": 1.0 - select - report, "select": select, "report": report}, first)
     for domain, members in sizes.items():
         for group, size in members.items():
-            if draw.splits[group] != "train" and size > 2 * draw.wanted(domain, draw.splits[group]):
+            if draw.splits[group] != "train" and size > draw.wanted(domain, draw.splits[group]):
                 draw.splits[group] = "train"
     for domain in sorted(sizes):
         order = sorted(sizes[domain], key=lambda group: (fractions[group], group))

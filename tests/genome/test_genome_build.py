@@ -149,6 +149,17 @@ def test_a_shard_swapped_together_with_its_hash_is_found_by_verify(tmp_path):
         verify_genome(tmp_path / "g")
 
 
+def test_a_build_that_died_before_its_manifest_is_built_again(tmp_path):
+    write_files(tmp_path / "notes")
+    first = build_genome(spec(folder_source()), tmp_path / "g", tmp_path)
+    (tmp_path / "g" / "manifest.json").unlink()
+    (tmp_path / "g" / "shards" / "notes-train.parquet").write_bytes(b"half a shard")
+    (tmp_path / "g" / "shards" / "other-train.parquet").write_bytes(b"of another recipe")
+    assert build_genome(spec(folder_source()), tmp_path / "g", tmp_path).genome_id == first.genome_id
+    assert verify_genome(tmp_path / "g").genome_id == first.genome_id
+    assert len(list((tmp_path / "g" / "shards").iterdir())) == 3
+
+
 def test_missing_genome_and_unknown_domain(tmp_path):
     with pytest.raises(GenomeError, match=r"no manifest\.json"):
         open_genome(tmp_path)

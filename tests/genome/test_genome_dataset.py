@@ -20,6 +20,13 @@ def texts(count=20):
     return [" ".join(f"w{number}x{i}" for i in range(30)) for number in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def nothing_cached(tmp_path):
+    """Reading local files must leave nothing in the user's cache."""
+    yield
+    assert not (tmp_path / "cache").exists()
+
+
 def build(tmp_path, path, **more):
     source = {"type": "dataset", "path": path, "domain": "rows", "licence": "CC0-1.0", **more}
     return build_genome(GenomeSpec.model_validate({"sources": [source]}), tmp_path / "g", tmp_path)
@@ -56,3 +63,23 @@ def test_a_data_set_that_is_nowhere(tmp_path):
     with pytest.raises(GenomeError, match="'nobody/nothing'") as error:
         build(tmp_path, "nobody/nothing")
     assert "revision" in error.value.remedy
+    with pytest.raises(GenomeError, match="nowhere is no folder"):
+        build(tmp_path, "./nowhere")
+
+
+def test_data_files_that_are_broken(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data.parquet").write_bytes(b"PAR1 no parquet")
+    with pytest.raises(GenomeError, match="'set'"):
+        build(tmp_path, "set")
+
+
+def test_a_cap_holds_for_data_sets(tmp_path):
+    import datasets
+
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict({"text": texts(40)}).to_json(tmp_path / "set" / "data.jsonl")
+    size = max(len(text) for text in texts(40))
+    genome = build(tmp_path, "set", max_megabytes=size * 12 / 1e6)
+    assert 10 <= len(found(genome)) <= 13
+    assert found(genome) < set(texts(40))
