@@ -2,7 +2,7 @@
 
 With all B side by side and all A on top of each other, `Q_B R = qr([B_1 .. B_N])` and `Q_A R' = qr([A_1; ..; A_N]^T)`,
 
-    M_i = s_i (Q_B^T B_i) (A_i Q_A),        scale_i B_i A_i = Q_B M_i Q_A^T   exactly.
+    M_i = s_i (Q_B^T B_i) (A_i Q_A),        s_i B_i A_i = Q_B M_i Q_A^T   exactly.
 
 M_i is at most K x K with K the sum of the ranks, so that any method works on matrices of a few hundred instead of the
 dense deltas (Core Space merging, arXiv 2509.17786). The basis (Q_B, Q_A) depends on how an adapter happens to be factored;
@@ -24,11 +24,32 @@ NULL = 1e-12  # directions this much weaker than the strongest are rounding, in 
 
 
 @dataclass(frozen=True)
+class Basis:
+    """Orthonormal columns Q [D, P], kept as Householder reflectors: applied, never formed, at half the cost."""
+
+    reflectors_DP: Tensor
+    tau_P: Tensor
+
+    def apply(self, coefficients_Pk: Tensor) -> Tensor:
+        """Q coefficients, [D, k]."""
+        padded_Dk = coefficients_Pk.new_zeros(self.reflectors_DP.shape[0], coefficients_Pk.shape[1])
+        padded_Dk[: len(coefficients_Pk)] = coefficients_Pk
+        return torch.ormqr(self.reflectors_DP, self.tau_P, padded_Dk)
+
+
+def orthonormalise(columns_DK: Tensor) -> tuple[Basis, Tensor]:
+    """Q and R [P, K] of the columns, P = min(D, K); the block of R below an adapter's columns is Q^T times them."""
+    reflectors_DK, tau_P = torch.geqrf(columns_DK)
+    size = len(tau_P)
+    return Basis(reflectors_DK[:, :size], tau_P), reflectors_DK[:size].triu()
+
+
+@dataclass(frozen=True)
 class CoreSpace:
     """One module of a population. `increments_NPQ` are the cores minus the anchor's: what each adapter changed."""
 
-    left_OP: Tensor
-    right_IQ: Tensor
+    left: Basis  # of the out features, P columns
+    right: Basis  # of the in features, Q columns
     increments_NPQ: Tensor
     anchor_PQ: Tensor
 
@@ -38,23 +59,22 @@ def core_space(
 ) -> CoreSpace:
     """The core of one module. None is an adapter without this module: a delta of zero. At least one is not None."""
     blocks = [*members, anchor]
-    spoken = [_double(block) for block in blocks if block is not None and bool(block[1].any()) and bool(block[0].any())]
+    heard = [number for number, block in enumerate(blocks) if block is not None and all(bool(side.any()) for side in block)]
+    spoken = [_double(block) for number in heard if (block := blocks[number]) is not None]
     if not spoken:  # every delta is zero: one empty direction keeps the shapes
         a_ri, b_or = _double(next(block for block in blocks if block is not None))
         spoken = [(torch.zeros_like(a_ri[:1]), torch.zeros_like(b_or[:, :1]))]
-    left_OP = torch.linalg.qr(torch.cat([b_or for _, b_or in spoken], dim=1)).Q
-    right_IQ = torch.linalg.qr(torch.cat([a_ri for a_ri, _ in spoken], dim=0).T).Q
-    empty = torch.zeros(left_OP.shape[1], right_IQ.shape[1], dtype=torch.float64)
-
-    def project(block: Factors | None, scale: float) -> Tensor:
-        if block is None:
-            return empty
-        a_ri, b_or = _double(block)
-        return scale * (left_OP.T @ b_or) @ (a_ri @ right_IQ)
-
-    anchor_PQ = project(anchor, anchor_scale)
-    cores = [project(block, scale) for block, scale in zip(members, scales, strict=True)]
-    return CoreSpace(left_OP, right_IQ, torch.stack(cores) - anchor_PQ, anchor_PQ)
+    left, left_PK = orthonormalise(torch.cat([b_or for _, b_or in spoken], dim=1))
+    right, right_QK = orthonormalise(torch.cat([a_ri for a_ri, _ in spoken], dim=0).T)
+    cores = torch.zeros(len(blocks), len(left_PK), len(right_QK), dtype=torch.float64)
+    start = 0
+    for number, (a_ri, _) in zip(heard, spoken, strict=False):  # the empty direction is nobody's
+        own = slice(start, start + len(a_ri))
+        scale = scales[number] if number < len(members) else anchor_scale
+        torch.matmul(scale * left_PK[:, own], right_QK[:, own].T, out=cores[number])
+        start = own.stop
+    anchor_PQ = cores[-1]
+    return CoreSpace(left, right, cores[:-1] - anchor_PQ, anchor_PQ)
 
 
 def _double(block: Factors) -> Factors:
@@ -96,17 +116,17 @@ class Cut:
 def cut_to_rank(space: CoreSpace, merged_PQ: Tensor, rank: int) -> Cut:
     """Q_B merged Q_A^T as A [rank, in], B [out, rank] in fp32, the singular values shared evenly between both.
 
-    Optimal among all rank-R matrices in Frobenius and spectral norm; the energy lost is the sum of the squared singular
-    values cut off. Signs are fixed by the largest entry of each left vector.
+    Optimal among all rank-R matrices in Frobenius and spectral norm; the energy lost is the sum of the squared singular values
+    cut off.
     """
     left, values, right_t = torch.linalg.svd(merged_PQ, full_matrices=False)
     available = int((values > NULL * values[0]).sum()) if len(values) else 0
     kept = min(rank, available)
-    b_ok = space.left_OP @ left[:, :kept]
-    signs_k = torch.sign(b_ok.gather(0, b_ok.abs().argmax(0, keepdim=True)))[0] if kept else values[:0]
     root_k = values[:kept].sqrt()
-    b_or = torch.zeros(space.left_OP.shape[0], rank)
-    a_ri = torch.zeros(rank, space.right_IQ.shape[0])
-    b_or[:, :kept] = (b_ok * (signs_k * root_k)).to(torch.float32)
-    a_ri[:kept] = ((signs_k * root_k)[:, None] * (right_t[:kept] @ space.right_IQ.T)).to(torch.float32)
+    b_ok = space.left.apply(left[:, :kept] * root_k)
+    a_ik = space.right.apply(right_t[:kept].T * root_k)
+    b_or = torch.zeros(len(b_ok), rank)
+    a_ri = torch.zeros(rank, len(a_ik))
+    b_or[:, :kept] = b_ok
+    a_ri[:kept] = a_ik.T
     return Cut((a_ri, b_or), float((values**2).sum()), float((values[kept:] ** 2).sum()), available)

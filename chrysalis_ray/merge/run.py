@@ -131,7 +131,7 @@ def _check_module(module: str, blocks: Sequence[Factors | None]) -> None:
             continue
         if block[0].shape[0] != block[1].shape[1]:
             raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
-        if not all(bool(torch.isfinite(side).all()) for side in block):
+        if not all(math.isfinite(torch.linalg.vector_norm(side, math.inf)) for side in block if side.numel()):
             raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
 
 
