@@ -73,14 +73,18 @@ class ReplicatedEngine:
 
 
 class ShardedEngine(ReplicatedEngine):
-    """The base cut over all workers by ZeRO-3; each layer is gathered just before it is used, once for all variants."""
+    """The base cut over all workers by ZeRO-3; each layer is gathered just before it is used, once for all variants.
 
-    def __init__(self, device: torch.device, offload: str, precision: str) -> None:
+    Tensors of fewer than `persist` elements (norms, biases) stay whole: to gather them costs more than it saves.
+    """
+
+    def __init__(self, device: torch.device, offload: str, precision: str, persist: int = 100_000) -> None:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         super().__init__(device)
         self.offload = offload
         self.precision = precision
+        self.persist = persist
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         deepspeed = _deepspeed(self.device)
@@ -93,7 +97,7 @@ class ShardedEngine(ReplicatedEngine):
         return _deepspeed(self.device).zero.GatheredParameters(list(parameters))
 
     def _settings(self) -> dict[str, object]:
-        zero: dict[str, object] = {"stage": 3}
+        zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": self.persist}
         if self.offload == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
         return {

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
 from chrysalis_ray.training.base import load_base
-from chrysalis_ray.training.engine import make_engine
+from chrysalis_ray.training.engine import Engine, make_engine
 from chrysalis_ray.training.pack import Pack
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -104,10 +104,16 @@ def variant(index: int, rank: int = 4, **changes: object) -> Variant:
 
 
 def new_pack(
-    base: Path, slots: int, *, rank: int = 8, lanes: str = "compacted", dtype: torch.dtype = torch.float32, zero_stage: int = 0
+    base: Path,
+    slots: int,
+    *,
+    rank: int = 8,
+    lanes: str = "compacted",
+    dtype: torch.dtype = torch.float32,
+    engine: Engine | None = None,
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
-    engine = make_engine(zero_stage, "none", precision, "cpu")
+    engine = engine or make_engine(0, "none", precision, "cpu")
     return Pack(load_base(base, precision), PROJECTIONS, slots, rank, engine, lanes=lanes, dtype=dtype)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,55 @@
+"""One of several gloo processes of a data-parallel pack; run by the tests, not collected by them.
+
+python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...      CASE: whole | sharded | offloaded
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from training_texts import new_pack, place_fresh, text_tokens, variant
+
+from chrysalis_ray.training.engine import ReplicatedEngine, ShardedEngine
+from chrysalis_ray.training.step import train_chunk
+
+
+def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
+    """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    offload = "cpu" if case == "offloaded" else "none"
+    engine = ReplicatedEngine(cpu) if case == "whole" else ShardedEngine(cpu, offload, "fp32", persist=0)
+    pack = new_pack(base, 3, engine=engine)
+    for index in range(3):
+        place_fresh(pack, index, variant(index, rank=(8, 4, 2)[index]))
+    tokens = text_tokens(base)
+    result, losses = {}, []
+    for steps in (1, 4):
+        metrics = train_chunk(pack, [0, 1, 2], tokens, steps)  # type: ignore[arg-type]
+        losses.append([metric.train_loss for metric in metrics])
+        result.setdefault("gradient", pack.bank.gflat_SP.clone())
+    train_chunk(pack, [2, 0], tokens, 2)  # type: ignore[arg-type]
+    result["scores"] = pack.score([0, 1, 2], tokens.batch([("code", 0), ("prose", 1)], "select"))  # type: ignore[arg-type]
+    result["losses"] = torch.tensor(losses, dtype=torch.float64)
+    for slot in range(3):
+        result |= {f"{slot}/{name}": tensor for name, tensor in pack.harvest(slot)[0].items()}
+    if case != "whole":
+        parameters = list(pack._trunk.parameters())
+        result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))
+    return result
+
+
+def main(out: str, rank: str, world: str, *cases: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=int(rank), world_size=int(world))
+    for number, case in enumerate(cases):
+        kind, _, base = case.partition("=")
+        save_file(train_case(kind, Path(base)), Path(out) / f"{number}.{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

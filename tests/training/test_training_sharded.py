@@ -1,0 +1,73 @@
+"""Data-parallel workers and a ZeRO-3-sharded base: the same adapters as one worker with the whole base. Real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sharded_worker import train_case
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+Result = dict[str, torch.Tensor]
+
+
+def run(folder: Path, world: int, *cases: str) -> list[list[Result]]:
+    """What every worker ended with, per case. One set of processes trains all cases in turn."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(rank), str(world), *cases],
+            env={**environment, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [worker.communicate(timeout=300)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for worker, output in zip(workers, said, strict=True):
+        assert worker.returncode == 0, output[-3000:]
+    return [[load_file(folder / f"{case}.{rank}.safetensors") for rank in range(world)] for case in range(len(cases))]
+
+
+@pytest.fixture(scope="module")
+def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[Result]]:
+    folder = tmp_path_factory.mktemp("workers")
+    return run(folder, 2, f"whole={tiny_base}", f"sharded={tiny_base}", f"offloaded={tiny_untied_base}")
+
+
+def assert_equal(found: list[Result], expected: Result) -> None:
+    """Every worker within 1e-6 of `expected`, and all workers the same bits."""
+    for worker in found:
+        for name, value in expected.items():
+            assert (worker[name] - value).abs().max().item() <= 1e-6, name
+            assert torch.equal(worker[name], found[0][name]), name
+
+
+def test_two_workers_equal_one(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    assert_equal(two_workers[0], train_case("whole", tiny_base))
+
+
+def test_a_sharded_base_equals_a_whole_one(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    assert_equal(two_workers[1], train_case("whole", tiny_base))
+    assert all(worker["own_share"] < 0.51 for worker in two_workers[1])
+
+
+def test_an_untied_head_is_sharded_offloaded_and_gathered(two_workers: list[list[Result]], tiny_untied_base: Path) -> None:
+    assert_equal(two_workers[2], train_case("whole", tiny_untied_base))
+    assert all(worker["own_share"] < 0.51 for worker in two_workers[2])
+
+
+@pytest.mark.slow
+def test_a_worker_without_rows_takes_part_all_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    (found,) = run(tmp_path, 3, f"whole={tiny_base}")
+    assert_equal(found, train_case("whole", tiny_base))
