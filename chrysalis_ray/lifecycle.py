@@ -138,8 +138,8 @@ def seal_genome(run: Run) -> Genome:
     from chrysalis_ray.genome.build import build_genome
 
     genome = build_genome(run.experiment.genome, run.layout.genome, run.loaded.folder)
-    documents = sum(entry["documents"] for entry in genome.manifest["domains"].values())
-    megabytes = sum(entry["bytes"] for entry in genome.manifest["domains"].values()) / 1e6
+    parts = [part for splits in genome.manifest["content"]["totals"].values() for part in splits.values()]
+    documents, megabytes = sum(part["documents"] for part in parts), sum(part["bytes"] for part in parts) / 1e6
     domains = ", ".join(genome.domains)
     run.story.stage("genome", f"{documents} documents, {megabytes:.1f} MB in {domains}; id {genome.genome_id[:12]}")
     return genome
@@ -228,6 +228,7 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         omega_name=f"omega-{run.run_id}",
         namespace="",
     )
+    run.layout.store.mkdir(exist_ok=True)
     with joined(address):
         check_room(plan.morphology, address)
         omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, variants, slots)

@@ -62,7 +62,7 @@ class BodyContext:
         """Tell omega that no life of this body can do its work. Does nothing if this life is over already."""
         import ray
 
-        ray.get(self.omega.give_up.remote(self.epoch, f"{type(error).__name__}: {error}"))
+        ray.get(self.omega.give_up.remote(self.epoch, str(error)))
 
 
 def visible(path: str) -> Path:

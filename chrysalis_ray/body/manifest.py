@@ -33,7 +33,7 @@ def awaken_omega(
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
-    omega = ray.remote(Omega).options(**options).remote(str(store), str(weave), list(variants), slots, linger_seconds)
+    omega: Any = ray.remote(Omega).options(**options).remote(str(store), str(weave), list(variants), slots, linger_seconds)
     ray.get(omega.start.remote())
     return omega
 
@@ -51,6 +51,9 @@ class Body:
 
     def manifest(self) -> Body:
         """Start the workers; returns at once, the first turn waits until they are up."""
+        import ray.train.torch  # here, not first in the thread: two threads importing Ray's parts at once trip over each other
+
+        assert ray.is_initialized()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.thread.start()
         return self
