@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.core.errors import VariantLost
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.core.store import Store
-from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
-from chrysalis_ray.seed.soul import unpack_seed
+
+if TYPE_CHECKING:
+    from chrysalis_ray.seed.adapter import AdapterWeights
 
 
 def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]], facts: Mapping[str, Any]) -> None:
@@ -18,6 +19,8 @@ def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]]
 
     A variant that failed or was evicted also rests in `failed/` with its reason.
     """
+    from chrysalis_ray.seed.adapter import read_adapter, write_adapter
+
     zero = read_adapter(layout.seed)
     for variant_id, row in standing.items():
         if row["state"] in ("failed", "evicted"):
@@ -29,6 +32,9 @@ def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]]
 
 def adapter_of(layout: RunLayout, row: Mapping[str, Any], zero: AdapterWeights) -> AdapterWeights:
     """The adapter in a variant's newest seed. Raises StoreCorrupt when its bytes do not match their hash."""
+    from chrysalis_ray.seed.adapter import AdapterWeights
+    from chrysalis_ray.seed.soul import unpack_seed
+
     tensors, _ = unpack_seed(Store(layout.store).get(row["seed"]))
     settings = Variant.from_json(row["variant"]).hyperparameters
     factors = {

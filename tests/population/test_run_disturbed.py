@@ -1,0 +1,106 @@
+"""Kills of every kind, on a real Ray: whatever dies, the adapters end up the same, bit for bit."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from garden import adapters, cuts, end, population
+from ray.cluster_utils import Cluster
+
+from chrysalis_ray.core.weave import Weave
+
+pytestmark = pytest.mark.ray
+
+
+def processes_named(driver, words):
+    """Processes below the driver whose title holds `words`."""
+    below = psutil.Process(driver.pid).children(recursive=True)
+    found = []
+    for process in below:
+        try:
+            if words in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_the_driver_is_killed_in_training_and_the_resumed_run_ends_with_the_same_bytes(garden, undisturbed):
+    process = garden.start("killed")
+    try:
+        garden.wait_for("killed", lambda run: len(cuts(run)) >= 3, process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        end(process)
+    killed_at = len(cuts(garden.runs / "killed"))
+    assert not (garden.runs / "killed" / "population.json").exists()
+    run = garden.run("killed")
+    assert adapters(run) == adapters(undisturbed)
+    lives = [turn["body"] for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert len(lives) == 2
+    assert len(cuts(run)) == len(cuts(undisturbed)) >= killed_at
+
+
+def test_a_killed_trial_and_a_killed_worker_disturb_nobody(garden, undisturbed):
+    process = garden.start("wounded")
+    try:
+        garden.wait_for("wounded", lambda run: len(cuts(run)) >= 1, process)
+        processes_named(process, "VariantTrial")[0].kill()
+        garden.wait_for("wounded", lambda run: len(cuts(run)) >= 2, process)
+        processes_named(process, "RayTrainWorker")[0].kill()
+        assert process.wait(timeout=300) == 0, garden.log("wounded")
+    finally:
+        end(process)
+    run = garden.runs / "wounded"
+    assert adapters(run) == adapters(undisturbed)
+    assert {name: row["state"] for name, row in population(run).items()} == {
+        name: row["state"] for name, row in population(undisturbed).items()
+    }
+    lives = [turn for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert len(lives) == 2
+
+
+def test_a_node_is_lost_on_a_cluster_of_two_and_the_adapters_are_the_same(garden, undisturbed):
+    fast = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": fast})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        process = garden.start("clustered", address=cluster.address)
+        try:
+            garden.wait_for("clustered", lambda run: len(cuts(run)) >= 2, process)
+            before = len(cuts(garden.runs / "clustered"))
+            lives = [
+                turn["body"] for turn in Weave(garden.runs / "clustered" / "weave.jsonl").turns() if "node" in turn["body"]
+            ]
+            host = next(node for node in nodes if node.node_id == lives[-1]["node"])
+            cluster.remove_node(host, allow_graceful=False)
+            assert process.wait(timeout=300) == 0, garden.log("clustered")
+        finally:
+            end(process)
+    finally:
+        cluster.shutdown()
+    run = garden.runs / "clustered"
+    lives = [turn["body"]["node"] for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert len(set(lives)) == 2
+    assert adapters(run) == adapters(undisturbed)
+    assert len(cuts(run)) == len(cuts(undisturbed)) >= before  # no turn was committed twice, none is missing
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(garden, undisturbed):
+    process = garden.start("interrupted")
+    try:
+        garden.wait_for("interrupted", lambda run: len(cuts(run)) >= 2, process)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130, garden.log("interrupted")
+    finally:
+        end(process)
+    assert "run the same command again" in garden.log("interrupted")
+    time.sleep(1)
+    run = garden.run("interrupted")
+    assert adapters(run) == adapters(undisturbed)
+    assert json.loads((run / "verdict.json").read_text())["winner"] in population(run)
