@@ -60,6 +60,7 @@ class VariantRow:
     asked: Mapping[str, float]
     realised: Mapping[str, float]
     parents: tuple[str, ...]
+    sha256: str | None  # of the trained adapter
     curve: tuple[Point, ...]
 
 
@@ -87,6 +88,7 @@ class VerdictRow:
 
     winner: str
     chosen: str
+    kind: str  # merge | winner: what `chosen` names, a merge candidate or the best variant itself
     merging_helped: str  # yes | no | unclear
     sentences: tuple[str, ...]
     difference: Mapping[str, Any]
@@ -152,6 +154,15 @@ class Comparison:
             "branched": bool(self.variants),
         }
         return next((word for word, there in reached.items() if there), "started")
+
+    @property
+    def released(self) -> VariantRow | MergeRow | None:
+        """The candidate that the verdict chose: a merge, or the best variant itself."""
+        if self.verdict is None:
+            return None
+        if self.verdict.kind == "merge":
+            return next((row for row in self.merges if row.name == self.verdict.chosen), None)
+        return next((row for row in self.variants if row.variant_id == self.verdict.chosen), None)
 
     @property
     def best_variant(self) -> VariantRow | None:
@@ -299,6 +310,7 @@ def _variant_row(
         asked=asked_shares(epigenome, tokens),
         realised=_shares(numbers(last.get("domain_tokens"))),
         parents=variant.parents,
+        sha256=end.get("adapter_sha256"),
         curve=curve,
     )
 
@@ -318,8 +330,8 @@ def _shares(levels: Mapping[str, float]) -> dict[str, float]:
 
 def tokens_by_domain(layout: RunLayout) -> dict[str, float]:
     """Training tokens by domain; bytes where the genome was not tokenised yet. Only their ratios matter here."""
-    tokenised = mapping((public_manifest(layout.tokens / "manifest.json") or {}).get("domains"))
-    counts = {domain: number(mapping(mapping(value).get("train")).get("tokens")) for domain, value in tokenised.items()}
+    parts = mapping((public_manifest(layout.tokens / "manifest.json") or {}).get("parts"))
+    counts = {domain: number(mapping(mapping(splits).get("train")).get("tokens")) for domain, splits in parts.items()}
     if counts and all(counts.values()):
         return {domain: count for domain, count in counts.items() if count}
     genome = genome_summary(layout.genome)
@@ -361,6 +373,7 @@ def _verdict(value: Mapping[str, Any] | None) -> VerdictRow | None:
     return VerdictRow(
         winner=str(value.get("winner", "")),
         chosen=str(value.get("chosen", "")),
+        kind=str(value.get("kind") or ("winner" if value.get("chosen") == value.get("winner") else "merge")),
         merging_helped=str(value.get("merging_helped", "unclear")),
         sentences=tuple(str(sentence) for sentence in value.get("sentences", ())),
         difference=mapping(report.get("difference")),

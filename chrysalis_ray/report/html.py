@@ -24,7 +24,7 @@ MOST_VARIANTS = 64  # shown in charts and tables, best first; `chrysalis report 
 
 _HEADLINES = {
     "yes": "Merging helped",
-    "no": "Merging did not help; the best variant is released",
+    "no": "Merging did not help",
     "unclear": "Whether merging helped is unclear",
 }
 
@@ -64,8 +64,10 @@ def report_page(comparison: Comparison, experiment_yaml: str = "") -> str:
 
 def headline(comparison: Comparison) -> str:
     """The run in one plain sentence."""
-    if comparison.verdict is not None:
-        return _HEADLINES.get(comparison.verdict.merging_helped, _HEADLINES["unclear"])
+    verdict = comparison.verdict
+    if verdict is not None:
+        told = _HEADLINES.get(verdict.merging_helped, _HEADLINES["unclear"])
+        return f"{told}; the best variant is released" if verdict.kind == "winner" else told
     if not comparison.variants:
         return "No variants yet"
     words = {"trained": "trained, not judged yet", "merged": "trained and merged, not judged yet", "training": "in training"}
@@ -91,10 +93,9 @@ def _header(comparison: Comparison) -> str:
 def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
     """(term, value, detail) of the numbers that matter most."""
     facts = []
-    verdict, best = comparison.verdict, comparison.best_variant
-    chosen = next((row for row in comparison.merges if verdict and row.name == verdict.chosen), None)
-    if chosen is not None and chosen.select_loss is not None:
-        facts.append(("released", f"{chosen.select_loss:.3f}", f"{chosen.name}, loss on select"))
+    released, best = comparison.released, comparison.best_variant
+    if comparison.verdict is not None and released is not None and released.select_loss is not None:
+        facts.append(("released", f"{released.select_loss:.3f}", f"{comparison.verdict.chosen}, loss on select"))
     if best is not None and best.select_loss is not None:
         facts.append(("best variant", f"{best.select_loss:.3f}", best.variant_id))
     if comparison.seed_loss is not None:

@@ -73,8 +73,7 @@ def _base(layout: RunLayout) -> dict[str, Any] | None:
     base = manifest(layout.base_manifest)
     if base is None:
         return None
-    folder = Path(str(base.get("path", "")))
-    files = {str(path.relative_to(folder)): sha256_of_file(path) for path in _plain_files(folder)}
+    files = {path.name: sha256_of_file(path) for path in _base_files(Path(str(base.get("path", ""))))}
     return {key: base.get(key) for key in ("name", "type", "revision", "sha256") if base.get(key)} | {"files": files}
 
 
@@ -172,6 +171,15 @@ def _link_problems(now: Mapping[str, Any], layout: RunLayout) -> Iterator[str]:
             if record.get(key) != actual:
                 place = layout.variant(variant_id)
                 yield f"{place}: {key} is {_short(record.get(key))}, this run has {_short(actual)}"
+    base = mapping(now.get("base"))
+    if base and sha256_of(base["files"]) != base.get("sha256"):
+        found = _short(sha256_of(base["files"]))
+        yield f"{layout.base_manifest}: pinned as {_short(base.get('sha256'))}, its files are {found}"
+    ends = mapping((manifest(layout.population_manifest) or {}).get("variants"))
+    for variant_id, record in mapping(now.get("variants")).items():
+        harvested = mapping(ends.get(variant_id)).get("adapter_sha256")
+        if harvested and harvested != record["sha256"]:
+            yield f"{layout.adapter(variant_id)}: harvested as {_short(harvested)}, is {_short(record['sha256'])}"
     written = mapping((manifest(layout.merges_manifest) or {}).get("candidates"))
     merges = mapping(now.get("merges"))
     for name, record in merges.items():
@@ -204,10 +212,12 @@ def _differences(was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tup
             yield place, was.get(place), now.get(place)
 
 
-def _plain_files(folder: Path) -> list[Path]:
+def _base_files(folder: Path) -> list[Path]:
+    """What names a base: its weights, config and tokenizer."""
     if not folder.is_absolute() or not folder.is_dir():
         return []
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    named = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json"]
+    return [path for path in named if path.is_file()]
 
 
 def _below(folder: Path, name: str) -> Path | None:

@@ -271,9 +271,9 @@ def origins(comparison: Comparison) -> str:
     made = [row for row in comparison.merges if not row.failure]
     if made:
         nodes.append(("merges", ", ".join(row.name for row in made), "", ""))
-    chosen = next((row for row in made if comparison.verdict and row.name == comparison.verdict.chosen), None)
-    if chosen is not None:
-        nodes.append(("imago", chosen.name, chosen.sha256 or "", "final"))
+    if comparison.verdict is not None:
+        sha256 = next((row.sha256 for row in made if row.name == comparison.verdict.chosen), None)
+        nodes.append(("imago", comparison.verdict.chosen, sha256 or "", "final"))
     boxes = [
         f"<div class='node {style}'><b>{word}</b>{escape(detail)}"
         + (f"<br><code>{escape(sha[:12])}</code>" if sha else "")
@@ -293,6 +293,7 @@ def _hashes(comparison: Comparison) -> str:
         named += [("genome", comparison.genome.genome_id), ("genome Merkle root", comparison.genome.merkle_root)]
     named.append(("base", str((comparison.base or {}).get("sha256", "")) or None))
     named += [(f"merge {row.name}", row.sha256) for row in comparison.merges]
+    named += [(f"variant {row.variant_id}", row.sha256) for row in comparison.variants]
     rows = "".join(
         f"<tr><th scope='row'>{escape(n)}</th><td class='word'><code>{escape(sha)}</code></td></tr>" for n, sha in named if sha
     )

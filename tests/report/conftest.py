@@ -84,8 +84,10 @@ def _write_genome_manifest(layout: RunLayout, shard_sha256: str) -> str:
 def write_branch(layout: RunLayout) -> list[Variant]:
     """run.json, genome, base, seed, branch: what stands there before training."""
     base_bytes = b"weights of a very small base" * 10
-    write_bytes(layout.root / "base-files" / "model.safetensors", base_bytes)
-    base_files = {"model.safetensors": hashlib.sha256(base_bytes).hexdigest()}
+    base_files = {}
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        write_bytes(layout.root / "base-files" / name, base_bytes)
+        base_files[name] = hashlib.sha256(base_bytes).hexdigest()
     base_sha256 = sha256_of(base_files)
     experiment = {
         "name": "quickstart",
@@ -115,7 +117,6 @@ def write_branch(layout: RunLayout) -> list[Variant]:
         {
             "path": str(layout.root / "base-files"),
             "sha256": base_sha256,
-            "files": base_files,
             "name": "chrysalis/embedded-qwen3",
             "type": "embedded",
             "parameters": 4_200_000,
@@ -168,7 +169,7 @@ def write_training(layout: RunLayout, variants: list[Variant]) -> None:
                 append_metrics(layout.metrics, metrics_row(variant, report, state if report == reports[state] else "training"))
     for variant in variants:
         state = STATES[variant.index]
-        _adapter(layout.adapter(variant.variant_id), variant.variant_id)
+        adapter_sha256 = _adapter(layout.adapter(variant.variant_id), variant.variant_id)
         ends[variant.variant_id] = {
             "state": state,
             "position": sha256_of([variant.variant_id, reports[state]]),
@@ -176,6 +177,7 @@ def write_training(layout: RunLayout, variants: list[Variant]) -> None:
             "tokens": reports[state] * CHUNK * variant.tokens_per_step,
             "reason": {"stopped": "ASHA: not in the best half at report 4", "evicted": "loss is NaN"}.get(state),
             "chunks": reports[state],
+            "adapter_sha256": adapter_sha256,
         }
     write_json(
         layout.population_manifest,
@@ -217,6 +219,7 @@ def write_judgement(layout: RunLayout, variants: list[Variant]) -> None:
         {
             "winner": variants[0].variant_id,
             "chosen": "ensemble",
+            "kind": "merge",
             "merging_helped": "yes",
             "sentences": [
                 "Merging helped: ensemble reaches 3.29 on text that chose nothing, the best variant 3.36.",

@@ -1,0 +1,155 @@
+"""The population on a terminal while it trains: one table that renews itself, plain lines where there is no terminal, or
+nothing at all where the output belongs to a program."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from chrysalis_ray.core.records import Epigenome, Variant
+from chrysalis_ray.core.redaction import redact_text
+from chrysalis_ray.report.comparison import WAITING, asked_shares
+from chrysalis_ray.report.sections import duration
+from chrysalis_ray.report.table import short_mix, state_text
+
+MODES = ("auto", "table", "lines", "quiet")
+_AT_WORK = ("training", WAITING)
+_COLUMNS = ("variant", "mix", "lr", "rank", "state", "step", "tokens", "tokens/s", "train", "select")
+
+
+class LiveTable:
+    """Shows `variants` while they train; a context manager.
+
+    `mode` is ``table`` (renews itself), ``lines`` (one line per report), ``quiet``, or ``auto``: a table on a terminal, else
+    lines. `tokens` by domain are for mixes whose prior is ``size``. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        mode: str = "auto",
+        console: Console | None = None,
+        tokens: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}, not one of {', '.join(MODES)}")
+        self.console = console or Console(file=sys.stderr if mode == "quiet" else sys.stdout)
+        self.mode = mode if mode != "auto" else ("table" if self.console.is_terminal else "lines")
+        self._clock, self._started = clock, clock()
+        self._tokens = dict(tokens or {})
+        self._steps = {variant.variant_id: variant.steps for variant in variants}
+        self._states = {variant.variant_id: _before_training(variant) for variant in variants}
+        self._first_step: int | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveTable:
+        if self.mode == "table":
+            self._live = Live(self.render(), console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self.render(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def update(self, states: Iterable[Mapping[str, Any]]) -> None:
+        """Take the newest report of any number of variants: lines of ``metrics.jsonl``, or ``{variant, state}`` at an end."""
+        for state in states:
+            before = self._states.setdefault(str(state["variant"]), {"variant": state["variant"], "state": WAITING})
+            before.update({key: value for key, value in state.items() if value is not None})
+            if self.mode == "lines":
+                self.console.print(Text(redact_text(self.line(str(state["variant"])))), soft_wrap=True)
+        if self._first_step is None and any(row.get("step") for row in self._states.values()):
+            self._first_step, self._started = self._done(), self._clock()
+        if self._live is not None:
+            self._live.update(self.render())
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until every variant still at work has its steps, at the pace since the first report; None before that.
+
+        Variants that stopped no longer count: their lanes are free for the others.
+        """
+        if self._first_step is None:
+            return None
+        left = sum(
+            max(self._steps.get(name, 0) - int(row.get("step") or 0), 0)
+            for name, row in self._states.items()
+            if row["state"] in _AT_WORK
+        )
+        since, done = self._clock() - self._started, self._done() - self._first_step
+        if left == 0:
+            return 0.0
+        return left * since / done if done > 0 else None
+
+    def _done(self) -> int:
+        return sum(int(row.get("step") or 0) for row in self._states.values())
+
+    def line(self, variant_id: str) -> str:
+        """One report of one variant as a line of plain text."""
+        row = self._states[variant_id]
+        eta = self.eta_seconds
+        parts = [
+            f"{variant_id}: {row['state']}",
+            f"step {int(row.get('step') or 0)}/{self._steps.get(variant_id, 0)}",
+            f"{int(row.get('tokens') or 0):,} tokens",
+            f"{_number(row.get('tokens_per_second'), ',.0f')} tokens/s",
+            f"train {_number(row.get('train_loss'), '.4f')}",
+            f"select {_number(row.get('select_loss'), '.4f')}",
+        ]
+        return ", ".join([*parts, f"all done in {duration(eta)}"] if eta else parts)
+
+    def render(self) -> RenderableType:
+        """The table as it stands, with a line for the whole below it."""
+        table = Table(expand=False)
+        for heading in _COLUMNS:
+            table.add_column(heading, justify="left" if heading in ("variant", "mix", "state") else "right", no_wrap=True)
+        for name, row in self._states.items():
+            table.add_row(*self._cells(name, row))
+        return Group(table, Text(self._summary(), style="dim"))
+
+    def _cells(self, name: str, row: Mapping[str, Any]) -> list[Text]:
+        settings = row.get("hyperparameters") or {}
+        epigenome = row.get("epigenome")
+        mix = short_mix(asked_shares(Epigenome.from_json(epigenome), self._tokens)) if epigenome else ""
+        words = [name, mix, _number(settings.get("learning_rate"), ".2e"), str(settings.get("rank", "-"))]
+        numbers = [
+            f"{int(row.get('step') or 0)}/{self._steps.get(name, 0)}",
+            f"{int(row.get('tokens') or 0):,}",
+            _number(row.get("tokens_per_second"), ",.0f"),
+            _number(row.get("train_loss"), ".4f"),
+            _number(row.get("select_loss"), ".4f"),
+        ]
+        return [*(Text(word) for word in words), state_text(str(row["state"])), *(Text(number) for number in numbers)]
+
+    def _summary(self) -> str:
+        at_work = sum(row["state"] in _AT_WORK for row in self._states.values())
+        tokens = sum(int(row.get("tokens") or 0) for row in self._states.values())
+        eta = self.eta_seconds
+        left = f", {duration(eta)} left" if eta else ""
+        return f"{at_work} of {len(self._states)} variants at work, {tokens:,} tokens in all{left}"
+
+
+def _before_training(variant: Variant) -> dict[str, Any]:
+    return {
+        "variant": variant.variant_id,
+        "state": WAITING,
+        "hyperparameters": variant.hyperparameters.to_json(),
+        "epigenome": variant.epigenome.to_json(),
+    }
+
+
+def _number(value: Any, form: str) -> str:
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return format(value, form) if finite else "-"
