@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from conftest import metrics_row, write_branch
+from example_run import metrics_row, write_branch
 from rich.console import Console
 
 from chrysalis_ray.core.layout import RunLayout

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import metrics_row, write_branch, write_judgement, write_training
+from example_run import metrics_row, write_branch, write_judgement, write_training
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
