@@ -33,12 +33,12 @@ def run(
     """
     if dry_run:
         return show_plan(experiment, set or [], json)
-    from chrysalis_ray.cli.story import LineStory
+    from chrysalis_ray.cli.story import TerminalStory
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.lifecycle import grow
 
     loaded = load_experiment(experiment, set or [])
-    with LineStory(sys.stderr if json else sys.stdout) as story:
+    with TerminalStory(sys.stderr if json else sys.stdout) as story:
         verdict = grow(loaded, runs.absolute(), story, name, address)
     root = runs / (name or loaded.experiment.name)
     if json:

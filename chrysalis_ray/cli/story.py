@@ -1,53 +1,65 @@
-"""The story of a run as lines on the terminal: one per stage, one per report, one per ending."""
+"""The story of a run on a terminal: a line per stage and, while the population trains, a live table of its variants."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.redaction import redact_text
 
+if TYPE_CHECKING:
+    from chrysalis_ray.report.live import LiveTable
+
 _NAME_WIDTH = 9
 
 
-class LineStory:
-    """Plain lines, for pipes, logs and CI. `stream` is stderr where stdout belongs to JSON."""
+class TerminalStory:
+    """Listens to `lifecycle.grow`; a context manager. The table becomes plain lines where `stream` is no terminal.
+
+    `stream` is stderr where stdout belongs to JSON.
+    """
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self.stream = stream
         self.started = time.monotonic()
-        self.steps: dict[str, int] = {}
+        self.table: LiveTable | None = None
 
-    def __enter__(self) -> LineStory:
+    def __enter__(self) -> TerminalStory:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.stream.flush()
+        self._end_table()
 
     def stage(self, name: str, sentence: str) -> None:
-        self._say(name, sentence)
-
-    def population(self, variants: Sequence[Variant]) -> None:
-        self.steps = {variant.variant_id: variant.steps for variant in variants}
-        self._say("train", f"{len(variants)} variants, up to {max(self.steps.values(), default=0)} steps each")
-
-    def row(self, row: dict[str, Any]) -> None:
-        variant_id = row["variant"]
-        losses = ", ".join(
-            f"{word} {row[key]:.4f}"
-            for word, key in (("train", "train_loss"), ("select", "select_loss"))
-            if isinstance(row.get(key), float)
-        )
-        speed = row.get("tokens_per_second")
-        pace = f", {speed:,.0f} tokens/s" if isinstance(speed, float) else ""
-        self._say("train", f"{variant_id}  step {row.get('step', '?')}/{self.steps.get(variant_id, '?')}  {losses}{pace}")
-
-    def conclusion(self, variant_id: str, state: str, reason: str | None) -> None:
-        self._say("train", f"{variant_id}  {state}{f': {reason}' if reason else ''}")
-
-    def _say(self, name: str, sentence: str) -> None:
+        """Print one line; the table, if there is one, stands still from here."""
+        self._end_table()
         seconds = time.monotonic() - self.started
         print(redact_text(f"{seconds:7.1f} s  {name:<{_NAME_WIDTH}}{sentence}"), file=self.stream, flush=True)
+
+    def population(self, variants: Sequence[Variant]) -> None:
+        """Begin the table."""
+        from rich.console import Console
+
+        from chrysalis_ray.report.live import LiveTable
+
+        self.stage("train", f"{len(variants)} variants")
+        self.table = LiveTable(variants, console=Console(file=self.stream))
+        self.table.__enter__()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Show what a variant reports."""
+        if self.table is not None:
+            self.table.update([row])
+
+    def conclusion(self, variant_id: str, state: str, reason: str | None) -> None:
+        """Show how a variant ended."""
+        if self.table is not None:
+            self.table.update([{"variant": variant_id, "state": state}])
+
+    def _end_table(self) -> None:
+        if self.table is not None:
+            self.table.__exit__(None, None, None)
+            self.table = None
