@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.redaction import redact_text
-from chrysalis_ray.report.comparison import Comparison, Interval, loss_text, read_run
+from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
 from chrysalis_ray.report.lineage import adapter_name
+from chrysalis_ray.report.scores import Interval
 from chrysalis_ray.report.sections import loading_code
 
 # SPDX identifiers that the hub knows under its own names
@@ -30,7 +30,7 @@ def imago_card(root: Path) -> str:
         raise RunError(f"{layout.root} was not judged yet: it holds no {layout.verdict.name}", "run the experiment to its end")
     yaml_text = layout.experiment_yaml.read_text(encoding="utf-8", errors="replace") if layout.experiment_yaml.is_file() else ""
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(comparison), sort_keys=False, allow_unicode=True)}---\n",
+        f"---\n{_yaml(front_matter(comparison))}---\n",
         _introduction(comparison),
         _use(comparison),
         _scores(comparison),
@@ -171,6 +171,21 @@ def _limits(comparison: Comparison) -> str:
 
 
 # markdown -----------------------------------------------------------------------------------------------------------
+
+
+def _yaml(value: Any, indent: str = "") -> str:
+    """Nested mappings and lists as block YAML. Scalars are written as JSON, which YAML reads alike."""
+    if isinstance(value, Mapping):
+        items = [(f"{indent}{key}:", item) for key, item in value.items()]
+    else:
+        items = [(f"{indent}-", item) for item in value]
+    lines = []
+    for head, item in items:
+        if isinstance(item, Mapping | list):
+            lines.append(f"{head}\n{_yaml(item, indent + '  ')}")
+        else:
+            lines.append(f"{head} {json.dumps(item, ensure_ascii=False)}\n")
+    return "".join(lines)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

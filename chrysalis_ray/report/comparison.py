@@ -16,6 +16,7 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
+from chrysalis_ray.report.scores import Interval, Scores
 
 SEED = "seed"
 WAITING = "waiting"
@@ -29,15 +30,6 @@ class Point:
     train_loss: float | None
     select_loss: float | None
     learning_rate: float | None
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its interval over documents."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -179,7 +171,7 @@ def read_run(root: Path) -> Comparison:
         raise RunError(
             f"{layout.root} is not a run directory: it holds no {layout.run_manifest.name}", "give the folder of a run"
         )
-    scores = _Scores.read(layout)
+    scores = Scores.read(layout)
     genome = genome_summary(layout.genome)
     population = public_manifest(layout.population_manifest) or {}
     variants = _variants(layout, population, scores, tokens_by_domain(layout))
@@ -208,52 +200,11 @@ def read_run(root: Path) -> Comparison:
     )
 
 
-# scores -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Losses by candidate, from the verdict where there is one, else from the document scores on *select*."""
-
-    loss: Mapping[str, float]
-    domains: Mapping[str, Mapping[str, float]]
-    intervals: Mapping[str, Interval]
-    verdict: Mapping[str, Any] | None
-
-    @classmethod
-    def read(cls, layout: RunLayout) -> _Scores:
-        verdict = public_manifest(layout.verdict)
-        select = public_manifest(layout.select_scores)
-        loss, domains = _losses_of_documents(mapping(select.get("candidates")) if select else {})
-        told = mapping(verdict.get("select")) if verdict else {}
-        loss |= numbers(told.get("loss"))
-        domains |= {name: numbers(value) for name, value in mapping(told.get("domains")).items()}
-        report = mapping(mapping(verdict.get("report")).get("loss")) if verdict else {}
-        intervals = {name: interval for name, value in report.items() if (interval := _interval(value))}
-        return cls(loss, domains, intervals, verdict)
-
-
-def _losses_of_documents(candidates: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Mean loss per token, by candidate and by candidate and domain; a candidate counts every domain alike."""
-    loss: dict[str, float] = {}
-    domains: dict[str, dict[str, float]] = {}
-    for name, documents in candidates.items():
-        sums: dict[str, list[float]] = {}
-        for domain, _, loss_sum, tokens in documents:
-            total = sums.setdefault(domain, [0.0, 0.0])
-            total[0] += loss_sum
-            total[1] += tokens
-        domains[name] = {domain: total[0] / total[1] for domain, total in sums.items() if total[1]}
-        if domains[name]:
-            loss[name] = sum(domains[name].values()) / len(domains[name])
-    return loss, domains
-
-
 # variants -----------------------------------------------------------------------------------------------------------
 
 
 def _variants(
-    layout: RunLayout, population: Mapping[str, Any], scores: _Scores, tokens: Mapping[str, float]
+    layout: RunLayout, population: Mapping[str, Any], scores: Scores, tokens: Mapping[str, float]
 ) -> tuple[VariantRow, ...]:
     branch = public_manifest(layout.branch_manifest) or {}
     reports: dict[str, list[dict[str, Any]]] = {}
@@ -276,7 +227,7 @@ def _variant_row(
     variant: Variant,
     reports: list[dict[str, Any]],
     end: Mapping[str, Any],
-    scores: _Scores,
+    scores: Scores,
     tokens: Mapping[str, float],
 ) -> VariantRow:
     last = reports[-1] if reports else {}
@@ -341,7 +292,7 @@ def tokens_by_domain(layout: RunLayout) -> dict[str, float]:
 # merges and verdict -------------------------------------------------------------------------------------------------
 
 
-def _merges(layout: RunLayout, scores: _Scores) -> tuple[MergeRow, ...]:
+def _merges(layout: RunLayout, scores: Scores) -> tuple[MergeRow, ...]:
     merges = public_manifest(layout.merges_manifest) or {}
     rows = []
     for name, value in mapping(merges.get("candidates")).items():
@@ -381,7 +332,7 @@ def _verdict(value: Mapping[str, Any] | None) -> VerdictRow | None:
     )
 
 
-def _domains(genome: GenomeSummary | None, variants: Iterable[VariantRow], scores: _Scores) -> tuple[str, ...]:
+def _domains(genome: GenomeSummary | None, variants: Iterable[VariantRow], scores: Scores) -> tuple[str, ...]:
     names = set(genome.domains) if genome else set()
     for row in variants:
         names |= set(row.asked) | set(row.realised)
@@ -393,11 +344,6 @@ def _domains(genome: GenomeSummary | None, variants: Iterable[VariantRow], score
 def loss_text(value: float | None) -> str:
     """A loss with four decimals, a dash where there is none."""
     return "-" if value is None else f"{value:.4f}"
-
-
-def _interval(value: Any) -> Interval | None:
-    mean, low, high = (number(mapping(value).get(key)) for key in ("mean", "low", "high"))
-    return Interval(mean, low, high) if mean is not None and low is not None and high is not None else None
 
 
 def _best_first(loss: float | None, name: str) -> tuple[bool, float, str]:

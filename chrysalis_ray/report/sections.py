@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from chrysalis_ray.report.charts import COLOURS, Curve, Estimate, Level, forest_plot, loss_chart, short_count, stacked_bar
-from chrysalis_ray.report.comparison import SEED, Comparison, Interval, VariantRow
+from chrysalis_ray.report.comparison import SEED, Comparison, VariantRow
+from chrysalis_ray.report.scores import Interval
 
 _SETTINGS = ("learning_rate", "rank", "alpha", "weight_decay", "clip", "warmup_fraction", "decay")
 
