@@ -58,7 +58,7 @@ def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
 
     try:
         with _no_progress_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[precision],
                 attn_implementation="sdpa",
@@ -69,6 +69,7 @@ def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the base at {folder} cannot be loaded: {error}", "give a complete causal language model") from error
+    model, report = loaded
     absent = sorted(report["missing_keys"])
     if absent or report["mismatched_keys"]:
         raise ModelError(

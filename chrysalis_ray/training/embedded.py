@@ -20,6 +20,7 @@ from chrysalis_ray.core.errors import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import Qwen3ForCausalLM
 
     from chrysalis_ray.genome.build import Genome
 
@@ -40,7 +41,7 @@ def grow(spec: EmbeddedBase, genome: Genome, rng_seed: int, folder: Path, progre
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng_seed)
-        model = build(spec, tokenizer.token_to_id(END))
+        model = build(spec, _end_id(tokenizer))
         steps = spec.pretrain_tokens // (ROWS * LENGTH)
         if steps:
             rows = training_rows(genome, tokenizer, steps * ROWS, rng_seed)
@@ -75,7 +76,8 @@ def _head(genome: Genome, domain: str) -> Iterator[str]:
             return
 
 
-def build(spec: EmbeddedBase, end_id: int) -> nn.Module:
+def build(spec: EmbeddedBase, end_id: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of this geometry with random weights, head tied to the embedding."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(
@@ -89,7 +91,6 @@ def build(spec: EmbeddedBase, end_id: int) -> nn.Module:
             head_dim=spec.head_size,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
-            attn_implementation="sdpa",
             use_cache=False,
             bos_token_id=None,
             eos_token_id=end_id,
@@ -118,7 +119,7 @@ def training_rows(genome: Genome, tokenizer: Tokenizer, count: int, rng_seed: in
 
 def _pieces(genome: Genome, tokenizer: Tokenizer, domain: str) -> Iterator[list[int]]:
     """The train documents of a domain, end to end, cut into rows."""
-    end, pending = tokenizer.token_to_id(END), list[int]()
+    end, pending = _end_id(tokenizer), list[int]()
     for document in genome.documents(domain, "train"):
         pending += [*tokenizer.encode(document.text).ids, end]
         whole = len(pending) // (LENGTH + 1) * (LENGTH + 1)
@@ -127,7 +128,13 @@ def _pieces(genome: Genome, tokenizer: Tokenizer, domain: str) -> Iterator[list[
         pending = pending[whole:]
 
 
-def pretrain(model: nn.Module, rows: Tensor, learning_rate: float, progress: Callable[[str], None]) -> None:
+def _end_id(tokenizer: Tokenizer) -> int:
+    end_id = tokenizer.token_to_id(END)
+    assert end_id is not None
+    return end_id
+
+
+def pretrain(model: Qwen3ForCausalLM, rows: Tensor, learning_rate: float, progress: Callable[[str], None]) -> None:
     """One pass of AdamW over `rows`, ROWS at a time, with warmup and cosine decay to a tenth."""
     steps = len(rows) // ROWS
     adamw = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -107,7 +107,7 @@ class ShardedEngine(ReplicatedEngine):
         }
 
 
-def _deepspeed(device: torch.device):  # type: ignore[no-untyped-def]
+def _deepspeed(device: torch.device) -> Any:
     """DeepSpeed, told before its import what it would otherwise guess from the machine."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

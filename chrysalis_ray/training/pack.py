@@ -103,7 +103,7 @@ class Pack:
             moments = [torch.empty_like(self.bank.flat_SP[row]) for _ in MOMENTS]
             for name, moment_P in zip(MOMENTS, moments, strict=True):
                 self.bank.pack(_part(tensors, name), rank, moment_P)
-            optimizer.restore(*moments, updates=int(meta.get("updates", step)))
+            optimizer.restore(moments[0], moments[1], updates=int(meta.get("updates", step)))
         self._occupy(slot, variant)
         self._occupants[slot] = Occupant(
             variant=variant,

@@ -7,6 +7,7 @@ Nothing here knows who launched it, or how many variants the population has.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def train_chunk(
         for batch in microbatches(lanes, tokens, rows_per_microstep or rows_per_step, engine.rank, engine.world, engine.device):
             hidden = pack.hidden(batch)
             loss, token_losses = pack.loss(hidden, batch.labelled)
-            loss.backward()
+            backward(loss)
             ledger.add(token_losses, batch.labelled)
         engine.reduce(gradients)
 
@@ -84,6 +85,13 @@ def train_chunk(
 
     engine.reduce(ledger.loss_N)
     return ledger.read(slots, rows, occupants)
+
+
+def backward(loss: Tensor) -> None:
+    """Add to the bank's gradients. Torch notes once that strided gradients are unusual; here they are what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+        loss.backward()
 
 
 def step_variant(occupant: Occupant, lane: LaneStep | None, finite: bool) -> None:

@@ -46,10 +46,10 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
 
 
 def assert_equal(found: list[Result], expected: Result) -> None:
-    """Every worker within 1e-6 of `expected`, and all workers the same bits."""
+    """Every worker within 1e-6 of `expected` (relative, for losses of several nats), and all workers the same bits."""
     for worker in found:
         for name, value in expected.items():
-            assert (worker[name] - value).abs().max().item() <= 1e-6, name
+            assert (worker[name] - value).abs().max().item() <= 1e-6 * max(1.0, value.abs().max().item()), name
             assert torch.equal(worker[name], found[0][name]), name
 
 

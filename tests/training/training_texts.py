@@ -18,7 +18,7 @@ from chrysalis_ray.training.engine import Engine, make_engine
 from chrysalis_ray.training.pack import Pack
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTH = 24
+LENGTH = 48
 STEPS = 20
 
 
@@ -77,11 +77,12 @@ class TextTokens:
 
 
 def text_tokens(base: Path, length: int = LENGTH) -> TextTokens:
-    """The argparse module's code and docstrings as two domains."""
+    """Lines of the argparse module's code and of its docstrings as two domains; several of them share a row."""
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    code = [block for block in inspect.getsource(argparse).split("\n\n") if len(block) > 20][:80]
-    prose = [inspect.getdoc(value) or "" for value in vars(argparse).values() if inspect.isclass(value)]
-    return TextTokens(tokenizer, {"code": code, "prose": [text for text in prose if len(text) > 20]}, {"prose": 3}, length)
+    code = [line.strip()[:30] for line in inspect.getsource(argparse).splitlines() if len(line.strip()) > 8][:200]
+    docs = [inspect.getdoc(value) or "" for value in vars(argparse).values() if inspect.isclass(value)]
+    prose = [line.strip()[:40] for text in docs for line in text.splitlines() if len(line.strip()) > 8]
+    return TextTokens(tokenizer, {"code": code, "prose": prose}, {"prose": 3}, length)
 
 
 def variant(index: int, rank: int = 4, **changes: object) -> Variant:
