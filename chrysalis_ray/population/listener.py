@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 # Tune adds these to every result; they describe the light trial process, not the variant.
 TUNES_OWN = frozenset(
-    ("config", "date", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid", "time_since_restore",
+    ("done", "config", "date", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid", "time_since_restore",
      "time_this_iter_s", "time_total_s", "timestamp", "training_iteration", "trial_id", "warmup_time", "should_checkpoint",
      "checkpoint_dir_name")
 )  # fmt: skip
@@ -40,7 +40,7 @@ class PopulationListener(Callback):
         variant_id = row["variant"] if row else trial.config["variant"]
         if row and row["state"] == "evicted":
             self._conclude(variant_id, "evicted", f"{row['skipped']} steps in a row had gradients that are not finite")
-        elif row and row["done"]:
+        elif row and row["complete"]:
             self._conclude(variant_id, "finished", None)
         else:
             self._conclude(variant_id, "stopped", f"the scheduler stopped it after report {row['report'] if row else 0}")
@@ -48,6 +48,9 @@ class PopulationListener(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.last.get(trial.trial_id)
         self._conclude(row["variant"] if row else trial.config["variant"], "failed", error_line(trial.get_error()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PopulationListener, (None, _ignore, _ignore)  # Tune writes its callbacks to disk; nobody listens there
 
     def _conclude(self, variant_id: str, state: str, reason: str | None) -> None:
         ray.get(self.omega.conclude.remote(variant_id, state, reason))
@@ -79,3 +82,7 @@ class UntilBodyLost(Stopper):
 
 def _never() -> bool:
     return False
+
+
+def _ignore(*told: Any) -> None:
+    """Hears and does nothing."""

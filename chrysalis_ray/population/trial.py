@@ -50,14 +50,16 @@ class VariantTrial(tune.Trainable):
         answer: Answer = ray.get(self.omega.advance.remote(self.variant, self.position, self.chunk))
         self.position, self.chunk = answer.position, answer.chunk
         chunks = self.variant.steps // self.variant.chunk_steps
-        evicted = answer.metrics["state"] == "evicted"
+        evicted, complete = answer.metrics["state"] == "evicted", self.chunk >= chunks
         return {
             **answer.metrics,
             "variant": self.variant.variant_id,
             "report": self.chunk,
             "position": self.position,
-            "applied": self.variant.hyperparameters.to_json(),
-            "done": evicted or self.chunk >= chunks,
+            "hyperparameters": self.variant.hyperparameters.to_json(),
+            "epigenome": self.variant.epigenome.to_json(),
+            "complete": complete,
+            "done": evicted or complete,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -21,7 +21,7 @@ population:
   tokens_per_variant: 768
   reports: 6
   search:
-    learning_rate: {type: log_uniform, low: 1e-3, high: 1e-2}
+    learning_rate: {type: grid, values: [1e-2, 1e-5]}
     rank: {type: grid, values: [2, 4]}
   epigenomes: {type: brightened, level: 3.0}
   scheduler: {type: asha, grace_reports: 2, reduction_factor: 2}

@@ -99,7 +99,7 @@ def test_the_same_command_again_trains_nothing_and_changes_nothing(garden, undis
 
 def test_another_experiment_in_the_same_folder_is_refused_and_touches_nothing(garden, undisturbed):
     before = sorted(undisturbed.rglob("*"))
-    command = garden.command("undisturbed", "population.variants=3")
+    command = garden.command("undisturbed", "population.variants=5")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "another experiment" in done.stderr
