@@ -18,7 +18,9 @@ from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report import sections
 from chrysalis_ray.report.charts import short_count
 from chrysalis_ray.report.comparison import Comparison, read_run
+from chrysalis_ray.report.lineage import mermaid
 from chrysalis_ray.report.page import whole_page
+from chrysalis_ray.report.reading import public_manifest
 
 MOST_VARIANTS = 64  # shown in charts and tables, best first; `chrysalis report --json` has them all
 
@@ -32,13 +34,15 @@ _HEADLINES = {
 def write_report(root: Path) -> Path:
     """Write `report.html` of a run, as far as the run came, and return its path. Raises RunError if `root` is no run."""
     layout = RunLayout(Path(root).absolute())
-    page = report_page(read_run(layout.root), _text(layout.experiment_yaml))
+    record = public_manifest(layout.lineage)
+    diagram = mermaid(record) if record else ""
+    page = report_page(read_run(layout.root), _text(layout.experiment_yaml), diagram)
     write_bytes(layout.html, page.encode("utf-8", "replace"))
     return layout.html
 
 
-def report_page(comparison: Comparison, experiment_yaml: str = "") -> str:
-    """The HTML page of a comparison."""
+def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str = "") -> str:
+    """The HTML page of a comparison. `diagram` is its lineage in Mermaid's language."""
     shown = comparison.variants[:MOST_VARIANTS]
     builders: Sequence[Callable[[], str]] = (
         lambda: sections.report_split(comparison, MOST_VARIANTS),
@@ -48,7 +52,7 @@ def report_page(comparison: Comparison, experiment_yaml: str = "") -> str:
         lambda: sections.domain_matrix(comparison, shown),
         lambda: sections.merge_table(comparison),
         lambda: sections.plan_against_run(comparison),
-        lambda: sections.origins(comparison),
+        lambda: sections.origins(comparison, shown, diagram),
         lambda: sections.loading(comparison),
         lambda: sections.experiment(experiment_yaml or json.dumps(comparison.experiment, indent=2, ensure_ascii=False)),
     )

@@ -247,14 +247,14 @@ def plan_against_run(comparison: Comparison) -> str:
     return _section(
         "The plan and the run",
         "Said before the start, measured after.",
-        _table("Plan", ("", "plan said", "was", "was / said"), rows),
+        _table("Plan", ("quantity", "plan said", "was", "was / said"), rows),
     )
 
 
 # where it comes from, how to use it ---------------------------------------------------------------------------------
 
 
-def origins(comparison: Comparison) -> str:
+def origins(comparison: Comparison, shown: Sequence[VariantRow], diagram: str) -> str:
     """Genome -> base -> seed -> variants -> merges -> imago, with the hash of each."""
     base = comparison.base or {}
     nodes = []
@@ -284,21 +284,30 @@ def origins(comparison: Comparison) -> str:
     if not boxes:
         return ""
     flow = "<span class='arrow' aria-hidden='true'>→</span>".join(boxes)
+    drawn = diagram if len(shown) == len(comparison.variants) else ""
+    hashes = _hashes(comparison, shown) + _folded("Mermaid diagram", drawn)
     note = "Every step is named by the sha256 of its content; <code>chrysalis lineage --verify</code> computes them again."
-    return _section("Where it comes from", note, f"<div class='flow'>{flow}</div>{_hashes(comparison)}")
+    return _section("Where it comes from", note, f"<div class='flow'>{flow}</div>{hashes}")
 
 
-def _hashes(comparison: Comparison) -> str:
+def _hashes(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     named = [("experiment", comparison.experiment_sha256)]
     if comparison.genome:
         named += [("genome", comparison.genome.genome_id), ("genome Merkle root", comparison.genome.merkle_root)]
     named.append(("base", str((comparison.base or {}).get("sha256", "")) or None))
     named += [(f"merge {row.name}", row.sha256) for row in comparison.merges]
-    named += [(f"variant {row.variant_id}", row.sha256) for row in comparison.variants]
+    named += [(f"variant {row.variant_id}", row.sha256) for row in shown]
     rows = "".join(
         f"<tr><th scope='row'>{escape(n)}</th><td class='word'><code>{escape(sha)}</code></td></tr>" for n, sha in named if sha
     )
     return f"<details><summary>All hashes</summary><div class='scroll'><table><tbody>{rows}</tbody></table></div></details>"
+
+
+def _folded(title: str, text: str) -> str:
+    """A block of plain text under a line that opens it."""
+    if not text.strip():
+        return ""
+    return f"<details><summary>{escape(title)}</summary><pre><code>{escape(text)}</code></pre></details>"
 
 
 def loading(comparison: Comparison) -> str:
@@ -324,10 +333,4 @@ def loading_code(base: str, imago: str = "imago") -> str:
 
 def experiment(text: str) -> str:
     """The experiment as it was written, folded away."""
-    if not text.strip():
-        return ""
-    return _section(
-        "The experiment",
-        "This file grows the run again.",
-        f"<details><summary>Show</summary><pre><code>{escape(text)}</code></pre></details>",
-    )
+    return _section("The experiment", "This file grows the run again.", _folded("Show", text)) if text.strip() else ""

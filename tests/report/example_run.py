@@ -195,7 +195,7 @@ def write_judgement(layout: RunLayout, variants: list[Variant]) -> None:
             for name, by_domain in losses.items()
         }
         write_json(path, {"split": split, "candidates": documents})
-    weights = {variant.variant_id: 1 / 5 for variant in variants if STATES[variant.index] == "finished"}
+    weights = {variant.variant_id: 1 / 4 for variant in variants if STATES[variant.index] == "finished"}
     candidates = {}
     for name, residual in (("winner", 0.0), ("ensemble", 0.21), ("consensus", 0.34)):
         candidates[name] = {

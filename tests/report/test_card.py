@@ -42,7 +42,7 @@ def test_an_embedded_base_has_no_hub_name(judged: RunLayout) -> None:
 def test_parents_scores_and_the_exact_experiment(judged: RunLayout) -> None:
     card = imago_card(judged.root)
     for variant in ("v000-api_docs", "v001-code", "v002-comments", "v005-unicode"):
-        assert f"| {variant} | 0.2 | `{adapter_name(judged.adapter(variant))}` |" in card
+        assert f"| {variant} | 0.25 | `{adapter_name(judged.adapter(variant))}` |" in card
     assert f"```yaml\n{judged.experiment_yaml.read_text().rstrip()}\n```" in card
     assert "| **ensemble** | merge |" in card
     assert "lost 21.00% of the merge" in card

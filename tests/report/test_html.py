@@ -12,6 +12,7 @@ from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.report.charts import Curve, Level, loss_chart, ticks
 from chrysalis_ray.report.comparison import read_run
 from chrysalis_ray.report.html import headline, write_report
+from chrysalis_ray.report.lineage import lineage
 from chrysalis_ray.report.metrics import append_metrics
 from chrysalis_ray.report.page import POLICY
 
@@ -74,6 +75,12 @@ def test_a_whole_run_on_one_page(judged: RunLayout) -> None:
     words = " ".join(page.words)
     for expected in ("Merging helped", "v005-unicode", "ASHA: not in the best half", "PeftModel", "nothing agreed", *DOMAINS):
         assert expected in words
+
+
+def test_the_lineage_is_drawn_once_it_is_written(judged: RunLayout) -> None:
+    write_json(judged.lineage, lineage(judged.root))
+    page, _ = _page(judged)
+    assert "flowchart LR" in "".join(page.words)
 
 
 def test_every_picture_and_table_has_a_name(judged: RunLayout) -> None:
