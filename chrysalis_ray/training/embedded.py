@@ -29,7 +29,7 @@ END = "<|endoftext|>"
 LENGTH = 128  # tokens in a row of pre-training
 ROWS = 8  # rows in a step
 CHARACTERS = 400_000  # of each domain, for the tokenizer
-CHOICE = 4  # times the tokens needed are read of each domain, and rows drawn from them
+CHOICE = 2  # times the tokens needed are read of each domain, and rows drawn from them
 
 
 def grow(spec: EmbeddedBase, genome: Genome, rng_seed: int, folder: Path, progress: Callable[[str], None]) -> None:
@@ -39,6 +39,7 @@ def grow(spec: EmbeddedBase, genome: Genome, rng_seed: int, folder: Path, progre
     progress(f"training a tokenizer of {spec.vocabulary} tokens on {len(genome.domains)} domains")
     tokenizer = train_tokenizer(genome, spec.vocabulary)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
+    tokenizer.encode_special_tokens = True  # text that spells the end token is text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng_seed)
         model = build(spec, _end_id(tokenizer))

@@ -88,6 +88,8 @@ class ShardedEngine(ReplicatedEngine):
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         deepspeed = _deepspeed(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         engine, *_ = deepspeed.initialize(model=trunk, config=self._settings(), dist_init_required=False)
         self._engine = engine  # it owns the hooks
         # not the engine itself: its output hook forbids loss.backward(), and it would expect an optimizer
