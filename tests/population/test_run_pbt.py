@@ -1,0 +1,95 @@
+"""Population based training on a packed population, through unmodified Ray Tune: an exploit really copies a row."""
+
+import json
+
+import pytest
+import torch
+from garden import cuts, population
+
+from chrysalis_ray.body.turn import first_position, next_position
+from chrysalis_ray.core.records import Variant
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.genome.tokens import open_tokens
+from chrysalis_ray.seed.soul import unpack_seed
+from chrysalis_ray.training.base import load_base
+from chrysalis_ray.training.engine import make_engine
+from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.step import train_chunk
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = (
+    "population.scheduler={type: pbt, perturb_every_reports: 2, quantile: 0.5}",
+    "population.search.learning_rate={type: log_uniform, low: 1e-5, high: 1e-2}",
+    "population.search.rank={type: grid, values: [2, 4]}",
+)
+
+
+@pytest.fixture(scope="module")
+def bred(garden):
+    return garden.run("bred", *SETTINGS)
+
+
+def results(run):
+    """Every chunk of every cut, by the position it led to."""
+    return {target: entry for _, body in Store(run / "store").cuts() for target, entry in body["results"].items()}
+
+
+def exploits(run):
+    """(variant, donor, origin, target) of every chunk that started from somebody else's position."""
+    known = results(run)
+    return [
+        (entry["variant_id"], known[entry["origin"]]["variant_id"], entry["origin"], target)
+        for target, entry in known.items()
+        if entry["origin"] in known and known[entry["origin"]]["variant_id"] != entry["variant_id"]
+    ]
+
+
+def test_all_variants_end_and_some_took_over_anothers_weights(bred):
+    assert {row["state"] for row in population(bred).values()} == {"finished"}
+    assert exploits(bred)
+    metrics = [json.loads(line) for line in (bred / "metrics.jsonl").read_text().splitlines()]
+    variant, *_, target = exploits(bred)[0]
+    row = next(line for line in metrics if line["position"] == target)
+    first = Variant.from_json(json.loads((bred / "variants" / variant / "variant.json").read_text()))
+    assert row["hyperparameters"]["learning_rate"] != first.hyperparameters.learning_rate
+
+
+def test_a_chunk_after_an_exploit_is_the_donors_row_trained_on(bred):
+    """Take the donor's seed from the store, train the chunk alone in this process: the same row comes out."""
+    store, known = Store(bred / "store"), results(bred)
+    kept = [e for e in exploits(bred) if (bred / "store" / "blobs" / known[e[2]]["seed"][:2] / known[e[2]]["seed"]).exists()]
+    ends = [e for e in kept if (bred / "store" / "blobs" / known[e[3]]["seed"][:2] / known[e[3]]["seed"]).exists()]
+    assert ends, "no exploit whose seeds are both still in the store"
+    _, donor, origin, target = ends[-1]
+    start, _ = unpack_seed(store.get(known[origin]["seed"]))
+    after, meta = unpack_seed(store.get(known[target]["seed"]))
+    variant = Variant.from_json(meta["variant"])
+    assert next_position(origin, variant) == target
+    assert origin in variant.parents
+    assert donor != variant.variant_id
+    base = json.loads((bred / "base.json").read_text())
+    targets = json.loads((bred / "seed" / "adapter_config.json").read_text())["target_modules"]
+    torch.set_num_threads(1)
+    pack = Pack(load_base(base["path"], "fp32"), targets, 1, 4, make_engine(0, "none", "fp32", "cpu"))
+    _, donor_meta = unpack_seed(store.get(known[origin]["seed"]))
+    pack.place(0, variant, start, donor_meta)
+    train_chunk(pack, [0], open_tokens(bred / "tokens"), variant.chunk_steps)
+    mine, _ = pack.harvest(0)
+    assert set(mine) == set(after)
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, after[name], rtol=1e-5, atol=1e-6)
+        if name.startswith("weight/") and name.endswith("lora_B"):
+            assert not torch.equal(tensor, start[name])
+
+
+def test_positions_chain_from_the_shared_seed(bred):
+    known = results(bred)
+    for name, row in population(bred).items():
+        variant = Variant.from_json(json.loads((bred / "variants" / name / "variant.json").read_text()))
+        position, length = row["position"], 0
+        while position in known:
+            position, length = known[position]["origin"], length + 1
+        assert position == first_position(variant)
+        assert length == 6
+    assert len(cuts(bred)) >= 6
