@@ -17,7 +17,6 @@ Ctrl-C, a kill or a power cut goes on where the last one stopped.
 
 from __future__ import annotations
 
-import datetime
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chrysalis_ray import __version__
+from chrysalis_ray.config.claim import claim_run, run_directory
 from chrysalis_ray.config.loading import LoadedExperiment
-from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CacheLayout, RunLayout
-from chrysalis_ray.core.records import Variant, read_json, sha256_of, write_bytes, write_json
+from chrysalis_ray.core.lock import sole_owner
+from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.core.weave import Weave
 
 if TYPE_CHECKING:
@@ -79,59 +78,45 @@ def grow(
 
     `address` joins a running Ray cluster (``auto`` finds it); None starts one on this machine. Raises ChrysalisError.
     """
-    run = open_run(loaded, runs, name, story)
-    genome = seal_genome(run)
-    base = pin_base(run, genome)
-    tokenise(run, genome, base)
-    seed_sha256 = write_seed(run, base)
-    variants = branch(run, genome, base, seed_sha256)
-    if not run.layout.report_scores.exists():
-        with body_for(run, base, variants, address) as body:
-            train(run, variants, body)
-            judge_variants(run, body)
-            merge_population(run)
-            judge_merges(run, body)
-            tell_report(run, body)
-    verdict = reach_verdict(run)
-    emerge(run, verdict)
-    compare(run)
+    layout = run_directory(loaded, runs, name)
+    check_outside(loaded, address)
+    with sole_owner(layout.lock):
+        run = open_run(loaded, layout, story)
+        genome = seal_genome(run)
+        base = pin_base(run, genome)
+        tokenise(run, genome, base)
+        variants = branch(run, genome, base, write_seed(run, base))
+        if not layout.report_scores.exists():
+            with body_for(run, base, variants, address) as body:
+                train(run, variants, body)
+                judge_variants(run, body)
+                merge_population(run)
+                judge_merges(run, body)
+                tell_report(run, body)
+        verdict = reach_verdict(run)
+        emerge(run, verdict)
+        compare(run)
     return verdict
 
 
 # what is asked ------------------------------------------------------------------------------------------------------
 
 
-def open_run(loaded: LoadedExperiment, runs: Path, name: str | None, story: Story) -> Run:
-    """The run directory of this experiment, new or found again. Raises RunError if another experiment lives there."""
+def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
+    """What lies outside this process and would fail only after the work: a W&B key, a Ray cluster."""
+    from chrysalis_ray.body.cluster import check_address
     from chrysalis_ray.report.tracking import check_tracking
 
     check_tracking(loaded.experiment.tracking.wandb)
-    root = (runs / (name or loaded.experiment.name)).resolve()
-    layout, resolved = RunLayout(root), loaded.resolved()
-    if layout.run_manifest.exists():
-        manifest = read_json(layout.run_manifest)
-        if manifest["experiment_sha256"] != resolved["sha256"]:
-            raise RunError(
-                f"{root} holds another experiment: {manifest['experiment_sha256'][:12]}, not {resolved['sha256'][:12]}",
-                "give this one another --name, or move that folder away; nothing in it was touched",
-            )
-        story.stage("run", f"found {root}, going on")
-    else:
-        if root.exists() and any(root.iterdir()):
-            raise RunError(f"{root} exists and is no run directory", "give this run another --name")
-        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        manifest = {
-            "name": root.name,
-            "created": created,
-            "version": __version__,
-            "experiment": resolved,
-            "experiment_sha256": resolved["sha256"],
-            "run_id": sha256_of([resolved["sha256"], root.name, created])[:8],
-        }
-        write_bytes(layout.experiment_yaml, loaded.text.encode())
-        write_json(layout.run_manifest, manifest)
-        story.stage("run", f"new in {root}")
-    return Run(loaded, layout, CacheLayout(root.parent / ".cache"), manifest["run_id"], story)
+    check_address(address)
+
+
+def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
+    """The run in this directory, new or found again. Raises RunError if another experiment lives there."""
+    found = layout.run_manifest.exists()
+    run_id = claim_run(loaded, layout)
+    story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
+    return Run(loaded, layout, CacheLayout(layout.root.parent / ".cache"), run_id, story)
 
 
 def seal_genome(run: Run) -> Genome:

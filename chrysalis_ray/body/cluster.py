@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,28 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
 }
+
+
+PATIENCE_SECONDS = 5.0
+
+
+def check_address(address: str | None) -> None:
+    """Raises BodyError if nobody answers at ``host:port`` (or ``ray://host:port``): Ray itself would try for minutes.
+
+    ``auto`` and ``local`` name no host; Ray answers those at once.
+    """
+    if address is None or address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise BodyError(f"--address {address!r} is no address", "write host:port, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS).close()
+    except OSError as error:
+        raise BodyError(
+            f"nobody answers at {address}: {error}",
+            "check that the cluster is up (`ray status`) and that this machine may reach that port",
+        ) from error
 
 
 @contextmanager

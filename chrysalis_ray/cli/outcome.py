@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -28,14 +29,37 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
     def command(*args: Any, **options: Any) -> None:
         try:
             code = function(*args, **options) or 0
+            sys.stdout.flush()
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again to go on", file=sys.stderr)
             code = INTERRUPTED
         except ChrysalisError as error:
             code = tell(error)
+        except BrokenPipeError:  # `chrysalis report RUN | head`: whoever reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = FAILED
+        except OSError as error:
+            code = tell(of_the_system(error))
         sys.exit(code)
 
     return command
+
+
+def of_the_system(error: OSError) -> ChrysalisError:
+    """What the operating system refused, with the path and what helps."""
+    remedies = {
+        errno.ENOSPC: "free some disk space and run the same command again: it goes on where it stopped",
+        errno.EDQUOT: "your disk quota is used up; free some and run the same command again: it goes on where it stopped",
+        errno.EACCES: "give yourself the right to read and write there, or use another folder",
+        errno.EPERM: "give yourself the right to read and write there, or use another folder",
+        errno.EROFS: "that volume is read-only; use another folder (--runs)",
+    }
+    told = ChrysalisError(
+        f"{error} ({type(error).__name__})",
+        remedies.get(error.errno or 0, f"{TRACEBACK_VARIABLE}=1 shows where it happened; the same command again goes on"),
+    )
+    told.__cause__ = error
+    return told
 
 
 def tell(error: ChrysalisError) -> int:

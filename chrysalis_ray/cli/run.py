@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,13 @@ import typer
 from chrysalis_ray.cli.arguments import Experiment, Json, Set
 from chrysalis_ray.cli.outcome import print_json
 from chrysalis_ray.cli.plan import show_plan
+from chrysalis_ray.core.layout import is_run_name
+
+
+def _plain_name(name: str | None) -> str | None:
+    if name is not None and not is_run_name(name):
+        raise typer.BadParameter(f"{name!r} is not one word of at most 64 letters, digits, dots and dashes")
+    return name
 
 
 def run(
@@ -18,7 +26,9 @@ def run(
     set: Set = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run directories lie; on a cluster, a folder all nodes see.")]
     = Path("runs"),
-    name: Annotated[str | None, typer.Option(help="Name of the run directory; the experiment's name if not given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(callback=_plain_name, help="Name of the run directory; the experiment's name if not given.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster (`auto` finds it); else a local one.")] = None,
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -38,9 +48,10 @@ def run(
     from chrysalis_ray.lifecycle import grow
 
     loaded = load_experiment(experiment, set or [])
-    with TerminalStory(sys.stderr if json else sys.stdout) as story:
+    stream = sys.stderr if json else sys.stdout  # stdout belongs to the JSON, whatever a library prints
+    with TerminalStory(stream) as story, contextlib.redirect_stdout(stream):
         verdict = grow(loaded, runs.absolute(), story, name, address)
-    root = runs / (name or loaded.experiment.name)
+    root = runs / (loaded.experiment.name if name is None else name)
     if json:
         print_json({"run": str(root.absolute()), "verdict": verdict})
     else:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_run_name(name: str) -> bool:
+    """Whether `name` can name a run directory: one plain word, no path, nothing hidden (``.cache`` lies beside the runs)."""
+    return bool(_RUN_NAME.fullmatch(name))
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,11 @@ class RunLayout:
     def experiment_yaml(self) -> Path:
         """The experiment file, byte for byte as it was given."""
         return self.root / "experiment.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works here."""
+        return self.root / ".lock"
 
     @property
     def run_manifest(self) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -48,6 +49,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether `path` is named like a temporary file of `write_bytes`, which a kill can leave behind."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) is not None
 
 
 def sync_folder(path: Path) -> None:
@@ -150,7 +156,9 @@ class Variant:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("hyperparameters", "epigenome", "parents")},
+            **{
+                f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("hyperparameters", "epigenome", "parents")
+            },
             "hyperparameters": self.hyperparameters.to_json(),
             "epigenome": self.epigenome.to_json(),
             "parents": list(self.parents),

@@ -1,0 +1,71 @@
+"""Which run directory an experiment gets, and whether it is still its own: a directory belongs to exactly one experiment."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from chrysalis_ray import __version__
+from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.errors import RunError
+from chrysalis_ray.core.layout import RunLayout, is_run_name
+from chrysalis_ray.core.records import is_draft, read_json, sha256_of, write_bytes, write_json
+
+
+def run_directory(loaded: LoadedExperiment, runs: Path, name: str | None) -> RunLayout:
+    """Where this run lies; nothing is written. Raises RunError for a name that leads elsewhere, or a folder of another kind."""
+    name = loaded.experiment.name if name is None else name
+    if not is_run_name(name):
+        raise RunError(
+            f"{name!r} cannot name a run directory",
+            "write one word of at most 64 letters, digits, dots and dashes; --runs says in which folder it lies",
+        )
+    layout = RunLayout((runs / name).resolve())
+    if layout.root.is_dir() and not layout.run_manifest.exists():
+        ours = (layout.lock, layout.experiment_yaml)  # all that a kill can leave before there is a manifest
+        strangers = sorted(path.name for path in layout.root.iterdir() if path not in ours and not is_draft(path))
+        if strangers:
+            raise RunError(
+                f"{layout.root} exists and is no run directory: it holds {strangers[0]}", "give this run another --name"
+            )
+    return layout
+
+
+def claim_run(loaded: LoadedExperiment, layout: RunLayout) -> str:
+    """Make the directory this experiment's, or see that it is; returns the id of the run. The caller holds its lock.
+
+    Raises RunError if another experiment lives there, or if nobody can say which.
+    """
+    resolved = loaded.resolved()
+    if layout.run_manifest.exists():
+        experiment_sha256, run_id = _claimed(layout)
+        if experiment_sha256 != resolved["sha256"]:
+            raise RunError(
+                f"{layout.root} holds another experiment: {experiment_sha256[:12]}, not {resolved['sha256'][:12]}",
+                "give this one another --name, or move that folder away; nothing in it was touched",
+            )
+        return run_id
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run_id = sha256_of([resolved["sha256"], layout.root.name, created])[:8]
+    manifest = {
+        "name": layout.root.name,
+        "created": created,
+        "version": __version__,
+        "experiment": resolved,
+        "experiment_sha256": resolved["sha256"],
+        "run_id": run_id,
+    }
+    write_bytes(layout.experiment_yaml, loaded.text.encode())
+    write_json(layout.run_manifest, manifest)
+    return run_id
+
+
+def _claimed(layout: RunLayout) -> tuple[str, str]:
+    try:
+        manifest = read_json(layout.run_manifest)
+        return str(manifest["experiment_sha256"]), str(manifest["run_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{layout.run_manifest} is damaged ({type(error).__name__}: {error}): nobody can say whose run this is",
+            "restore it, or give this run another --name; nothing was touched",
+        ) from error
