@@ -21,15 +21,15 @@ class EmbeddedBase(Written):
     """A small Qwen3 built from its config on this machine: tokenizer trained on the genome, weights briefly pre-trained."""
 
     type: Literal["embedded"]
-    hidden_size: Annotated[int, Field(ge=16, le=4096)] = 192
-    layers: Annotated[int, Field(ge=1, le=64)] = 4
-    heads: Annotated[int, Field(ge=1, le=64)] = 6
-    key_value_heads: Annotated[int, Field(ge=1, le=64)] = 3
+    hidden_size: Annotated[int, Field(ge=16, le=4096)] = 256
+    layers: Annotated[int, Field(ge=1, le=64)] = 3
+    heads: Annotated[int, Field(ge=1, le=64)] = 8
+    key_value_heads: Annotated[int, Field(ge=1, le=64)] = 2
     head_size: Annotated[int, Field(ge=8, le=256)] = 32
     intermediate_size: Annotated[int, Field(ge=16, le=16384)] = 512
-    vocabulary: Annotated[int, Field(ge=300, le=65536)] = 4096
-    pretrain_tokens: Annotated[int, Field(ge=0)] = 150_000
-    pretrain_learning_rate: Positive = 3e-3
+    vocabulary: Annotated[int, Field(ge=300, le=65536)] = 3072
+    pretrain_tokens: Annotated[int, Field(ge=0)] = 120_000
+    pretrain_learning_rate: Positive = 2e-2
 
 
 class PretrainedBase(Written):
