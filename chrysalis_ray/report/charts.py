@@ -26,15 +26,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Level:
-    """A horizontal line across a chart: a loss without a history, such as the seed's or a merge's."""
-
-    label: str
-    value: float
-    style: str  # seed | merge
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A mean with its interval; `role` is ``chosen``, ``winner``, ``seed`` or empty."""
 
@@ -103,13 +94,13 @@ class _Frame:
         return self.inner_bottom - (self.inner_bottom - self.top) * (value - self.y_low) / (self.y_high - self.y_low)
 
 
-def loss_chart(title: str, curves: Sequence[Curve], levels: Sequence[Level], chart_id: str) -> str:
+def loss_chart(title: str, curves: Sequence[Curve], chart_id: str) -> str:
     """Losses by tokens, each line labelled at its end. Losses far above all others are cut off, so that one diverged
     variant does not flatten the rest. An empty text where no curve has a point."""
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
-    frame = _frame(curves, levels)
+    frame = _frame(curves)
     parts = [
         f'<svg class="chart" role="img" aria-labelledby="{chart_id}-title" viewBox="0 0 {frame.width:g} {frame.height:g}" '
         f'data-x="{frame.left:g},{frame.inner_right:g},0,{frame.x_high:.10g}" '
@@ -118,20 +109,19 @@ def loss_chart(title: str, curves: Sequence[Curve], levels: Sequence[Level], cha
         f'<clipPath id="{chart_id}-clip"><rect x="{frame.left:g}" y="{frame.top - 4:g}" '
         f'width="{frame.inner_right - frame.left + 4:g}" height="{frame.inner_bottom - frame.top + 8:g}"/></clipPath>',
         *_axes(frame),
-        *_levels(frame, levels),
         f'<g clip-path="url(#{chart_id}-clip)">',
         *(_line(frame, curve) for curve in curves),
         "</g>",
-        *_end_labels(frame, curves, levels),
+        *_end_labels(frame, curves),
         '<line class="cursor" x1="0" x2="0" y1="0" y2="0"/><circle class="spot" r="4" cx="-9" cy="-9"/></svg>',
     ]
     return "".join(parts)
 
 
-def _frame(curves: Sequence[Curve], levels: Sequence[Level]) -> _Frame:
+def _frame(curves: Sequence[Curve]) -> _Frame:
     values = sorted(value for curve in curves for _, value in curve.points)
     middle = values[len(values) // 2]
-    ordinary = [value for value in values if value <= 1.6 * middle + 0.1] + [level.value for level in levels]
+    ordinary = [value for value in values if value <= 1.6 * middle + 0.1]
     low, high = min(ordinary), max(ordinary)
     margin = 0.06 * (high - low) or 0.05
     return _Frame(x_high=max(x for curve in curves for x, _ in curve.points) or 1.0, y_low=low - margin, y_high=high + margin)
@@ -169,24 +159,15 @@ def _series(place: int) -> str:
     return f"s{place % COLOURS} d{place // COLOURS % 4}"
 
 
-def _levels(frame: _Frame, levels: Sequence[Level]) -> list[str]:
-    return [
-        f'<line class="level {level.style}" x1="{frame.left:g}" x2="{frame.inner_right:g}" '
-        f'y1="{frame.y(level.value):.1f}" y2="{frame.y(level.value):.1f}">'
-        f"<title>{escape(level.label)}: {level.value:.4f}</title></line>"
-        for level in levels
-    ]
-
-
-def _end_labels(frame: _Frame, curves: Sequence[Curve], levels: Sequence[Level]) -> list[str]:
+def _end_labels(frame: _Frame, curves: Sequence[Curve]) -> list[str]:
     """Names at the right edge, pushed apart where lines end close together; none where there are too many to read."""
     room = int((frame.inner_bottom - frame.top) / 13)
-    wanted = [(frame.y(level.value), level.label, f"level-label {level.style}") for level in levels]
-    if len(curves) + len(levels) <= room:
-        wanted += [
-            (frame.y(min(curve.points[-1][1], frame.y_high)), curve.label, f"end {curve.key} {_series(curve.place)}")
-            for curve in curves
-        ]
+    if len(curves) > room:
+        return []
+    wanted = [
+        (frame.y(min(curve.points[-1][1], frame.y_high)), curve.label, f"end {curve.key} {_series(curve.place)}")
+        for curve in curves
+    ]
     parts = []
     for y, (_, label, style) in zip(_spread([w[0] for w in sorted(wanted)], frame), sorted(wanted), strict=True):
         shown = label if len(label) <= 18 else f"{label[:17]}…"

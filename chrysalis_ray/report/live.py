@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -23,13 +22,15 @@ from chrysalis_ray.report.table import short_mix, state_text
 MODES = ("auto", "table", "lines", "quiet")
 _AT_WORK = ("training", WAITING)
 _COLUMNS = ("variant", "mix", "lr", "rank", "state", "step", "tokens", "tokens/s", "train", "select")
+_WIDE = 116  # characters that all columns need; a narrower terminal goes without these
+_ONLY_WIDE = ("mix", "tokens", "lr")
 
 
 class LiveTable:
     """Shows `variants` while they train; a context manager.
 
     `mode` is ``table`` (renews itself), ``lines`` (one line per report), ``quiet``, or ``auto``: a table on a terminal, else
-    lines. `tokens` by domain are for mixes whose prior is ``size``. `clock` gives seconds.
+    lines. `tokens` by domain are for mixes whose prior is ``size``.
     """
 
     def __init__(
@@ -38,17 +39,15 @@ class LiveTable:
         mode: str = "auto",
         console: Console | None = None,
         tokens: Mapping[str, float] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}, not one of {', '.join(MODES)}")
         self.console = console or Console(file=sys.stderr if mode == "quiet" else sys.stdout)
         self.mode = mode if mode != "auto" else ("table" if self.console.is_terminal else "lines")
-        self._clock, self._started = clock, clock()
         self._tokens = dict(tokens or {})
         self._steps = {variant.variant_id: variant.steps for variant in variants}
         self._states = {variant.variant_id: _before_training(variant) for variant in variants}
-        self._first_step: int | None = None
+        self._newest: tuple[float, float, int] | None = None  # seconds, steps and variants of the newest turn
         self._live: Live | None = None
 
     def __enter__(self) -> LiveTable:
@@ -68,33 +67,34 @@ class LiveTable:
         for state in states:
             before = self._states.setdefault(str(state["variant"]), {"variant": state["variant"], "state": WAITING})
             before.update({key: value for key, value in state.items() if value is not None})
+            self._keep_pace(state)
             if self.mode == "lines":
                 self.console.print(Text(redact_text(self.line(str(state["variant"])))), soft_wrap=True)
-        if self._first_step is None and any(row.get("step") for row in self._states.values()):
-            self._first_step, self._started = self._done(), self._clock()
         if self._live is not None:
             self._live.update(self.render())
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until every variant still at work has its steps, at the pace since the first report; None before that.
+        """Seconds until every variant still at work has its steps, at the pace of the newest turn; None before the first.
 
-        Variants that stopped no longer count: their lanes are free for the others.
+        A turn moves all variants of a pack by its steps in `seconds`; those that do not fit into one pack take turns. Variants
+        that stopped no longer count: their lanes are free for the others.
         """
-        if self._first_step is None:
-            return None
-        left = sum(
+        left = [
             max(self._steps.get(name, 0) - int(row.get("step") or 0), 0)
             for name, row in self._states.items()
             if row["state"] in _AT_WORK
-        )
-        since, done = self._clock() - self._started, self._done() - self._first_step
-        if left == 0:
-            return 0.0
-        return left * since / done if done > 0 else None
+        ]
+        if self._newest is None:
+            return None
+        seconds, steps, pack = self._newest
+        return max([*left, sum(left) / pack], default=0) * seconds / steps
 
-    def _done(self) -> int:
-        return sum(int(row.get("step") or 0) for row in self._states.values())
+    def _keep_pace(self, row: Mapping[str, Any]) -> None:
+        """Remember how long the newest turn took, for how many steps of how many variants."""
+        seconds, step, report = (row.get(key) for key in ("seconds", "step", "report"))
+        if seconds and step and report:
+            self._newest = (float(seconds), step / report, int(row.get("packed_with") or 0) + 1)
 
     def line(self, variant_id: str) -> str:
         """One report of one variant as a line of plain text."""
@@ -113,10 +113,12 @@ class LiveTable:
     def render(self) -> RenderableType:
         """The table as it stands, with a line for the whole below it."""
         table = Table(expand=False)
-        for heading in _COLUMNS:
+        shown = [heading for heading in _COLUMNS if self.console.width >= _WIDE or heading not in _ONLY_WIDE]
+        for heading in shown:
             table.add_column(heading, justify="left" if heading in ("variant", "mix", "state") else "right", no_wrap=True)
         for name, row in self._states.items():
-            table.add_row(*self._cells(name, row))
+            cells = dict(zip(_COLUMNS, self._cells(name, row), strict=True))
+            table.add_row(*(cells[heading] for heading in shown))
         return Group(table, Text(self._summary(), style="dim"))
 
     def _cells(self, name: str, row: Mapping[str, Any]) -> list[Text]:

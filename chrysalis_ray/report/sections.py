@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from chrysalis_ray.report.charts import COLOURS, Curve, Estimate, Level, forest_plot, loss_chart, short_count, stacked_bar
+from chrysalis_ray.report.charts import COLOURS, Curve, Estimate, forest_plot, loss_chart, short_count, stacked_bar
 from chrysalis_ray.report.comparison import SEED, Comparison, VariantRow
 from chrysalis_ray.report.scores import Interval
 
@@ -69,17 +69,14 @@ def report_split(comparison: Comparison, most: int) -> str:
 
 def loss_curves(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     """Select and train loss by tokens, one line per variant, with a check box each."""
-    levels = [Level("seed", comparison.seed_loss, "seed")] if comparison.seed_loss is not None else []
-    chosen = [row for row in comparison.merges if comparison.verdict and row.name == comparison.verdict.chosen]
-    levels += [Level(row.name, row.select_loss, "merge") for row in chosen if row.select_loss is not None]
     drawn = [(k, row, [(float(p.tokens), p) for p in row.curve]) for k, row in enumerate(shown) if row.curve]
     figures = []
-    for title, chart_id, own_levels in (("select loss", "select", levels), ("train loss", "train", [])):
+    for title, chart_id in (("select loss", "select"), ("train loss", "train")):
         curves = [
             Curve(row.variant_id, f"v{k}", k, [(x, y) for x, p in points if (y := getattr(p, f"{chart_id}_loss")) is not None])
             for k, row, points in drawn
         ]
-        chart = loss_chart(f"{title} by tokens", curves, own_levels, chart_id)
+        chart = loss_chart(f"{title} by tokens", curves, chart_id)
         figures.append(f"<figure><h3>{title}</h3>{chart}</figure>" if chart else "")
     if not any(figures):
         return ""
@@ -89,7 +86,8 @@ def loss_curves(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         for k, row, _ in drawn
     )
     toggles = f"<fieldset class='toggles'><legend class='note'>Variants, best first</legend>{boxes}</fieldset>"
-    note = "By tokens seen, so that variants compare fairly. A line ends where its variant stopped." + _cut_note(
+    note = "By tokens seen, so that variants compare fairly. A line ends where its variant stopped. Reports read fewer rows of "
+        "select than the judging below." + _cut_note(
         comparison, shown
     )
     return _section("Losses", note, f"{toggles}<div class='charts'>{''.join(figures)}</div>")
@@ -208,7 +206,8 @@ def merge_table(comparison: Comparison) -> str:
     rows = []
     for row in comparison.merges:
         chosen = " class='chosen'" if comparison.verdict and row.name == comparison.verdict.chosen else ""
-        notes = row.failure or ", ".join(f"{key}: {_plain(value)}" for key, value in row.notes.items())
+        shown = {key: value for key, value in row.notes.items() if isinstance(value, int | float | str)}
+        notes = row.failure or ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in shown.items())
         rows.append(
             f"<tr{chosen}><th scope='row'>{escape(row.name)}</th>"
             f"<td class='word'>{'failed' if row.failure else escape(row.method)}</td>{_cell(row.select_loss)}"

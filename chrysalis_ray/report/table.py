@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ STATE_STYLES = {
     "failed": "red",
     "waiting": "dim",
 }
-_SHOWN_DOMAINS = 2
+_SHOWN_DOMAINS = 1
 
 
 def comparison_tables(comparison: Comparison) -> RenderableType:
@@ -31,7 +32,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
 
 
 def short_mix(shares: Mapping[str, float]) -> str:
-    """The largest shares of a mix: ``code 44 %, comments 11 %, +4``."""
+    """The largest shares of a mix: ``code 44 %, +5``."""
     ranked = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     words = [f"{domain} {share:.0%}".replace("%", " %") for domain, share in ranked[:_SHOWN_DOMAINS]]
     rest = len(ranked) - _SHOWN_DOMAINS
@@ -44,15 +45,17 @@ def state_text(state: str) -> Text:
 
 
 def _variant_table(comparison: Comparison) -> Table:
-    table = Table(title=Text(f"{comparison.name} ({comparison.run_id}): {comparison.stage}"), title_justify="left")
+    title = Text(f"{comparison.name} ({comparison.run_id}): {comparison.stage}")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, justify in (("variant", "left"), ("mix", "left"), ("lr", "right"), ("rank", "right"), ("state", "left"),
-                             ("steps", "right"), ("tokens", "right"), ("train", "right"), ("select", "right")):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+                             ("steps", "right"), ("train", "right"), ("select", "right")):  # fmt: skip
+        width = 16 if heading == "mix" else None  # the one column that may be cut: the names of variants tell the mix as well
+        table.add_column(heading, justify=justify, no_wrap=True, max_width=width)  # type: ignore[arg-type]
     for row in comparison.variants:
         table.add_row(*_variant_cells(row))
     if comparison.seed_loss is not None:
         table.add_section()
-        table.add_row("seed", "", "", "", "", "", "", "", loss_text(comparison.seed_loss))
+        table.add_row("seed", "", "", "", "", "", "", loss_text(comparison.seed_loss))
     return table
 
 
@@ -60,10 +63,9 @@ def _variant_cells(row: VariantRow) -> list[Text]:
     cells = [
         row.variant_id,
         short_mix(row.asked),
-        f"{row.hyperparameters['learning_rate']:.2e}",
+        f"{row.hyperparameters['learning_rate']:.1e}",
         str(row.hyperparameters["rank"]),
         f"{row.step}/{row.steps}",
-        f"{row.tokens:,}",
         loss_text(row.train_loss),
         loss_text(row.select_loss),
     ]
@@ -72,7 +74,7 @@ def _variant_cells(row: VariantRow) -> list[Text]:
 
 
 def _merge_table(comparison: Comparison) -> Table:
-    table = Table(title="merges", title_justify="left")
+    table = Table(title="merges", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("merge", "method", "members", "rank", "residual", "energy kept", "select"):
         table.add_column(heading, justify="left" if heading in ("merge", "method") else "right")
     for row in comparison.merges:

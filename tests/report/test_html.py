@@ -9,7 +9,7 @@ from example_run import DOMAINS, write_branch
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.report.charts import Curve, Level, loss_chart, ticks
+from chrysalis_ray.report.charts import Curve, loss_chart, ticks
 from chrysalis_ray.report.comparison import read_run
 from chrysalis_ray.report.html import headline, write_report
 from chrysalis_ray.report.lineage import lineage
@@ -184,7 +184,7 @@ def test_headlines_say_what_was_decided(judged: RunLayout) -> None:
 
 def test_one_diverged_variant_does_not_flatten_the_others() -> None:
     curves = [Curve("good", "v0", 0, [(1, 3.0), (2, 2.5)]), Curve("lost", "v1", 1, [(1, 3.0), (2, 4000.0)])]
-    svg = loss_chart("losses", curves, [Level("seed", 3.2, "seed")], "c")
+    svg = loss_chart("losses", curves, "c")
     low, high = (float(value) for value in re.search(r'data-y="[^"]*,([-\d.e]+),([-\d.e]+)"', svg).groups())
     assert 2.3 < low < 2.5
     assert 3.2 < high < 3.4
