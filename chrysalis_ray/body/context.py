@@ -62,7 +62,9 @@ class BodyContext:
         """Tell omega that no life of this body can do its work. Does nothing if this life is over already."""
         import ray
 
-        ray.get(self.omega.give_up.remote(self.epoch, str(error)))
+        # not str(error): an error that omega raised carries its own traceback in there
+        reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
+        ray.get(self.omega.give_up.remote(self.epoch, reason))
 
 
 def visible(path: str) -> Path:

@@ -14,32 +14,21 @@ is not there. Nothing else has to be restored: neither Tune's state nor the sche
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.body.turn import Answer, Candidate, Outcome, Turn, Work, first_position, next_position
-from chrysalis_ray.core.errors import BodyError, VariantLost
+from chrysalis_ray.body.ledger import Ledger
+from chrysalis_ray.body.turn import Answer, Ask, Candidate, Outcome, Turn, Work, first_position, next_position
+from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.core.weave import Weave
 
 Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
-
-HOLDS = 4  # checkpoints that Tune keeps per trial, and so seeds that an exploit may still ask for
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A trial waits for `variant` to get from `origin` to `target`."""
-
-    variant: Variant
-    origin: str
-    target: str
-    chunk: int
 
 
 @dataclass
@@ -61,11 +50,8 @@ class Omega:
         self.variants = {variant.variant_id: variant for variant in variants}
         self.slots = slots
         self.linger_seconds = linger_seconds
-        self.known: dict[str, Outcome] = {}  # target position -> what it came to, from the cuts
-        self.newest: dict[str, str] = {}  # variant -> target of its newest cut, whose seed must be kept
-        self.recent: list[set[str]] = []  # seeds of the newest cuts
-        self.next_cut = 0
-        self._read_cuts()
+        self.ledger = Ledger(self.store)
+        self.known = self.ledger.known  # target position -> what it came to, from the cuts
         self.asks: dict[str, Ask] = {}
         self.flight: set[str] = set()
         self.waiting: dict[str, list[asyncio.Future[Answer]]] = {}
@@ -73,8 +59,8 @@ class Omega:
         self.standing: dict[str, tuple[Ask, Outcome]] = {}  # variant -> where its trial knows it to stand
         self.concluded: dict[str, tuple[str, str | None]] = {}
         self.detached: dict[str, float] = {}  # variant -> when its trial last went away
+        self.serving: dict[str, str] = {}  # variant -> the process that last asked for it
         self.identities: dict[str, str] = {}
-        self.held: dict[str, deque[str]] = {}  # variant -> positions that Tune's checkpoints name
         self.judgements: list[Judgement] = []
         self.turn: Turn | None = None
         self.turn_done: asyncio.Future[None] | None = None
@@ -88,19 +74,9 @@ class Omega:
         self.trained = {"turns": 0, "variant_chunks": 0, "train_seconds": 0.0}
         self.steering: asyncio.Task[None] | None = None
 
-    def _read_cuts(self) -> None:
-        for number, body in self.store.cuts():
-            self.next_cut = number + 1
-            seeds = set()
-            for target, entry in body["results"].items():
-                self.known[target] = Outcome(target, entry["seed"], entry["metrics"])
-                self.newest[entry["variant_id"]] = target
-                seeds.add(entry["seed"])
-            self.recent = [*self.recent[-1:], seeds]
-
     async def start(self) -> int:
         """Begin to steer; returns the number of chunks that are known already."""
-        self.steering = asyncio.get_running_loop().create_task(self._steer())
+        self.steering = asyncio.get_running_loop().create_task(self._steer_or_tell())
         return len(self.known)
 
     async def _notify(self) -> None:
@@ -110,16 +86,20 @@ class Omega:
 
     # the trials' side -----------------------------------------------------------------------------------------------
 
-    async def advance(self, variant: Variant, position: str, chunk: int) -> Answer:
-        """Train one chunk of `variant` from `position`, or look it up. Raises BodyError when the body is lost for good."""
+    async def advance(self, variant: Variant, position: str, chunk: int, who: str = "") -> Answer:
+        """Train one chunk of `variant` from `position`, or look it up. `who` names the process that asks.
+
+        Raises BodyError when the body is lost for good, VariantLost when the store has no seed to start from.
+        """
         self._check_alive()
+        self.serving[variant.variant_id] = who
         target = next_position(position, variant)
         if target in self.delivered:
             return self.delivered[target]
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(target, []).append(answer)
         if target not in self.flight:
-            self.asks[variant.variant_id] = Ask(variant, position, target, chunk)
+            self.asks[variant.variant_id] = Ask(variant, position, target, chunk, who)
         self.concluded.pop(variant.variant_id, None)
         await self._notify()
         return await answer
@@ -130,10 +110,15 @@ class Omega:
 
     async def hold(self, variant_id: str, position: str) -> None:
         """A trial wrote `position` into a checkpoint: its seed stays until the variant has held four newer ones."""
-        self.held.setdefault(variant_id, deque(maxlen=HOLDS)).append(position)
+        self.ledger.hold(variant_id, position)
 
-    async def detach(self, variant_id: str) -> None:
-        """The trial of this variant went away (stopped, paused or restarted): nobody waits for its ask any more."""
+    async def detach(self, variant_id: str, who: str = "") -> None:
+        """The trial of this variant went away (stopped, paused or restarted): nobody waits for its ask any more.
+
+        What a process says that another has followed already comes late and changes nothing.
+        """
+        if self.serving.get(variant_id, who) != who:
+            return
         self.asks.pop(variant_id, None)
         self.detached[variant_id] = time.monotonic()
         await self._notify()
@@ -172,42 +157,20 @@ class Omega:
     async def commit(self, epoch: int, number: int, outcomes: Sequence[Outcome], seconds: float) -> None:
         """Write the cut of a train turn; only then the trials hear of it."""
         turn = self._turn_of(epoch, number)
-        work = {item.target: item for item in turn.work}
-        body = {
-            "turn": number,
-            "results": {
-                outcome.target: {
-                    "variant_id": work[outcome.target].variant.variant_id,
-                    "seed": outcome.seed,
-                    "chunk": work[outcome.target].chunk,
-                    "origin": work[outcome.target].origin,
-                    "metrics": outcome.metrics,
-                }
-                for outcome in outcomes
-            },
-        }
-        self.store.commit_cut(self.next_cut, body)
-        for outcome in outcomes:
-            self.known[outcome.target] = outcome
-            self.newest[work[outcome.target].variant.variant_id] = outcome.target
-        self.recent = [*self.recent[-1:], {outcome.seed for outcome in outcomes}]
-        self.weave.append("turn.committed", {"cut": self.next_cut, "variants": sorted(w.variant.variant_id for w in turn.work)})
-        self.next_cut += 1
+        cut = self.ledger.commit(turn, outcomes)
+        self.weave.append("turn.committed", {"cut": cut, "variants": sorted(w.variant.variant_id for w in turn.work)})
         self.trained["turns"] += 1
         self.trained["variant_chunks"] += len(outcomes)
         self.trained["train_seconds"] += seconds
-        self.store.collect(self._needed_seeds())
+        self.ledger.collect()
         self._finish_turn()
-
-    def _needed_seeds(self) -> set[str]:
-        """The newest seed of every variant, the newest two cuts whole, and what checkpoints name."""
-        positions = [*self.newest.values(), *(position for held in self.held.values() for position in held)]
-        return set().union(*self.recent) | {self.known[position].seed for position in positions if position in self.known}
 
     async def judged(self, epoch: int, number: int, scores: Scores) -> None:
         """Hand in the scores of a judge turn."""
         self._turn_of(epoch, number)
-        self.judgements.pop(0).answer.set_result(scores)
+        answer = self.judgements.pop(0).answer
+        if not answer.done():  # who asked may be gone
+            answer.set_result(scores)
         self._finish_turn()
 
     def _turn_of(self, epoch: int, number: int) -> Turn:
@@ -241,19 +204,29 @@ class Omega:
         if epoch == self.epoch and self.lost is None:
             await self.body_lost(reason)
 
+    async def ended(self, reason: str | None) -> None:
+        """The worker group is gone, by an error or (`reason` None) by itself; after `dissolve` that is as it should be."""
+        if self.dissolving:
+            self._journal("body.dissolved", {"reason": reason})
+        elif self.lost is None:
+            await self.body_lost(reason or "its workers went home before they were asked to")
+
     async def body_lost(self, reason: str) -> None:
         """The body will not come back: whoever waits gets BodyError instead of waiting for ever."""
         self.lost = reason
-        self.weave.append("body.lost", {"reason": reason})
         error = BodyError(f"the body was lost: {reason}", "see the worker's log under bodies/; run the same command to go on")
-        for answers in self.waiting.values():
-            for answer in answers:
-                if not answer.done():
-                    answer.set_exception(error)
-        for judgement in self.judgements:
-            if not judgement.answer.done():
-                judgement.answer.set_exception(error)
+        futures: list[asyncio.Future[Any]] = [judgement.answer for judgement in self.judgements]
+        futures += [answer for answers in self.waiting.values() for answer in answers]
+        for answer in futures:
+            if not answer.done():
+                answer.set_exception(error)
         await self._notify()
+        self._journal("body.lost", {"reason": reason})
+
+    def _journal(self, kind: str, body: dict[str, Any]) -> None:
+        """Note the end of a body if that is still possible: a full disk may be what ended it."""
+        with contextlib.suppress(StoreError):
+            self.weave.append(kind, body)
 
     async def lost_because(self) -> str | None:
         """Why the body is lost for good, or None."""
@@ -267,7 +240,7 @@ class Omega:
             "asks": sorted(self.asks),
             "live": sorted(item.variant.variant_id for item in self.turn.work) if self.turn else [],
             "workers": {rank: {"pid": pid, "node": node} for rank, (pid, node) in self.workers.items()},
-            "cuts": self.next_cut,
+            "cuts": self.ledger.next_cut,
             "concluded": {key: state for key, (state, _) in self.concluded.items()},
             **self.trained,
         }
@@ -280,8 +253,8 @@ class Omega:
             row: dict[str, Any] = {"state": state, "reason": reason, "position": first_position(variant), "chunks": 0}
             if variant_id in self.standing:
                 ask, outcome = self.standing[variant_id]
-                row |= {"position": ask.target, "seed": outcome.seed, "chunks": ask.chunk + 1, "metrics": outcome.metrics}
-                row |= {"variant": ask.variant.to_json()}
+                row |= {"position": ask.target, "chunks": ask.chunk + 1, "metrics": outcome.metrics}
+                row |= {"variant": ask.variant.to_json()} | ({"seed": outcome.seed} if outcome.seed else {})
             rows[variant_id] = row
         return rows
 
@@ -290,6 +263,14 @@ class Omega:
             raise BodyError(f"the body was lost: {self.lost}", "run the same command again to go on")
 
     # steering -------------------------------------------------------------------------------------------------------
+
+    async def _steer_or_tell(self) -> None:
+        """Steer; if that ends by an error, nobody else would ever be answered: say so, then raise it."""
+        try:
+            await self._steer()
+        except Exception as error:
+            await self.body_lost(f"omega failed: {type(error).__name__}: {error}")
+            raise
 
     async def _steer(self) -> None:
         """For ever: gather asks, train what is not known, answer in order."""
@@ -335,7 +316,8 @@ class Omega:
         return startable
 
     def _origin_known(self, ask: Ask) -> bool:
-        return ask.origin in self.known or ask.origin == first_position(self.variants[ask.variant.variant_id])
+        """Whether there is something to start from: the shared seed, or a blob that the store still holds."""
+        return self.ledger.can_start(ask.origin) or ask.origin == first_position(self.variants[ask.variant.variant_id])
 
     def _refuse(self, ask: Ask) -> None:
         self.flight.discard(ask.target)

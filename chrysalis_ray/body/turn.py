@@ -38,6 +38,17 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A trial process (`who`) waits for `variant` to get from `origin` to `target`."""
+
+    variant: Variant
+    origin: str
+    target: str
+    chunk: int
+    who: str = ""
+
+
+@dataclass(frozen=True)
 class Candidate:
     """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base."""
 

@@ -98,6 +98,10 @@ class Store:
             )
         return content
 
+    def holds(self, sha256: str) -> bool:
+        """Whether a blob of that name is there; its bytes are not looked at."""
+        return bool(_SHA256.fullmatch(sha256)) and self._blob(sha256).is_file()
+
     # cuts -------------------------------------------------------------------------------------------------------------
 
     def commit_cut(self, number: int, body: Mapping[str, Any]) -> None:
@@ -112,7 +116,7 @@ class Store:
             record = canonical_json({"sha256": sha256_of(body), "body": body}) + b"\n"
         except (TypeError, ValueError) as error:
             raise StoreError(f"cut {number} holds a value that JSON cannot carry: {error}") from error
-        if missing := [sha256 for sha256 in _seeds(body) if not self._has(sha256)]:
+        if missing := [sha256 for sha256 in _seeds(body) if not self.holds(sha256)]:
             raise StoreError(f"cut {number} names {len(missing)} blobs that the store does not hold, first {missing[0]!r}")
         path = self._cut(number)
         with _as_store_error(f"cannot commit cut {number} under {self._cuts}"):
@@ -157,10 +161,10 @@ class Store:
         The blobs of the newest cut are kept whatever `keep` says, and so is every blob put since that cut was committed: it
         may belong to the next one. One process at a time may collect, the one that commits.
         """
-        committed = self.cuts()
-        if not committed:
+        number = next((number for number in reversed(self._numbers()) if self._stands(number)), None)
+        newest = _read_cut(self._cut(number)) if number is not None else None
+        if number is None or newest is None:
             return 0
-        number, newest = committed[-1]
         kept = keep | set(_seeds(newest))
         freed = 0
         with _as_store_error(f"cannot collect blobs under {self._blobs}"):
@@ -186,9 +190,6 @@ class Store:
     def _cut(self, number: int) -> Path:
         return self._cuts / f"{number:010d}.json"
 
-    def _has(self, sha256: str) -> bool:
-        return bool(_SHA256.fullmatch(sha256)) and self._blob(sha256).is_file()
-
     def _is_there(self, sha256: str) -> bool:
         """Whether the blob stands intact; if so it is made young again, so that `collect` does not take it before its cut."""
         path = self._blob(sha256)
@@ -205,7 +206,7 @@ class Store:
     def _stands(self, number: int) -> bool:
         """Whether a record and all blobs that it names are intact."""
         body = _read_cut(self._cut(number))
-        return body is not None and all(self._has(seed) and sha256_of_file(self._blob(seed)) == seed for seed in _seeds(body))
+        return body is not None and all(self.holds(seed) and sha256_of_file(self._blob(seed)) == seed for seed in _seeds(body))
 
     def _replace_void(self, number: int, draft: Path) -> bool:
         """Put `draft` in the place of cut `number` if that one is void, as `cuts` judges it. The old file is kept aside.

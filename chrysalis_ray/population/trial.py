@@ -6,6 +6,7 @@ position written down; an exploit is loading somebody else's position under new 
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 class VariantTrial(tune.Trainable):
     """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `variant` and what Tune may change."""
 
+    who: str
     omega: Any
     variant: Variant
     position: str
     chunk: int
 
     def setup(self, config: dict[str, Any]) -> None:
+        self.who = uuid.uuid4().hex  # this process, told apart from one that it follows
         self.omega = ray.get_actor(config["omega"], namespace=config["namespace"])
         self._become(config)
 
@@ -47,7 +50,7 @@ class VariantTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train one chunk. The result carries the variant's own metrics, by its own tokens."""
-        answer: Answer = ray.get(self.omega.advance.remote(self.variant, self.position, self.chunk))
+        answer: Answer = ray.get(self.omega.advance.remote(self.variant, self.position, self.chunk, self.who))
         self.position, self.chunk = answer.position, answer.chunk
         chunks = self.variant.steps // self.variant.chunk_steps
         evicted, complete = answer.metrics["state"] == "evicted", self.chunk >= chunks
@@ -86,4 +89,4 @@ class VariantTrial(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        ray.get(self.omega.detach.remote(self.variant.variant_id))
+        ray.get(self.omega.detach.remote(self.variant.variant_id, self.who))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy
 
+from chrysalis_ray.body.ledger import HOLDS
 from chrysalis_ray.body.manifest import Body
-from chrysalis_ray.body.omega import HOLDS
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
