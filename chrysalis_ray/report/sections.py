@@ -86,10 +86,10 @@ def loss_curves(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         for k, row, _ in drawn
     )
     toggles = f"<fieldset class='toggles'><legend class='note'>Variants, best first</legend>{boxes}</fieldset>"
-    note = "By tokens seen, so that variants compare fairly. A line ends where its variant stopped. Reports read fewer rows of "
-        "select than the judging below." + _cut_note(
-        comparison, shown
-    )
+    note = (
+        "By tokens seen, so that variants compare fairly. A line ends where its variant stopped. Reports read fewer rows of "
+        "select than the judging below. "
+    ) + _cut_note(comparison, shown)
     return _section("Losses", note, f"{toggles}<div class='charts'>{''.join(figures)}</div>")
 
 
