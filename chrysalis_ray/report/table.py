@@ -49,7 +49,7 @@ def _variant_table(comparison: Comparison) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, justify in (("variant", "left"), ("mix", "left"), ("lr", "right"), ("rank", "right"), ("state", "left"),
                              ("steps", "right"), ("train", "right"), ("select", "right")):  # fmt: skip
-        width = 16 if heading == "mix" else None  # the one column that may be cut: the names of variants tell the mix as well
+        width = 9 if heading == "mix" else None  # the one column that may be cut: the names of variants tell the mix as well
         table.add_column(heading, justify=justify, no_wrap=True, max_width=width)  # type: ignore[arg-type]
     for row in comparison.variants:
         table.add_row(*_variant_cells(row))

@@ -187,7 +187,7 @@ def test_one_diverged_variant_does_not_flatten_the_others() -> None:
     svg = loss_chart("losses", curves, "c")
     low, high = (float(value) for value in re.search(r'data-y="[^"]*,([-\d.e]+),([-\d.e]+)"', svg).groups())
     assert 2.3 < low < 2.5
-    assert 3.2 < high < 3.4
+    assert 3.0 < high < 3.2
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.1, 3.2), (-5, 1e9), (2.0, 2.0), (1e-9, 3e-9)])
