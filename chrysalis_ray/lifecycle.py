@@ -254,6 +254,7 @@ def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
 
 def judge_variants(run: Run, body: Body) -> None:
     from chrysalis_ray.body.turn import Candidate
+    from chrysalis_ray.evaluate.candidates import sound_scores
     from chrysalis_ray.population.harvest import emerged
 
     if run.layout.select_scores.exists():
@@ -261,17 +262,20 @@ def judge_variants(run: Run, body: Body) -> None:
     names = emerged(run.layout)
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
     scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
-    write_json(run.layout.select_scores, {"split": "select", "candidates": scores})
-    run.story.stage("judge", f"{len(names)} variants and the seed on the select split")
+    sound = sound_scores(run.layout, scores, "select", needed=["seed"])
+    write_json(run.layout.select_scores, {"split": "select", "candidates": sound})
+    diverged = [name for name in scores if name not in sound]
+    left_out = f"; {', '.join(diverged)} diverged and cannot be judged" if diverged else ""
+    run.story.stage("judge", f"{len(names)} variants and the seed on the select split{left_out}")
 
 
 def merge_population(run: Run) -> None:
-    from chrysalis_ray.evaluate.candidates import merge_candidates
+    from chrysalis_ray.evaluate.candidates import judged, merge_candidates
     from chrysalis_ray.population.harvest import emerged
 
     if run.layout.merges_manifest.exists():
         return
-    made = merge_candidates(run.layout, run.experiment.merge, emerged(run.layout))["candidates"]
+    made = merge_candidates(run.layout, run.experiment.merge, judged(run.layout, emerged(run.layout)))["candidates"]
     for name, entry in made.items():
         run.record("population.merge", {"name": name, "weights": entry["weights"], "sha256": entry["sha256"]})
     run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
@@ -280,12 +284,14 @@ def merge_population(run: Run) -> None:
 def judge_merges(run: Run, body: Body) -> None:
     """Add the merges to the select scores: the same rows, the same pass."""
     from chrysalis_ray.body.turn import Candidate
+    from chrysalis_ray.evaluate.candidates import sound_scores
 
     written = read_json(run.layout.select_scores)
     names = [name for name in read_json(run.layout.merges_manifest)["candidates"] if name not in written["candidates"]]
     if names:
         candidates = [Candidate(name, str(run.layout.merge(name))) for name in names]
-        written["candidates"] |= body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+        scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+        written["candidates"] |= sound_scores(run.layout, scores, "select", needed=[])
         write_json(run.layout.select_scores, written)
         run.story.stage("judge", f"{len(names)} merges on the select split")
 
@@ -293,16 +299,18 @@ def judge_merges(run: Run, body: Body) -> None:
 def tell_report(run: Run, body: Body) -> None:
     """Score what will be told on the report split: the seed, every variant and the one that was chosen."""
     from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import choice_on_select
+    from chrysalis_ray.evaluate.candidates import choice_on_select, judged, sound_scores
     from chrysalis_ray.population.harvest import emerged
 
-    names = emerged(run.layout)
-    chosen = choice_on_select(run.layout, names).chosen
+    names = judged(run.layout, emerged(run.layout))
+    choice = choice_on_select(run.layout, names)
+    chosen = choice.chosen
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
     if chosen not in {candidate.name for candidate in candidates}:
         candidates.append(Candidate(chosen, str(run.layout.merge(chosen))))
     scores = body.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
-    write_json(run.layout.report_scores, {"split": "report", "candidates": scores})
+    sound = sound_scores(run.layout, scores, "report", needed=["seed", choice.winner, chosen])
+    write_json(run.layout.report_scores, {"split": "report", "candidates": sound})
     run.story.stage("report", f"{len(candidates)} candidates told on the report split")
 
 
@@ -310,13 +318,13 @@ def tell_report(run: Run, body: Body) -> None:
 
 
 def reach_verdict(run: Run) -> dict[str, Any]:
-    from chrysalis_ray.evaluate.candidates import choice_on_select
+    from chrysalis_ray.evaluate.candidates import choice_on_select, judged
     from chrysalis_ray.evaluate.verdict import make_verdict, read_report
     from chrysalis_ray.population.harvest import emerged
 
     judging = run.experiment.evaluate
     verdict = make_verdict(
-        choice_on_select(run.layout, emerged(run.layout)),
+        choice_on_select(run.layout, judged(run.layout, emerged(run.layout))),
         read_report(run.layout.report_scores),
         bootstrap_samples=judging.bootstrap_samples,
         confidence=judging.confidence,

@@ -10,6 +10,7 @@ The worker does not know about Tune, schedulers or how many variants there are i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.body.turn import Candidate, Outcome, Turn, Work
-from chrysalis_ray.core.errors import ChrysalisError
+from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def worker_device(morphology: Morphology) -> Any:
 def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
     """One chunk for every variant of the turn; rank 0 also puts the new seeds into the store."""
     from chrysalis_ray.evaluate.heldout import score_rows
-    from chrysalis_ray.seed.soul import pack_seed
     from chrysalis_ray.training.step import train_chunk
 
     slots = settle(flesh, turn.work)
@@ -145,12 +145,11 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
     for work, slot, metric in zip(turn.work, slots, metrics, strict=True):
         flesh.positions[slot] = work.target
         tensors, meta = flesh.pack.harvest(slot)
-        seed = ""
-        if rank == 0:
-            described = {**meta, "variant": work.variant.to_json(), "position": work.target, "parent": work.origin}
-            seed = flesh.store.put(pack_seed(tensors, described))
+        described = {**meta, "variant": work.variant.to_json(), "position": work.target, "parent": work.origin}
+        seed, ending = keep_seed(flesh.store, tensors, described) if rank == 0 else ("", {})
         row = {
             **metric.to_json(),
+            **ending,
             "select_loss": mean_loss(scores[slot]),
             "seconds": seconds,
             "tokens_per_second": work.variant.chunk_steps * work.variant.tokens_per_step / seconds,
@@ -158,6 +157,16 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
         }
         outcomes.append(Outcome(work.target, seed, row))
     return outcomes
+
+
+def keep_seed(store: Store, tensors: dict[str, Any], described: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The blob of a seed; for weights that are no numbers any more none, and how that variant ends: the others go on."""
+    from chrysalis_ray.seed.soul import pack_seed
+
+    try:
+        return store.put(pack_seed(tensors, described)), {}
+    except VariantLost as error:
+        return "", {"state": "evicted", "reason": error.message}
 
 
 def settle(flesh: Flesh, work: Sequence[Work]) -> list[int]:
@@ -227,11 +236,12 @@ def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:
     flesh.pack.load_adapter(slot, adapter.factors, adapter.scale if candidate.folder is not None else 0.0)
 
 
-def mean_loss(scores: Sequence[DocumentScore]) -> float:
-    """Mean over domains of the token-weighted loss, nats per token: the same number the verdict uses."""
+def mean_loss(scores: Sequence[DocumentScore]) -> float | None:
+    """Mean over domains of the token-weighted loss, nats per token: the same number the verdict uses. None if not finite."""
     sums: dict[str, list[float]] = {}
     for score in scores:
         entry = sums.setdefault(score.domain, [0.0, 0.0])
         entry[0] += score.loss_sum
         entry[1] += score.tokens
-    return sum(loss / tokens for loss, tokens in sums.values()) / len(sums)
+    mean = sum(loss / tokens for loss, tokens in sums.values()) / len(sums)
+    return mean if math.isfinite(mean) else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, WinnerMerge
-from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
@@ -14,6 +15,39 @@ from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
 MergeSpec = WinnerMerge | EnsembleMerge | ConsensusMerge
+
+
+Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
+
+
+def sound_scores(layout: RunLayout, scores: Rows, split: str, needed: Sequence[str]) -> dict[str, Any]:
+    """The scores of the candidates whose losses are numbers; one that diverged rests in `failed/` with its reason.
+
+    Raises EvaluationError if one of `needed` diverged.
+    """
+    diverged = {
+        name: f"its loss on {row[0]} ({split}) is {row[2]}"
+        for name, rows in scores.items()
+        for row in rows
+        if not math.isfinite(row[2])
+    }
+    for name, reason in diverged.items():
+        if name in needed:
+            raise EvaluationError(f"{name} cannot be judged: {reason}", "look at the base, or lower the learning rates")
+        write_json(layout.failed / f"{name}-{split}.json", {"candidate": name, "reason": reason})
+    return {name: rows for name, rows in scores.items() if name not in diverged}
+
+
+def judged(layout: RunLayout, variants: Sequence[str]) -> list[str]:
+    """Those of `variants` that have select scores. Raises EvaluationError if none has."""
+    scored = read_select(layout.select_scores).candidates
+    names = [name for name in variants if name in scored]
+    if not names:
+        raise EvaluationError(
+            f"none of {len(variants)} variants has a loss that is a number: {', '.join(variants[:4])} ...",
+            f"look into {layout.failed}; lower the learning rates, or set a clip",
+        )
+    return names
 
 
 def merge_candidates(layout: RunLayout, specs: Sequence[MergeSpec], variants: Sequence[str]) -> dict[str, Any]:
@@ -79,5 +113,6 @@ def write_merge(layout: RunLayout, spec: MergeSpec, members: Sequence[str], loss
 def choice_on_select(layout: RunLayout, variants: Sequence[str]) -> Choice:
     """What the select split chooses: the best merge if it beats the best variant, else the best variant."""
     entries = read_json(layout.merges_manifest)["candidates"]
-    merges = [name for name, entry in entries.items() if entry["method"] != "winner"]
-    return choose(read_select(layout.select_scores), merges, variants)
+    scores = read_select(layout.select_scores)
+    merges = [name for name, entry in entries.items() if entry["method"] != "winner" and name in scores.candidates]
+    return choose(scores, merges, variants)

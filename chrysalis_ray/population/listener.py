@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.tune import Callback, Stopper
 
+from chrysalis_ray.population.search import DIVERGED, METRIC
+
 Row = dict[str, Any]
 
 # Tune adds these to every result; they describe the light trial process, not the variant.
@@ -32,6 +34,7 @@ class PopulationListener(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Row, **info: Any) -> None:
         row = {key: value for key, value in result.items() if key not in TUNES_OWN}
+        row[METRIC] = None if row[METRIC] == DIVERGED else row[METRIC]
         self.last[trial.trial_id] = row
         self.on_row(row)
 
@@ -39,7 +42,8 @@ class PopulationListener(Callback):
         row = self.last.get(trial.trial_id)
         variant_id = row["variant"] if row else trial.config["variant"]
         if row and row["state"] == "evicted":
-            self._conclude(variant_id, "evicted", f"{row['skipped']} steps in a row had gradients that are not finite")
+            by_gradients = f"its last steps had gradients that are not finite ({row['skipped']} steps skipped in all)"
+            self._conclude(variant_id, "evicted", row.get("reason") or by_gradients)
         elif row and row["complete"]:
             self._conclude(variant_id, "finished", None)
         else:

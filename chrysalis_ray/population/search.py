@@ -9,6 +9,7 @@ from chrysalis_ray.config.experiment import Asha, MedianStopping, Pbt, Populatio
 from chrysalis_ray.core.records import Variant
 
 METRIC, MODE = "select_loss", "min"
+DIVERGED = 1e9  # nats; what schedulers hear of a loss that is no number: worse than any, and safe to average
 
 
 def make_scheduler(population: Population) -> Any:

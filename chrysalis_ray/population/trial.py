@@ -16,6 +16,7 @@ from ray import tune
 
 from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
+from chrysalis_ray.population.search import DIVERGED, METRIC
 
 CHECKPOINT = "position.json"
 SHAPE = ("rank", "alpha", "use_rslora")  # come with the weights when a trial takes over another's position
@@ -56,6 +57,7 @@ class VariantTrial(tune.Trainable):
         evicted, complete = answer.metrics["state"] == "evicted", self.chunk >= chunks
         return {
             **answer.metrics,
+            METRIC: DIVERGED if answer.metrics[METRIC] is None else answer.metrics[METRIC],
             "variant": self.variant.variant_id,
             "report": self.chunk,
             "position": self.position,
