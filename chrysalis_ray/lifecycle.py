@@ -120,9 +120,12 @@ def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
 
 
 def seal_genome(run: Run) -> Genome:
-    from chrysalis_ray.genome.build import build_genome
+    from chrysalis_ray.genome.build import build_genome, open_genome
 
-    genome = build_genome(run.experiment.genome, run.layout.genome, run.loaded.folder)
+    if run.layout.branch_manifest.exists():  # variants stand on it: from now on it is opened and never built again
+        genome = open_genome(run.layout.genome)
+    else:
+        genome = build_genome(run.experiment.genome, run.layout.genome, run.loaded.folder)
     parts = [part for splits in genome.manifest["content"]["totals"].values() for part in splits.values()]
     documents, megabytes = sum(part["documents"] for part in parts), sum(part["bytes"] for part in parts) / 1e6
     domains = ", ".join(genome.domains)
@@ -171,10 +174,12 @@ def bank_rank(run: Run) -> int:
 
 
 def branch(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> list[Variant]:
-    from chrysalis_ray.population.branch import branch_population, read_branch, write_branch
+    from chrysalis_ray.population.branch import branch_population, check_origins, read_branch, write_branch
 
     if run.layout.branch_manifest.exists():
-        return read_branch(run.layout)
+        variants = read_branch(run.layout)
+        check_origins(variants, seed_sha256, genome.genome_id, base["sha256"])
+        return variants
     variants = branch_population(
         run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"]
     )
@@ -227,15 +232,17 @@ def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
     from chrysalis_ray.population.harvest import harvest_population
     from chrysalis_ray.population.listener import PopulationListener
     from chrysalis_ray.population.tune_run import run_population
-    from chrysalis_ray.report.metrics import append_metrics, read_metrics
+    from chrysalis_ray.report.metrics import append_metrics, read_metrics, told_positions
 
     if run.layout.population_manifest.exists():
         return
-    told = {(row["variant"], row["position"]) for row in read_metrics(run.layout.metrics)}
+    read_metrics(run.layout.metrics)  # refuses a damaged line, with its number
+    told = told_positions(run.layout.metrics)
 
     def on_row(row: dict[str, Any]) -> None:
-        if (row["variant"], row["position"]) not in told:
+        if (row["variant"], row["position"]) not in told:  # a restarted trial or run tells again what it told before
             append_metrics(run.layout.metrics, row)
+            told.add((row["variant"], row["position"]))
         run.story.row(row)
 
     run.story.population(variants)

@@ -55,9 +55,12 @@ class TerminalStory:
             self.table.update([row])
 
     def conclusion(self, variant_id: str, state: str, reason: str | None) -> None:
-        """Show how a variant ended."""
+        """Show how a variant ended; the reason too where something went wrong."""
         if self.table is not None:
             self.table.update([{"variant": variant_id, "state": state}])
+            if state in ("failed", "evicted") and reason:
+                line = redact_text(f"{variant_id} {state}: {reason}")
+                self.table.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _end_table(self) -> None:
         if self.table is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,7 @@ from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Pos
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Level = Annotated[float, Field(ge=0.0)]
+_TAKEN_NAMES = ("seed", "merges.json")  # a merge is a candidate beside the seed, and a folder beside merges.json
 
 PythonDomain = Literal["code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode"]
 PYTHON_DOMAINS: tuple[PythonDomain, ...] = get_args(PythonDomain)
@@ -304,6 +306,9 @@ class Experiment(Written):
         twins = sorted({name for name in names if names.count(name) > 1})
         if twins:
             raise ValueError(f"merge name {twins[0]!r} is used twice; give one of them another `name`")
+        for name in names:
+            if name in _TAKEN_NAMES or re.match(r"v\d{3,}-", name):
+                raise ValueError(f"merge name {name!r} is taken: the seed, the variants (v000-...) and files of a run bear it")
         if not any(merge.method == "winner" for merge in merges):
             raise ValueError("add `- method: winner`: it is what the verdict falls back to")
         return merges

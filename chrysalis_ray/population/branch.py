@@ -118,3 +118,18 @@ def read_branch(layout: RunLayout) -> list[Variant]:
         return [Variant.from_json(read_json(layout.variant(variant_id))) for variant_id in ids]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{layout.branch_manifest}: {error}", "delete branch.json and variants/ to branch again") from error
+
+
+def check_origins(variants: Sequence[Variant], seed_sha256: str, genome_id: str, base_sha256: str) -> None:
+    """Raises RunError if the variants were branched from another seed, genome or base than the run has now."""
+    for variant in variants:
+        for what, then, now in (
+            ("genome", variant.genome_id, genome_id),
+            ("base", variant.base_sha256, base_sha256),
+            ("seed", variant.seed_sha256, seed_sha256),
+        ):
+            if then != now:
+                raise RunError(
+                    f"{variant.variant_id} was branched on {what} {then[:12]}, but the {what} is {now[:12]} now",
+                    f"put the {what} back as it was, or give a run on the new one another --name",
+                )

@@ -65,6 +65,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in kept]
 
 
+def told_positions(path: Path) -> set[tuple[str, str]]:
+    """(variant, position) of every report ever appended, those included that a later one replaced.
+
+    A resumed run reports everything again from the start. What stands in the file must not be appended again: a replaced
+    report would then come after the one that replaced it.
+    """
+    if not path.exists():
+        return set()
+    told = set()
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        if line.strip():
+            row = json.loads(line, parse_constant=lambda _: None)
+            told.add((row.get("variant"), row.get("position")))
+    return told
+
+
 def _key(row: Any, path: Path, number: int | None = None) -> tuple[str, int]:
     where = f"{path}:{number}" if number else str(path)
     if not isinstance(row, Mapping):

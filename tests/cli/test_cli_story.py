@@ -45,6 +45,14 @@ def test_in_a_pipe_each_event_is_a_line() -> None:
     assert any("v001" in line and "stopped" in line for line in lines)
 
 
+def test_the_reason_of_a_loss_is_told() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        with TerminalStory(stream) as story:
+            story.population(variants(2))
+            story.conclusion("v001", "failed", "VariantLost: the store holds no seed [/v001]")
+        assert "v001 failed: VariantLost: the store holds no seed [/v001]" in stream.getvalue()
+
+
 def test_on_a_terminal_the_table_stands_before_the_next_stage() -> None:
     stream = Terminal()
     tell(TerminalStory(stream))

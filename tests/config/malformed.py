@@ -366,6 +366,27 @@ RULES = [
         "'ensemble' is used twice",
         "another `name`",
     ),
+    exp(
+        "a merge named like the seed",
+        "- method: consensus\n",
+        "- method: consensus\n    name: seed\n",
+        "merge:",
+        "'seed' is taken",
+    ),
+    exp(
+        "a merge named like its manifest",
+        "- method: consensus\n",
+        "- method: consensus\n    name: merges.json\n",
+        "merge:",
+        "'merges.json' is taken",
+    ),
+    exp(
+        "a merge named like a variant",
+        "- method: consensus\n",
+        "- method: consensus\n    name: v003-code\n",
+        "merge:",
+        "'v003-code' is taken",
+    ),
     exp("no winner", "  - method: winner\n", "", "merge:", "add `- method: winner`"),
     exp(
         "less than one step",

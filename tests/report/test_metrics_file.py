@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chrysalis_ray.core.errors import RunError
-from chrysalis_ray.report.metrics import append_metrics, read_metrics
+from chrysalis_ray.report.metrics import append_metrics, read_metrics, told_positions
 
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
@@ -79,3 +79,17 @@ def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(read_metrics(path)) == 100
+
+
+def test_a_resumed_run_that_tells_only_what_is_new_leaves_replaced_reports_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    # at report 3 the variant took over a donor that stood at report 2: its next report is the third once more
+    life = [{"variant": "a", "report": r, "position": p} for r, p in ((1, "p1"), (2, "p2"), (3, "p3"), (3, "q3"), (4, "q4"))]
+    for row in life:
+        append_metrics(path, row)
+    told = told_positions(path)
+    assert told == {("a", position) for position in ("p1", "p2", "p3", "q3", "q4")}
+    for row in life:  # the whole story again, after a kill
+        if (row["variant"], row["position"]) not in told:
+            append_metrics(path, row)
+    assert [row["position"] for row in read_metrics(path)] == ["p1", "p2", "q3", "q4"]
