@@ -220,7 +220,8 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
     )
     run.layout.store.mkdir(exist_ok=True)
     with joined(address):
-        check_room(plan.morphology, address)
+        if lack := check_room(plan.morphology, address):
+            run.story.stage("body", lack)
         omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, variants, slots)
         body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies).manifest()
         run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
@@ -358,12 +359,12 @@ def emerge(run: Run, verdict: dict[str, Any]) -> None:
 
 
 def compare(run: Run) -> None:
-    """W&B runs inside the run directory and one HTML page."""
+    """One HTML page, and W&B runs inside the run directory."""
     from chrysalis_ray.report.html import write_report
     from chrysalis_ray.report.tracking import track_run
 
+    page = write_report(run.layout.root)  # first: it needs no network
     tracking = run.experiment.tracking
     if tracking.wandb != "disabled":
         track_run(run.layout.root, tracking.wandb, tracking.project, tracking.entity, tracking.tags)
-    page = write_report(run.layout.root)
     run.story.stage("compare", f"{page}")

@@ -90,20 +90,30 @@ def joined(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_room(morphology: Morphology, address: str | None) -> None:
+def check_room(morphology: Morphology, address: str | None) -> str | None:
     """Raises BodyError if a body of this shape can never start on our own cluster.
 
-    A cluster at an address may grow when work waits for it, so that only its absence of any node would be an error.
+    A cluster at an address may grow when work waits for it: what it lacks now comes back as a sentence, None if nothing.
     """
     import ray
 
-    if address is not None:
-        return
     have = ray.cluster_resources()
     for name, each in (("CPU", morphology.cpus_per_worker), ("GPU", morphology.gpus_per_worker)):
         wanted, there = morphology.workers * each, have.get(name, 0.0)
-        if wanted > there:
-            raise BodyError(
-                f"the body wants {morphology.workers} worker(s) x {each:g} {name} = {wanted:g}; this machine has {there:g}",
-                f"lower body.workers or body.{name.lower()}s_per_worker, or join a larger cluster with --address",
-            )
+        if wanted <= there:
+            continue
+        lack = f"the body wants {morphology.workers} worker(s) x {each:g} {name} = {wanted:g}"
+        if address is not None:
+            return f"{lack}; the cluster has {there:g}: waiting until it grows (Ctrl-C ends the waiting)"
+        raise BodyError(
+            f"{lack}; this machine has {there:g}",
+            f"lower body.workers or body.{name.lower()}s_per_worker, or join a larger cluster with --address",
+        )
+    return None
+
+
+def room_per_node() -> list[float]:
+    """Bytes of memory that Ray may give away on each node that is alive."""
+    import ray
+
+    return [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]

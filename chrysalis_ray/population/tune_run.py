@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy
 
+from chrysalis_ray.body.cluster import room_per_node
 from chrysalis_ray.body.ledger import HOLDS
 from chrysalis_ray.body.manifest import Body
 from chrysalis_ray.config.experiment import Experiment
@@ -15,7 +16,7 @@ from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.listener import PopulationListener, UntilBodyLost
 from chrysalis_ray.population.search import METRIC, MODE, make_scheduler, make_searcher, mutable_fields
 
-TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves; it takes no CPU from the body
+TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves where there is room; it takes no CPU from the body
 
 
 def run_population(
@@ -36,7 +37,7 @@ def run_population(
     fixed = {"omega": body.plan.omega_name, "namespace": body.plan.namespace, "variants": str(layout.variants)}
     mutable = mutable_fields(population)
     searcher, space = make_searcher(variants, fixed, mutable, body.plan.morphology.slots)
-    light = PlacementGroupFactory([{"memory": TRIAL_MEMORY}])
+    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), body.plan.morphology.slots)}])
     tune.Tuner(
         tune.with_resources(VariantTrial, light),
         param_space=space,
@@ -61,3 +62,12 @@ def run_population(
             ),
         ),
     ).fit()
+
+
+def trial_memory(room: Sequence[float], slots: int) -> int:
+    """Bytes that a trial may reserve so that `slots` of them fit on nodes with this `room`, at most `TRIAL_MEMORY`.
+
+    A turn starts when every slot's trial has asked: a trial that never fits would hold up every turn. Of nodes with m bytes
+    the sum of floor(m / t) is at least sum(m) / t minus the number of nodes, hence the divisor.
+    """
+    return max(1, min(TRIAL_MEMORY, int(sum(room) / (slots + len(room)))))

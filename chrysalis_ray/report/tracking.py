@@ -65,16 +65,24 @@ def track_run(
     check_tracking(mode)
     if mode == "disabled":
         return []
+    import wandb
+
     comparison = read_run(root)
-    with Tracker(root, mode, project, entity, tags) as tracker:
-        for row in read_metrics(tracker.layout.metrics):
-            tracker.report(row)
-        for variant in comparison.variants:
-            if variant.curve:
-                tracker.judge(variant, comparison)
-        for merge in comparison.merges:
-            tracker.merge(merge, comparison)
-        tracker.verdict(comparison)
+    try:
+        with Tracker(root, mode, project, entity, tags) as tracker:
+            for row in read_metrics(tracker.layout.metrics):
+                tracker.report(row)
+            for variant in comparison.variants:
+                if variant.curve:
+                    tracker.judge(variant, comparison)
+            for merge in comparison.merges:
+                tracker.merge(merge, comparison)
+            tracker.verdict(comparison)
+    except wandb.Error as error:
+        raise RunError(
+            f"W&B took not all of this run: {error}",
+            "check key, entity and network and run the same command again; or set `tracking: {wandb: offline}`",
+        ) from error
     return sorted(tracker.touched)
 
 
