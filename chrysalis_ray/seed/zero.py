@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -67,7 +68,8 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tup
             raise ModelError(
                 f"lora.targets names {target!r}, the base has no such linear module", f"choose from: {', '.join(leaves)}"
             )
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's own affair
         adapted = get_peft_model(model, LoraConfig(r=1, target_modules=list(targets), task_type="CAUSAL_LM"))
     shapes = {}
     for name, module in adapted.named_modules():

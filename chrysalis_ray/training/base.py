@@ -139,12 +139,21 @@ def _embedded(
         growing.chmod(0o755)
         if folder.exists() and _ready(folder, digest, folder) is None:
             shutil.rmtree(folder)  # damaged: a file is missing or of another size
-        if not folder.exists():
-            growing.rename(folder)
-            sync_folder(folder.parent)
+        _put_in_place(growing, folder, digest)
     finally:
         shutil.rmtree(growing, ignore_errors=True)
     return {"path": str(folder), **described}
+
+
+def _put_in_place(growing: Path, folder: Path, digest: str) -> None:
+    """Rename `growing` to `folder`, unless another run that shares the cache was first with the same base."""
+    try:
+        if not folder.exists():
+            growing.rename(folder)
+            sync_folder(folder.parent)
+    except OSError:
+        if _ready(folder, digest, folder) is None:
+            raise
 
 
 def _pretrained(spec: PretrainedBase, cache: CacheLayout, progress: Callable[[str], None]) -> dict[str, Any]:
