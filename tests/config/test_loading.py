@@ -79,7 +79,7 @@ def test_the_experiment_overrides_the_blueprint(good: Path) -> None:
     loaded = load_experiment(good)
     assert (loaded.body.workers, loaded.body.slots, loaded.body.precision) == (2, 4, "fp32")
     assert isinstance(loaded.base, EmbeddedBase)
-    assert (loaded.base.layers, loaded.base.hidden_size) == (3, 192)
+    assert (loaded.base.layers, loaded.base.hidden_size) == (3, EmbeddedBase(type="embedded").hidden_size)
     resolved = loaded.resolved()
     assert resolved["experiment"]["body"]["slots"] == 4
     assert resolved["experiment"]["base"]["layers"] == 3
