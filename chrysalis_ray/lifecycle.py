@@ -20,7 +20,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -80,7 +80,7 @@ def grow(
     """
     layout = run_directory(loaded, runs, name)
     check_outside(loaded, address)
-    with sole_owner(layout.lock):
+    with sole_owner(layout.lock), library_output(layout.library_log):
         run = open_run(loaded, layout, story)
         genome = seal_genome(run)
         base = pin_base(run, genome)
@@ -97,6 +97,14 @@ def grow(
         emerge(run, verdict)
         compare(run)
     return verdict
+
+
+@contextmanager
+def library_output(path: Path) -> Iterator[None]:
+    """What libraries print and warn goes to a file of the run; the story has a stream of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
 
 
 # what is asked ------------------------------------------------------------------------------------------------------
@@ -137,7 +145,8 @@ def pin_base(run: Run, genome: Genome) -> dict[str, Any]:
     from chrysalis_ray.training.base import prepare_base
 
     base = prepare_base(run.loaded.base, genome, run.cache, run.experiment.rng_seed, lambda line: run.story.stage("base", line))
-    write_json(run.layout.base_manifest, base)
+    if not run.layout.branch_manifest.exists():
+        write_json(run.layout.base_manifest, base)
     run.story.stage("base", f"{base['name']}: {base['parameters'] / 1e6:.1f} M parameters, sha256 {base['sha256'][:12]}")
     return base
 
@@ -348,14 +357,16 @@ def emerge(run: Run, verdict: dict[str, Any]) -> None:
     """The chosen adapter with its card and its lineage: a PEFT folder that needs nothing of this package."""
     from chrysalis_ray.report.card import imago_card
     from chrysalis_ray.report.lineage import lineage
-    from chrysalis_ray.seed.adapter import read_adapter, write_adapter
+    from chrysalis_ray.seed.adapter import adapter_sha256, read_adapter, write_adapter
 
     chosen, merged = verdict["chosen"], verdict["kind"] == "merge"
+    if run.layout.lineage.exists() and read_json(run.layout.lineage)["imago"]["sha256"] == adapter_sha256(run.layout.imago):
+        return run.story.stage("imago", f"{chosen} in {run.layout.imago}")
     adapter = read_adapter(run.layout.merge(chosen) if merged else run.layout.adapter(chosen))
     write_adapter(run.layout.imago, adapter, card=imago_card(run.layout.root))
     write_json(run.layout.lineage, lineage(run.layout.root))
     run.record("imago", {"chosen": chosen, "kind": verdict["kind"]})
-    run.story.stage("imago", f"{chosen} in {run.layout.imago}")
+    return run.story.stage("imago", f"{chosen} in {run.layout.imago}")
 
 
 def compare(run: Run) -> None:

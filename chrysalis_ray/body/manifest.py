@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.body.omega import Omega, Scores
+from chrysalis_ray.body.omega import LINGER_SECONDS, Omega, Scores
 from chrysalis_ray.body.turn import Candidate
 from chrysalis_ray.body.worker import BodyPlan, live
-from chrysalis_ray.core.errors import BodyError
+from chrysalis_ray.core.errors import BodyError, error_line
 from chrysalis_ray.core.records import Variant
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def namespace() -> str:
 
 
 def awaken_omega(
-    name: str, store: Path, weave: Path, variants: Sequence[Variant], slots: int, linger_seconds: float = 60.0
+    name: str, store: Path, weave: Path, variants: Sequence[Variant], slots: int, linger_seconds: float = LINGER_SECONDS
 ) -> Any:
     """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
     import ray
@@ -42,7 +42,7 @@ def awaken_omega(
 class Body:
     """A worker group and the thread that watches over it. `manifest` starts it, `dissolve` ends it."""
 
-    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, max_failures: int = 8) -> None:
+    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, max_failures: int = -1) -> None:
         self.plan = plan
         self.omega = omega
         self.folder = folder
@@ -90,7 +90,7 @@ class Body:
             self._trainer().fit()
         except BaseException as error:  # whatever ends the group must reach the trials that wait for it
             self.error = error
-            reason = f"{type(error).__name__}: {error}"
+            reason = error_line(error)
         if ray.is_initialized():
             with contextlib.suppress(ray.exceptions.RayError):  # the driver is leaving, and omega with it
                 ray.get(self.omega.ended.remote(reason))

@@ -31,6 +31,11 @@ from chrysalis_ray.core.weave import Weave
 Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
 
+# A turn waits this long for a variant whose trial is silent. Long on purpose: a turn without it would have another pack.
+LINGER_SECONDS = 600.0
+VAIN_LIVES = 6  # a spot machine may die any number of times, but not always before it has done anything
+
+
 @dataclass
 class Judgement:
     """A judge turn that somebody waits for."""
@@ -44,7 +49,9 @@ class Judgement:
 class Omega:
     """One per run; lives on the driver's node. All methods run on one event loop, so that none needs a lock."""
 
-    def __init__(self, store: str, weave: str, variants: Sequence[Variant], slots: int, linger_seconds: float = 60.0) -> None:
+    def __init__(
+        self, store: str, weave: str, variants: Sequence[Variant], slots: int, linger_seconds: float = LINGER_SECONDS
+    ) -> None:
         self.store = Store(Path(store))
         self.weave = Weave(Path(weave))
         self.variants = {variant.variant_id: variant for variant in variants}
@@ -66,6 +73,7 @@ class Omega:
         self.turn_done: asyncio.Future[None] | None = None
         self.turn_number = 0
         self.epoch = 0
+        self.lives_without_work = 0
         self.workers: dict[int, tuple[int, str]] = {}
         self.lost: str | None = None
         self.dissolving = False
@@ -133,9 +141,17 @@ class Omega:
     # the body's side ------------------------------------------------------------------------------------------------
 
     async def hello(self, world: int, pid: int, node: str) -> int:
-        """Rank 0 of a worker group that just came to life; everything older is stale from now on."""
+        """Rank 0 of a worker group that just came to life; everything older is stale from now on.
+
+        Raises BodyError when the body was given up, so that a group that is restarted in vain ends.
+        """
+        self._check_alive()
         self.epoch += 1
+        self.lives_without_work += 1
         self.workers = {}
+        if self.lives_without_work > VAIN_LIVES:
+            await self.body_lost(f"{VAIN_LIVES} lives in a row ended before they finished a turn")
+            self._check_alive()
         self.weave.append("body.manifest", {"epoch": self.epoch, "workers": world, "pid": pid, "node": node})
         await self._notify()
         return self.epoch
@@ -180,6 +196,7 @@ class Omega:
 
     def _finish_turn(self) -> None:
         self.turn = None
+        self.lives_without_work = 0
         if self.turn_done is not None:
             self.turn_done.set_result(None)
             self.turn_done = None

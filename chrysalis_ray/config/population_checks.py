@@ -150,6 +150,13 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield (*at, "min_variants"), f"{scheduler.min_variants} of {variants} variants; write at most {variants}"
     if isinstance(scheduler, Pbt):
         yield from _pbt(scheduler, population.search, reports, variants)
+        slots = loaded.body.slots or variants
+        if slots < variants:
+            yield (
+                ("population", "variants"),
+                f"{variants} variants in {slots} slots: population based training needs all of them at once, or those of "
+                f"different waves never exchange weights; write body: {{slots: {variants}}}",
+            )
 
 
 def _pbt(scheduler: Pbt, search: SearchSpace, reports: int, variants: int) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ cross process borders unchanged.
 
 from __future__ import annotations
 
+import re
+
 
 class ChrysalisError(Exception):
     """Base of every error this package raises on purpose."""
@@ -84,3 +86,10 @@ class MergeError(ChrysalisError):
 
 class EvaluationError(ChrysalisError):
     """Nothing to judge, or a score that is not a number."""
+
+
+def error_line(error: object) -> str:
+    """The line of an error or a traceback that names the error: the last one that starts with a dotted name and a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Lost|Corrupt|Conflict)\b[\w.()]*:", line)]
+    return (named or lines or [type(error).__name__])[-1]

@@ -27,6 +27,11 @@ class RunLayout:
         return self.root / "experiment.yaml"
 
     @property
+    def library_log(self) -> Path:
+        """What Ray, transformers and other libraries printed in the driver."""
+        return self.root / "libraries.log"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that works here."""
         return self.root / ".lock"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.tune import Callback, Stopper
 
+from chrysalis_ray.core.errors import error_line
 from chrysalis_ray.population.search import DIVERGED, METRIC
 
 Row = dict[str, Any]
@@ -51,7 +51,11 @@ class PopulationListener(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         row = self.last.get(trial.trial_id)
-        self._conclude(row["variant"] if row else trial.config["variant"], "failed", error_line(trial.get_error()))
+        self._conclude(
+            row["variant"] if row else trial.config["variant"],
+            "failed",
+            error_line(trial.get_error() or "the trial process died"),
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PopulationListener, (None, _ignore, _ignore)  # Tune writes its callbacks to disk; nobody listens there
@@ -59,13 +63,6 @@ class PopulationListener(Callback):
     def _conclude(self, variant_id: str, state: str, reason: str | None) -> None:
         ray.get(self.omega.conclude.remote(variant_id, state, reason))
         self.on_conclusion(variant_id, state, reason)
-
-
-def error_line(error: Any) -> str:
-    """The line of a traceback that names the error: the last one that starts with a dotted name and a colon."""
-    lines = [line.strip() for line in str(error or "the trial process died").splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Lost|Corrupt|Conflict)\b[\w.()]*:", line)]
-    return (named or lines)[-1]
 
 
 class UntilBodyLost(Stopper):

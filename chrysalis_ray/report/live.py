@@ -52,7 +52,10 @@ class LiveTable:
 
     def __enter__(self) -> LiveTable:
         if self.mode == "table":
-            self._live = Live(self.render(), console=self.console, refresh_per_second=4, transient=False)
+            # without redirection: what libraries print has a file of its own
+            self._live = Live(
+                self.render(), console=self.console, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
+            )
             self._live.start()
         return self
 

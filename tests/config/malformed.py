@@ -407,6 +407,14 @@ RULES = [
     exp("grace beyond the end", "grace_reports: 1", "grace_reports: 4", "grace_reports: 4", "4 of 4 reports", "type: fifo"),
     exp("too many brackets", "grace_reports: 1", "grace_reports: 1\n    brackets: 9", "brackets: 9", "only 3 rungs"),
     exp(
+        "pbt in waves",
+        "type: asha\n    grace_reports: 1\n    reduction_factor: 2",
+        "type: pbt\nbody: {slots: 2}",
+        "variants: 4",
+        "never exchange weights",
+        "slots: 4",
+    ),
+    exp(
         "pbt without a range",
         "type: asha\n    grace_reports: 1\n    reduction_factor: 2",
         "type: pbt\n    mutate: [clip]",
