@@ -33,7 +33,10 @@ check: $(INSTALLED)
 	$(MAKE) test
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/population.py --json
+	$(BIN)/python benchmarks/packing.py --json
+	$(BIN)/python benchmarks/population.py --concurrency 1 2 8 --json
+	$(BIN)/python benchmarks/population.py --scheduler fifo --without-ray --json
+	$(BIN)/python benchmarks/population.py --work 10 --concurrency 2 --json
 
 # The stamp is touched last: an interrupted installation is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -35,6 +35,7 @@ TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "HF_HUB_OFFLINE": "1",
@@ -111,14 +112,14 @@ def scheduler_of(population: dict[str, Any]) -> Any:
 def run_with_ray(
     layout: RunLayout, variants: list[Variant], setting: Setting, concurrency: int, storage: Path
 ) -> dict[str, Any]:
-    """Tune + TorchTrainer + PEFT. Seconds run from before `ray.init` to the end of the last trial."""
+    """Tune + TorchTrainer + PEFT. Seconds run from before Ray is imported to the end of the last trial."""
     os.environ.update(TUNED)
     os.environ["OMP_NUM_THREADS"] = str(setting.threads)
+    population = read_json(layout.run_manifest)["experiment"]["experiment"]["population"]
+    began = time.time()
     import ray
     from ray import tune
 
-    population = read_json(layout.run_manifest)["experiment"]["experiment"]["population"]
-    began = time.time()
     ray.init(
         address="local",
         num_cpus=concurrency + SPARE_CPUS,
