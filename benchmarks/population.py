@@ -41,6 +41,7 @@ class Bench:
 
     def __init__(self, experiment: Path, overrides: Sequence[str], folder: Path) -> None:
         self.experiment, self.overrides, self.folder = experiment, list(overrides), folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.prepared = folder / "prepared"
         self.cores = os.cpu_count() or 1
         self.count = 0
