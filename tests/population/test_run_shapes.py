@@ -1,0 +1,60 @@
+"""Populations of other shapes on a real Ray: more variants than slots, variants that diverge, a kill while judging."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from garden import adapters, cuts, end, population
+
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.core.weave import Weave
+
+pytestmark = pytest.mark.ray
+
+
+def test_four_variants_in_two_slots_take_turns(garden):
+    run = garden.run("waves", "body={slots: 2}", "population.scheduler={type: fifo}", "population.reports=3")
+    rows = population(run)
+    assert {row["state"] for row in rows.values()} == {"finished"}
+    assert {row["chunks"] for row in rows.values()} == {3}
+    turns = [{entry["variant_id"] for entry in body["results"].values()} for _, body in Store(run / "store").cuts()]
+    assert max(len(turn) for turn in turns) == 2
+    assert set().union(*turns) == set(rows)
+
+
+def test_variants_that_diverge_are_evicted_with_their_reason_and_the_others_emerge(garden):
+    wild = "population.search.learning_rate={type: grid, values: [1e-3, 1e30]}"
+    run = garden.run("wild", wild, "population.scheduler={type: fifo}")
+    states = {name: row["state"] for name, row in population(run).items()}
+    assert sorted(states.values()) == ["evicted", "evicted", "finished", "finished"]
+    for name, state in states.items():
+        rate = json.loads((run / "variants" / name / "variant.json").read_text())["hyperparameters"]["learning_rate"]
+        assert (state == "evicted") == (rate == 1e30)
+        if state == "evicted":
+            assert json.loads((run / "failed" / f"{name}.json").read_text())["reason"]
+    candidates = json.loads((run / "evaluation" / "select.json").read_text())["candidates"]
+    assert not [name for name, state in states.items() if state == "evicted" and name in candidates]
+    assert states[json.loads((run / "verdict.json").read_text())["winner"]] == "finished"
+
+
+def test_a_kill_while_judging_costs_no_training_and_ends_with_the_same_verdict(garden, undisturbed):
+    process = garden.start("judged")
+    try:
+        garden.wait_for("judged", lambda run: (run / "population.json").exists(), process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        end(process)
+    run = garden.runs / "judged"
+    trained = len(cuts(run))
+    command = [*garden.command("judged"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)  # nothing but JSON on stdout, whatever libraries print
+    assert told["verdict"] == json.loads((undisturbed / "verdict.json").read_text())
+    assert len(cuts(run)) == trained == len(cuts(undisturbed))
+    assert adapters(run) == adapters(undisturbed)
+    kinds = [turn["kind"] for turn in Weave(run / "weave.jsonl").turns()]
+    assert kinds.count("imago") == 1
