@@ -80,7 +80,7 @@ def grow(
     """
     layout = run_directory(loaded, runs, name)
     check_outside(loaded, address)
-    with sole_owner(layout.lock), library_output(layout.library_log):
+    with sole_owner(layout.lock), library_output(layout.driver_log):
         run = open_run(loaded, layout, story)
         genome = seal_genome(run)
         base = pin_base(run, genome)

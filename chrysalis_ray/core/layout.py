@@ -27,7 +27,7 @@ class RunLayout:
         return self.root / "experiment.yaml"
 
     @property
-    def library_log(self) -> Path:
+    def driver_log(self) -> Path:
         """What Ray, transformers and other libraries printed in the driver."""
         return self.root / "libraries.log"
 
