@@ -180,6 +180,8 @@ def name_of(pid: int) -> str:
         return ""
     if words[0].startswith("ray::"):
         return words[0].partition(".")[0].split("(")[0].strip()
+    if "-c" in words:
+        return "python -c"
     scripts = [word for word in words[1:] if word.endswith(".py")]
     return Path(scripts[0] if scripts and "python" in words[0] else words[0]).name
 

@@ -213,10 +213,13 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Prepare, then run both sides in turns."""
     bench = Bench(asked.experiment.resolve(), settings(asked), folder.resolve() / f"{asked.scheduler}-x{asked.work:g}")
     bench.prepare()
-    variants = len(read_json(RunLayout(bench.prepared).branch_manifest)["variants"])
+    layout = RunLayout(bench.prepared)
+    names = read_json(layout.branch_manifest)["variants"]
+    variants, first = len(names), read_json(layout.variant(names[0]))
     described = machine.describe()
     room = f"{described['cores']} cores, {described['memory_gib']} GiB"
-    print(f"{variants} variants, {asked.scheduler}, work x {asked.work:g}; {room}")
+    lanes = f"steps of {first['rows_per_step']} rows x {first['sequence_length']} tokens"
+    print(f"{variants} variants, {asked.scheduler}, work x {asked.work:g}, {lanes}; {room}")
     load, runs = machine.wait_until_idle(IDLE_LOAD, asked.wait * 60), []
     ways = asked.concurrency or sorted({1, bench.cores})
     for repeat in range(asked.repeats):
@@ -233,6 +236,8 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "work": asked.work,
         "scheduler": asked.scheduler,
         "variants": variants,
+        "geometry": {name: first[name] for name in ("rows_per_step", "sequence_length", "steps", "chunk_steps")},
+        "base_parameters": read_json(layout.base_manifest)["parameters"],
         "summary": summary(runs),
         "runs": runs,
     }
