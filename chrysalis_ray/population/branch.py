@@ -71,8 +71,6 @@ def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyp
         for name, spec in space.items():
             if not isinstance(spec, Grid):
                 drawn[name] = draw(spec, random.Random(sha256_of([experiment.rng_seed, "search", name, index])))
-        if "rank" in drawn and "alpha" not in drawn:
-            drawn["alpha"] = base.alpha * drawn["rank"] / base.rank  # the same scale for every rank
         rows.append(replace(base, **drawn))
     return rows
 

@@ -1,0 +1,71 @@
+"""Branching is a pure function: the same YAML gives the same variants on every machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chrysalis_ray.config.loading import load_experiment
+from chrysalis_ray.core.errors import RunError
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import Variant
+from chrysalis_ray.population.branch import branch_population, read_branch, write_branch
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
+
+
+def branched(*settings, name="quickstart"):
+    loaded = load_experiment(EXPERIMENTS / f"{name}.yaml", settings)
+    return branch_population(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base")
+
+
+def test_the_same_arguments_give_the_same_variants_and_another_rng_seed_others():
+    assert branched() == branched()
+    assert branched()[0].hyperparameters != branched("rng_seed=18")[0].hyperparameters
+    assert branched()[0].rng_seed != branched("rng_seed=18")[0].rng_seed
+
+
+def test_more_variants_leave_the_first_ones_as_they_are():
+    assert branched("population.variants=12")[:8] == branched()
+
+
+def test_grids_are_crossed_and_dealt_and_the_rest_is_drawn_within_its_range():
+    rows = branched(
+        "population.search={rank: {type: grid, values: [2, 4]}, clip: {type: grid, values: [0.5, 1.0]},"
+        " learning_rate: {type: log_uniform, low: 1e-4, high: 1e-3}}"
+    )
+    settings = [row.hyperparameters for row in rows]
+    assert [(s.rank, s.clip) for s in settings] == [(2, 0.5), (2, 1.0), (4, 0.5), (4, 1.0)] * 2
+    assert all(1e-4 <= s.learning_rate <= 1e-3 for s in settings)
+    assert len({s.learning_rate for s in settings}) == 8
+    assert {s.alpha for s in settings} == {16.0}  # alpha is what the blueprint says, whatever the rank
+
+
+def test_each_kind_of_mix_does_what_it_says():
+    bright = branched()
+    assert bright[1].epigenome.express == {domain: 4.0 if domain == "code" else 1.0 for domain in DOMAINS}
+    listed = branched(
+        "population.epigenomes={type: listed, mixes: [{name: a, express: {code: 1}}, {name: b, express: {code: 2}}]}"
+    )
+    assert [row.variant_id for row in listed[:3]] == ["v000-a", "v001-b", "v002-a"]
+    drawn = branched("population.epigenomes={type: dirichlet, concentration: 0.3}")
+    assert all(sum(row.epigenome.express.values()) == pytest.approx(1.0, abs=1e-5) for row in drawn)
+    assert len({json.dumps(row.epigenome.to_json()) for row in drawn}) == 8
+
+
+def test_the_budget_is_whole_reports_and_never_above_what_was_asked():
+    for variant in branched():
+        assert variant.steps % variant.chunk_steps == 0
+        assert variant.steps // variant.chunk_steps == 8
+        assert variant.steps * variant.tokens_per_step <= 49152
+
+
+def test_variants_are_self_contained_files(tmp_path):
+    layout, variants = RunLayout(tmp_path), branched()
+    write_branch(layout, variants)
+    assert read_branch(layout) == variants
+    assert Variant.from_json(json.loads(layout.variant(variants[3].variant_id).read_text())) == variants[3]
+    layout.variant(variants[3].variant_id).write_text("{")
+    with pytest.raises(RunError, match=r"branch\.json"):
+        read_branch(layout)
