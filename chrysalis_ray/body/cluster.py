@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what ends a body is told once, by us
     "TOKENIZERS_PARALLELISM": "false",
+    "GOMP_SPINCOUNT": "1000",  # see cli/main.py
     "PYTHONHASHSEED": "0",
 }
 

@@ -5,6 +5,7 @@ Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit t
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -60,4 +61,7 @@ app.add_typer(genome_app, name="genome")
 
 def main() -> None:
     """The console script."""
+    # OpenMP threads that wait spin by default. With another process on one of the cores, two spinning threads wait for each
+    # other's time slices: pre-training the quickstart's base took 100 times as long. Read when torch is loaded, so set here.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app(prog_name="chrysalis")
