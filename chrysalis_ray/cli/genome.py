@@ -9,12 +9,12 @@ from chrysalis_ray.core.layout import RunLayout
 def verify_genome(run_directory: RunDirectory) -> None:
     """Hash a sealed genome again.
 
-    Compares every shard of the run with its manifest; exit 1 if one byte changed.
+    Every document, the Merkle root and every shard of the run; exit 1 if one byte changed.
 
     \b
     chrysalis genome verify runs/quickstart
     """
-    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome import build
 
-    genome = open_genome(RunLayout(run_directory.absolute()).genome)
+    genome = build.verify_genome(RunLayout(run_directory.absolute()).genome)
     print(f"genome {genome.genome_id} is intact: {len(genome.domains)} domains ({', '.join(genome.domains)})")
