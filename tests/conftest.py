@@ -6,10 +6,16 @@ import argparse
 import contextlib
 import functools
 import io
+import signal
 import textwrap
 from pathlib import Path
 
 import pytest
+
+
+# A runner in the background ignores Ctrl-C, and what it starts inherits that: tests that interrupt a child need the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def library_text() -> list[str]:
