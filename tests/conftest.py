@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-
 # A runner in the background ignores Ctrl-C, and what it starts inherits that: tests that interrupt a child need the default.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
