@@ -51,6 +51,7 @@ def prepare_base(
 def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
     """The model of a folder, frozen and in evaluation mode. `precision` is fp32, bf16, or fp64 for checks of arithmetic.
 
+    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores).
     Raises ModelError where the weights do not fill the model that the config describes.
     """
     from safetensors import SafetensorError
@@ -61,7 +62,6 @@ def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[precision],
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

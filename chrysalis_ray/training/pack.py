@@ -20,10 +20,12 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.bank import Bank
 from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.heads import find_head, raw_logits
 from chrysalis_ray.training.lanes import MicroBatch, repeated
 from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.packed import find_targets, inject
+from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -78,13 +80,11 @@ class Pack:
         self.lanes = lanes
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device)
         inject(model, self.bank)
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise ModelError(f"{type(model).__name__} has no linear output head", "choose a causal language model")
-        self._head = head
+        self._head, self._arithmetic = find_head(model)
         self._trunk = engine.prepare(Trunk(model))
         self._row_of = list(range(slots))
         self._occupants: dict[int, Occupant] = {}
+        probe(self._trunk, model, self.bank, self._logits, engine.device)
 
     # who is where
 
@@ -181,7 +181,7 @@ class Pack:
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
         with self.engine.gather(self._head_parameters):
-            return head_cross_entropy(hidden_ND, self._head.weight, self._head.bias, labelled)
+            return head_cross_entropy(hidden_ND, self._head.weight, self._head.bias, labelled, arithmetic=self._arithmetic)
 
     def zero_gradients(self) -> None:
         self.bank.gflat_SP.zero_()
@@ -193,11 +193,15 @@ class Pack:
         micro = repeated(batch, len(order), self.engine.device)
         hidden_ND = self.hidden(micro)
         with self.engine.gather(self._head_parameters):
-            losses_K = token_losses(hidden_ND, self._head.weight, self._head.bias, micro.labelled)
+            losses_K = token_losses(hidden_ND, self._head.weight, self._head.bias, micro.labelled, arithmetic=self._arithmetic)
         losses_N = losses_K.new_zeros(hidden_ND.shape[0])
         losses_N[micro.labelled.index_K] = losses_K
         rows, length = batch.labels.shape
         return losses_N.view(len(order), rows, length)[[order.index(slot) for slot in slots]].cpu()
+
+    def _logits(self, hidden_KD: Tensor) -> Tensor:
+        with self.engine.gather(self._head_parameters):
+            return self._arithmetic.apply(raw_logits(hidden_KD, self._head.weight, self._head.bias))
 
     @property
     def _head_parameters(self) -> list[nn.Parameter]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.training.bank import Bank, Target
 
 
@@ -65,7 +66,7 @@ def _weight_gradient(left_ski: Tensor, right_skj: Tensor, dtype: torch.dtype) ->
 class PackedLinear(nn.Module):
     """A frozen linear module and, for every live variant, its own low-rank path beside it."""
 
-    def __init__(self, base: nn.Linear, name: str, bank: Bank) -> None:
+    def __init__(self, base: nn.Module, name: str, bank: Bank) -> None:
         super().__init__()
         self.base = base
         self.name = name
@@ -80,11 +81,11 @@ class PackedLinear(nn.Module):
 def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
     """The linear modules that `targets` (leaf names or dotted endings) mean, in module order.
 
-    Raises ModelError for a target that is missing or not an nn.Linear, listing the linear leaf names the model has.
+    Raises ModelError for a target that is missing or not linear, listing the linear leaf names the model has.
     """
     modules = dict(model.named_modules())
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) and m is not head}
+    linear = {name: shape for name, m in modules.items() if (shape := linear_shape(m)) is not None and m is not head}
     wanted = tuple(targets)
     leaves = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
     for target in wanted:
@@ -99,8 +100,8 @@ def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
                 f"its linear modules: {leaves}",
             )
     return [
-        Target(name, module.in_features, module.out_features)
-        for name, module in linear.items()
+        Target(name, in_features, out_features)
+        for name, (out_features, in_features) in linear.items()
         if any(_means(target, name) for target in wanted)
     ]
 
@@ -116,5 +117,4 @@ def inject(model: nn.Module, bank: Bank) -> None:
         parent, _, leaf = target.name.rpartition(".")
         holder = model.get_submodule(parent)
         base = getattr(holder, leaf)
-        assert isinstance(base, nn.Linear)
         setattr(holder, leaf, PackedLinear(base, target.name, bank))
