@@ -57,13 +57,11 @@ class HeadCrossEntropy(torch.autograd.Function):
         weights_k = labelled.weights_K.to(losses_k.dtype)
         for part in labelled.chunks(chunk):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
-            logits_cv = _logits(hidden_nd[index], head_vd, bias_v)
-            normaliser_c = torch.logsumexp(logits_cv, -1, keepdim=True)
-            losses_k[part] = (normaliser_c - logits_cv.gather(1, labels[:, None])).squeeze(1)
-            slope_cv = logits_cv.sub_(normaliser_c).exp_()  # softmax, then minus one at the label
-            slope_cv.scatter_add_(1, labels[:, None], torch.full_like(normaliser_c, -1.0))
-            slope_cv.mul_(weights_k[part, None])
-            grad_nd[index] = slope_cv.to(head_vd.dtype) @ head_vd
+            logs_cv = torch.log_softmax(_logits(hidden_nd[index], head_vd, bias_v), -1)
+            losses_k[part] = -logs_cv.gather(1, labels[:, None]).squeeze(1)
+            slope_cv = logs_cv.exp_()  # softmax, then minus one at the label
+            slope_cv.scatter_add_(1, labels[:, None], slope_cv.new_full((len(labels), 1), -1.0))
+            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None])
         ctx.save_for_backward(grad_nd)
         ctx.mark_non_differentiable(losses_k)
         return (losses_k * weights_k).sum(), losses_k
@@ -86,9 +84,8 @@ def token_losses(hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labe
     """Losses [K] in nats of the labelled tokens, without a gradient; for evaluation."""
     losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
     for part in labelled.chunks(chunk):
-        logits_cv = _logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v)
-        target_c = logits_cv.gather(1, labelled.labels_K[part, None]).squeeze(1)
-        losses_k[part] = torch.logsumexp(logits_cv, -1) - target_c
+        logs_cv = torch.log_softmax(_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v), -1)
+        losses_k[part] = -logs_cv.gather(1, labelled.labels_K[part, None]).squeeze(1)
     return losses_k
 
 
