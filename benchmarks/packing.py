@@ -150,11 +150,12 @@ def packed(folder: Path, rows: Rows) -> Callable[[], list[float]]:
     from chrysalis_ray.training.base import load_base
     from chrysalis_ray.training.engine import make_engine
     from chrysalis_ray.training.pack import Pack
-    from chrysalis_ray.training.step import backward
+    from chrysalis_ray.training.step import forward_backward, strided_gradients
 
     variants = len(rows.ids_VRT)
     device = torch.device("cpu")
-    pack = Pack(load_base(folder, "fp32"), TARGETS, variants, RANK, make_engine(0, "none", "fp32", device))
+    engine = make_engine(0, "none", "fp32", device)
+    pack = Pack(load_base(folder, "fp32"), TARGETS, variants, RANK, engine, threads=torch.get_num_threads())
     settings = Hyperparameters(rank=RANK, alpha=ALPHA, learning_rate=LEARNING_RATE, weight_decay=0.0, clip=CLIP)
     generator = torch.Generator().manual_seed(2)
     for slot in range(variants):
@@ -170,16 +171,19 @@ def packed(folder: Path, rows: Rows) -> Callable[[], list[float]]:
     bank = pack.bank
     optimizers = [SlotOptimizer(settings, bank.flat_SP[slot], bank.gflat_SP[slot]) for slot in range(variants)]
     labels = rows.labels_VRT.flatten(1)
-    batch = MicroBatch(
-        input_ids_NT=rows.ids_VRT.flatten(0, 1),
-        position_ids_NT=rows.positions_VRT.flatten(0, 1),
-        labelled=label(labels.numpy(), [1.0 / labels.shape[1]] * variants, device),
-    )
+    batches = [
+        MicroBatch(
+            input_ids_NT=rows.ids_VRT[part].flatten(0, 1),
+            position_ids_NT=rows.positions_VRT[part].flatten(0, 1),
+            labelled=label(labels[part].numpy(), [1.0 / labels.shape[1]] * len(labels[part]), device),
+        )
+        for part in pack.shards.rows
+    ]
 
     def step() -> list[float]:
         pack.zero_gradients()
-        loss, losses_K = pack.loss(pack.hidden(batch), batch.labelled)
-        backward(loss)
+        with strided_gradients():
+            losses_K = torch.cat(pack.shards.each(forward_backward, batches))
         norms = slot_norms(bank.gflat_SP)
         clip_slots(bank.gflat_SP, norms, [CLIP] * variants)
         for optimizer in optimizers:

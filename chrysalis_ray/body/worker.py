@@ -103,14 +103,16 @@ def grow(plan: BodyPlan) -> Flesh:
     from chrysalis_ray.training.trunk import checkpoint_activations
 
     morphology = plan.morphology
-    if morphology.threads is not None:
-        torch.set_num_threads(morphology.threads)
+    threads = morphology.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     device = worker_device(morphology)
     model = load_base(visible(plan.base_folder), morphology.precision)
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device)
-    pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes)
+    pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
+    if len(pack.shards.all) > 1:
+        torch.set_num_threads(1)  # of this thread, which only steps optimizers; shards set their own
     return Flesh(
         plan=plan,
         pack=pack,

@@ -35,7 +35,7 @@ class Target:
 
 
 class Bank:
-    """`slots` rows of P parameters. `live` rows from the top take part in the forward pass."""
+    """`slots` rows of P parameters. `live` rows from the top take part in the forward pass, as windows show them."""
 
     def __init__(
         self,
@@ -62,32 +62,24 @@ class Bank:
         self.scale_S = torch.zeros(slots, dtype=dtype, device=device)
         self.ranks = [0] * slots
         self.live = slots
-        self._views: dict[int, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
 
-    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [live, rank, in] and B [live, out, rank] of one target, as leaves whose gradients lie in `gflat_SP`."""
-        views = self._views.get(self.live)
-        if views is None:
-            views = self._views[self.live] = {target.name: self._leaves(target.name) for target in self.targets}
-        return views[name]
-
-    def _leaves(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        return self._leaf(name, "lora_A"), self._leaf(name, "lora_B")
-
-    def _leaf(self, name: str, side: str) -> nn.Parameter:
-        leaf = nn.Parameter(self._block(self.flat_SP[: self.live], name, side))
-        leaf.grad = self._block(self.gflat_SP[: self.live], name, side)
-        return leaf
-
-    def _block(self, rows: Tensor, name: str, side: str) -> Tensor:
+    def block(self, rows: Tensor, name: str, side: str) -> Tensor:
+        """The part of row-shaped vectors that holds one factor of one target, as a matrix each."""
         start, (height, width) = self.offsets[name, side]
         return rows[..., start : start + height * width].unflatten(-1, (height, width))
+
+    def neighbours(self, names: Sequence[str]) -> bool:
+        """Whether the A of these targets stand side by side in a row and have the same width."""
+        starts = [self.offsets[name, "lora_A"] for name in names if (name, "lora_A") in self.offsets]
+        ends = [start + height * width for start, (height, width) in starts]
+        together = all(end == start for end, (start, _) in zip(ends, starts[1:], strict=False))
+        return len(starts) == len(names) and together and len({shape for _, shape in starts}) == 1
 
     def unpack(self, row_P: Tensor, rank: int) -> dict[str, Tensor]:
         """Logical views of a row-shaped vector (weights, a moment): ``<module>.lora_A`` [rank, in], ``lora_B`` [out, rank]."""
         tensors = {}
         for name, side in self.offsets:
-            block = self._block(row_P, name, side)
+            block = self.block(row_P, name, side)
             tensors[f"{name}.{side}"] = block[:rank] if side == "lora_A" else block[:, :rank]
         return tensors
 
@@ -110,7 +102,7 @@ class Bank:
         row_P.zero_()
         for name, side in self.offsets:
             value = _cut(tensors.get(f"{name}.{side}"), f"{name}.{side}", side, rank)
-            block = self._block(row_P, name, side)
+            block = self.block(row_P, name, side)
             block = block[:rank] if side == "lora_A" else block[:, :rank]
             if value.shape != block.shape:
                 raise ModelError(
@@ -130,6 +122,69 @@ class Bank:
         self.flat_SP[row].zero_()
         self.scale_S[row] = 0.0
         self.ranks[row] = 0
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The factors of targets that read the same x, and where their gradients are added. All are views of the bank."""
+
+    rank: int
+    a_sci: Tensor  # rows x (members x rank) x in
+    b_sor: tuple[Tensor, ...]  # of each member: rows x out x rank
+    grad_a_sci: Tensor
+    grad_b_sor: tuple[Tensor, ...]
+
+
+class Window:
+    """Some neighbouring rows of a bank, as the packed layers of one copy of the trunk see them."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self.rows = slice(0, bank.slots)
+        self._views: dict[tuple[int, int], dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
+        self._stacked: dict[tuple[int, int, str], Stacked] = {}
+
+    def show(self, rows: slice) -> None:
+        """Look at these rows from now on."""
+        self.rows = rows
+
+    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [rows, rank, in] and B [rows, out, rank] of one target, as leaves whose gradients lie in the bank's `gflat_SP`."""
+        key = (self.rows.start, self.rows.stop)
+        views = self._views.get(key)
+        if views is None:
+            targets = self.bank.targets
+            views = self._views[key] = {t.name: (self._leaf(t.name, "lora_A"), self._leaf(t.name, "lora_B")) for t in targets}
+        return views[name]
+
+    def stacked(self, names: Sequence[str]) -> Stacked:
+        """The factors of neighbouring targets of one input width; `Bank.neighbours` says which are."""
+        key = (self.rows.start, self.rows.stop, names[0])
+        views = self._stacked.get(key)
+        if views is None:
+            bank = self.bank
+            start, (rank, width) = bank.offsets[names[0], "lora_A"]
+            shape = (len(names) * rank, width)
+            a_sci, grad_a_sci = (
+                flat_SP[self.rows, start : start + shape[0] * shape[1]].unflatten(-1, shape)
+                for flat_SP in (bank.flat_SP, bank.gflat_SP)
+            )
+            b_sor, grad_b_sor = (
+                tuple(bank.block(flat_SP[self.rows], name, "lora_B") for name in names)
+                for flat_SP in (bank.flat_SP, bank.gflat_SP)
+            )
+            views = self._stacked[key] = Stacked(rank, a_sci, b_sor, grad_a_sci, grad_b_sor)
+        return views
+
+    @property
+    def scale_S(self) -> Tensor:
+        """The scale of every row in sight."""
+        return self.bank.scale_S[self.rows]
+
+    def _leaf(self, name: str, side: str) -> nn.Parameter:
+        leaf = nn.Parameter(self.bank.block(self.bank.flat_SP[self.rows], name, side))
+        leaf.grad = self.bank.block(self.bank.gflat_SP[self.rows], name, side)
+        return leaf
 
 
 def _cut(value: Tensor | None, name: str, side: str, rank: int) -> Tensor:

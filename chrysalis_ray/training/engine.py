@@ -27,6 +27,7 @@ class Engine(Protocol):
     rank: int
     world: int
     device: torch.device
+    copyable: bool  # whether a prepared trunk may be copied, and the copies be called by several threads at once
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         """Put the frozen trunk where it lives and return the module to call."""
@@ -56,6 +57,8 @@ def make_engine(zero_stage: int, offload: str, precision: str, device: torch.dev
 class ReplicatedEngine:
     """The whole base on every worker."""
 
+    copyable = True
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
@@ -77,6 +80,8 @@ class ShardedEngine(ReplicatedEngine):
 
     Tensors of fewer than `persist` elements (norms, biases) stay whole: to gather them costs more than it saves.
     """
+
+    copyable = False  # its hooks follow one forward pass at a time
 
     def __init__(self, device: torch.device, offload: str, precision: str, persist: int = 100_000) -> None:
         if not dist.is_initialized():

@@ -37,12 +37,36 @@ class HeadArithmetic:
 PLAIN = HeadArithmetic()
 
 
-def find_head(model: PreTrainedModel) -> tuple[nn.Linear, HeadArithmetic]:
+class Head:
+    """The output matrix of a causal language model, which stays where the engine keeps it, and its arithmetic."""
+
+    def __init__(self, linear: nn.Linear, arithmetic: HeadArithmetic) -> None:
+        self.linear = linear
+        self.arithmetic = arithmetic
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an engine has to gather before the head is used."""
+        return list(self.linear.parameters())
+
+    def logits(self, hidden_cd: Tensor) -> Tensor:
+        return self.arithmetic.apply(raw_logits(hidden_cd, self.weight, self.bias))
+
+
+def find_head(model: PreTrainedModel) -> Head:
     """The head of a causal language model. Raises ModelError where it is not one linear module."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    linear = model.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
         raise ModelError(f"{type(model).__name__} has no linear output head", "choose a causal language model")
-    return head, arithmetic_of(model.config)
+    return Head(linear, arithmetic_of(model.config))
 
 
 def arithmetic_of(config: PretrainedConfig) -> HeadArithmetic:

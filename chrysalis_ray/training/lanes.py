@@ -74,11 +74,18 @@ class Feed:
 
 
 def microbatches(
-    lanes: Sequence[LaneStep | None], tokens: TokenStore, rows_per_microstep: int, rank: int, world: int, device: torch.device
-) -> Iterator[MicroBatch]:
-    """The micro-batches of one step for this worker; a lane that is None is filled with tokens that carry no label.
+    lanes: Sequence[LaneStep | None],
+    shards: Sequence[slice],
+    tokens: TokenStore,
+    rows_per_microstep: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> Iterator[list[MicroBatch]]:
+    """The micro-steps of one step for this worker: one batch for every shard of the lanes.
 
-    Raises ModelError where the rows of a step do not divide into micro-steps.
+    A lane that is None is filled with tokens that carry no label. Raises ModelError where the rows of a step do not divide
+    into micro-steps.
     """
     rows_per_step = max(len(lane.rows) for lane in lanes if lane is not None)
     if rows_per_step % rows_per_microstep:
@@ -89,7 +96,8 @@ def microbatches(
     for start in range(0, rows_per_step, rows_per_microstep):
         own = range(start + rank, start + rows_per_microstep, world)
         share = -(-rows_per_microstep // world)  # every worker computes as many sequences, the last of some without labels
-        yield _collate([_lane(lane, own, share, tokens) for lane in lanes], device)
+        filled = [_lane(lane, own, share, tokens) for lane in lanes]
+        yield [_collate(filled[shard], device) for shard in shards]
 
 
 @dataclass(frozen=True)

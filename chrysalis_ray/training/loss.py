@@ -67,14 +67,14 @@ class HeadCrossEntropy(torch.autograd.Function):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
             logits_cv = arithmetic.apply(raw_logits(hidden_nd[index], head_vd, bias_v))
             head_slope = arithmetic.slope(logits_cv)
-            normaliser_c = torch.logsumexp(logits_cv, -1, keepdim=True)
-            losses_k[part] = (normaliser_c - logits_cv.gather(1, labels[:, None])).squeeze(1)
-            slope_cv = logits_cv.sub_(normaliser_c).exp_()  # softmax, then minus one at the label
-            slope_cv.scatter_add_(1, labels[:, None], torch.full_like(normaliser_c, -1.0))
-            slope_cv.mul_(weights_k[part, None])
+            logs_cv = torch.log_softmax(logits_cv, -1)
+            del logits_cv
+            losses_k[part] = -logs_cv.gather(1, labels[:, None]).squeeze(1)
+            slope_cv = logs_cv.exp_()  # softmax, then minus one at the label
+            slope_cv.scatter_add_(1, labels[:, None], slope_cv.new_full((len(labels), 1), -1.0))
             if arithmetic != PLAIN:
                 slope_cv.mul_(head_slope)
-            grad_nd[index] = slope_cv.to(head_vd.dtype) @ head_vd
+            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None])
         ctx.save_for_backward(grad_nd)
         ctx.mark_non_differentiable(losses_k)
         return (losses_k * weights_k).sum(), losses_k
@@ -110,8 +110,7 @@ def token_losses(
     losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
     for part in labelled.chunks(chunk):
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
-        target_c = logits_cv.gather(1, labelled.labels_K[part, None]).squeeze(1)
-        losses_k[part] = torch.logsumexp(logits_cv, -1) - target_c
+        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labelled.labels_K[part, None]).squeeze(1)
     return losses_k
 
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.training.bank import Bank
+from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.engine import Engine
-from chrysalis_ray.training.heads import find_head, raw_logits
-from chrysalis_ray.training.lanes import MicroBatch, repeated
-from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
+from chrysalis_ray.training.heads import find_head
+from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
-from chrysalis_ray.training.packed import find_targets, inject
+from chrysalis_ray.training.packed import find_targets, fuse, inject
 from chrysalis_ray.training.probe import probe
+from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class Occupant:
 class Pack:
     """The frozen base of this worker with `slots` adapters of at most `rank` beside it.
 
-    `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments. Every worker of a
-    body calls the same methods in the same order. Raises ModelError for a base or targets that do not suit.
+    `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments, `threads` how many
+    of them this worker may compute with on a CPU. Every worker of a body calls the same methods in the same order. Raises
+    ModelError for a base or targets that do not suit.
     """
 
     def __init__(
@@ -75,16 +76,21 @@ class Pack:
         engine: Engine,
         lanes: Literal["compacted", "fixed"] = "compacted",
         dtype: torch.dtype = torch.float32,
+        threads: int = 1,
     ) -> None:
         self.engine = engine
         self.lanes = lanes
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device)
-        inject(model, self.bank)
-        self._head, self._arithmetic = find_head(model)
-        self._trunk = engine.prepare(Trunk(model))
+        window = Window(self.bank)
+        inject(model, window)
+        head = find_head(model)
+        trunk = engine.prepare(Trunk(model))
+        if engine.copyable:
+            fuse(trunk, window)
+        probe(trunk, model, head, window, engine)
+        self.shards = Shards(trunk, head, window, engine, threads, lanes)
         self._row_of = list(range(slots))
         self._occupants: dict[int, Occupant] = {}
-        probe(self._trunk, model, self.bank, self._logits, engine.device)
 
     # who is where
 
@@ -166,46 +172,27 @@ class Pack:
             raise ValueError(f"slots to arrange must be distinct and at least one, got {list(slots)}")
         if self.lanes == "fixed":
             self.bank.live = self.bank.slots
-            return [slot if slot in slots else None for slot in range(self.bank.slots)]
-        for row, slot in enumerate(slots):
-            self._move(slot, row)
-        self.bank.live = len(slots)
-        return list(slots)
+            rows = [slot if slot in slots else None for slot in range(self.bank.slots)]
+        else:
+            for row, slot in enumerate(slots):
+                self._move(slot, row)
+            self.bank.live = len(slots)
+            rows = list(slots)
+        self.shards.spread(self.bank)
+        return rows
 
     # arithmetic
-
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states [N x T, D] of a batch that has a lane for every live row."""
-        return self._trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
-
-    def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
-        """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
-        with self.engine.gather(self._head_parameters):
-            return head_cross_entropy(hidden_ND, self._head.weight, self._head.bias, labelled, arithmetic=self._arithmetic)
 
     def zero_gradients(self) -> None:
         self.bank.gflat_SP.zero_()
 
-    @torch.no_grad()
     def score(self, slots: Sequence[int], batch: RowBatch) -> Tensor:
         """Losses of the same rows under every slot's adapter: fp32 (fp64) [slots, rows, T] on the CPU, 0 without a label."""
         order = self.arrange(slots)
-        micro = repeated(batch, len(order), self.engine.device)
-        hidden_ND = self.hidden(micro)
-        with self.engine.gather(self._head_parameters):
-            losses_K = token_losses(hidden_ND, self._head.weight, self._head.bias, micro.labelled, arithmetic=self._arithmetic)
-        losses_N = losses_K.new_zeros(hidden_ND.shape[0])
-        losses_N[micro.labelled.index_K] = losses_K
+        micro = [repeated(batch, rows.stop - rows.start, self.engine.device) for rows in self.shards.rows]
+        losses_N = torch.cat(self.shards.each(Shard.token_losses, micro))
         rows, length = batch.labels.shape
         return losses_N.view(len(order), rows, length)[[order.index(slot) for slot in slots]].cpu()
-
-    def _logits(self, hidden_KD: Tensor) -> Tensor:
-        with self.engine.gather(self._head_parameters):
-            return self._arithmetic.apply(raw_logits(hidden_KD, self._head.weight, self._head.bias))
-
-    @property
-    def _head_parameters(self) -> list[nn.Parameter]:
-        return list(self._head.parameters())
 
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]

@@ -12,14 +12,15 @@ Activations arrive variant-major, [variants * rows, T, in], so that regrouping t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import linear_shape
-from chrysalis_ray.training.bank import Bank, Target
+from chrysalis_ray.training.bank import Target, Window
+from chrysalis_ray.training.fused import TOGETHER, Group, product
 
 
 class LowRank(torch.autograd.Function):
@@ -45,8 +46,8 @@ class LowRank(torch.autograd.Function):
         x_ski = x.reshape(variants, -1, x.shape[-1])
         grad_y_sko = grad_y.reshape(variants, -1, grad_y.shape[-1])
         grad_h_skr = _scaled(torch.bmm(grad_y_sko, b_sor.to(grad_y.dtype)), scale_s)
-        grad_a_sri = _weight_gradient(grad_h_skr, x_ski, a_sri.dtype)
-        grad_b_sor = _weight_gradient(grad_y_sko, h_skr, b_sor.dtype)
+        grad_a_sri = product(grad_h_skr.mT, x_ski, a_sri.dtype)
+        grad_b_sor = product(h_skr.mT, grad_y_sko, b_sor.dtype).mT  # few rows multiply faster than few columns
         grad_x = torch.bmm(grad_h_skr, a_sri.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
         return grad_y, grad_x, grad_a_sri, grad_b_sor, None
 
@@ -56,26 +57,22 @@ def _scaled(h_skr: Tensor, scale_s: Tensor) -> Tensor:
     return (h_skr * scale_s[:, None, None]).to(h_skr.dtype)
 
 
-def _weight_gradient(left_ski: Tensor, right_skj: Tensor, dtype: torch.dtype) -> Tensor:
-    """left^T right per variant in `dtype`; on CUDA the product of bf16 leaves the GEMM in fp32, unrounded."""
-    if left_ski.is_cuda and left_ski.dtype == torch.bfloat16 and dtype == torch.float32:
-        return torch.bmm(left_ski.mT, right_skj, out_dtype=torch.float32)
-    return torch.bmm(left_ski.mT, right_skj).to(dtype)
-
-
 class PackedLinear(nn.Module):
-    """A frozen linear module and, for every live variant, its own low-rank path beside it."""
+    """A frozen linear module and, for every variant in its window, a low-rank path beside it."""
 
-    def __init__(self, base: nn.Module, name: str, bank: Bank) -> None:
+    def __init__(self, base: nn.Module, name: str, window: Window) -> None:
         super().__init__()
         self.base = base
         self.name = name
-        self.bank = bank  # no nn.Module: the bank is never registered, moved or sharded with the base
+        self.window = window  # no nn.Module: the bank is never registered, moved or sharded with the base
+        self.group: Group | None = None  # whom it is computed with, where the frozen weights lie whole on this worker
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.group is not None:
+            return self.group.output(self.name, x)
         y = self.base(x)
-        a_sri, b_sor = self.bank.factors(self.name)
-        return LowRank.apply(y, x, a_sri, b_sor, self.bank.scale_S[: self.bank.live])
+        a_sri, b_sor = self.window.factors(self.name)
+        return LowRank.apply(y, x, a_sri, b_sor, self.window.scale_S)
 
 
 def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
@@ -106,15 +103,34 @@ def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
     ]
 
 
+def fuse(model: nn.Module, window: Window) -> None:
+    """Compute packed layers by their frozen weights, those that read the same x together: for a trunk that is whole here."""
+    for parent in list(model.modules()):
+        plain = {leaf: part for leaf, part in parent.named_children() if _is_plain(part)}
+        groups = [leaves for leaves in TOGETHER if plain.keys() >= set(leaves)]
+        groups = [leaves for leaves in groups if window.bank.neighbours([plain[leaf].name for leaf in leaves])]
+        alone = plain.keys() - {leaf for leaves in groups for leaf in leaves}
+        for leaves in [*groups, *((leaf,) for leaf in alone)]:
+            members = [plain[leaf] for leaf in leaves]
+            bases = [member.base for member in members if isinstance(member.base, nn.Linear)]
+            group = Group([member.name for member in members], bases, window)
+            for member in members:
+                member.group = group
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[PackedLinear]:
+    return isinstance(module, PackedLinear) and type(module.base) is nn.Linear
+
+
 def _means(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def inject(model: nn.Module, bank: Bank) -> None:
-    """Freeze the model and put a PackedLinear in the place of every target of the bank."""
+def inject(model: nn.Module, window: Window) -> None:
+    """Freeze the model and put a PackedLinear in the place of every target of the window's bank."""
     model.requires_grad_(False)
-    for target in bank.targets:
+    for target in window.bank.targets:
         parent, _, leaf = target.name.rpartition(".")
         holder = model.get_submodule(parent)
         base = getattr(holder, leaf)
-        setattr(holder, leaf, PackedLinear(base, target.name, bank))
+        setattr(holder, leaf, PackedLinear(base, target.name, window))

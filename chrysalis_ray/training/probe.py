@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.training.bank import Bank
+from chrysalis_ray.training.bank import Window
+from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.packed import PackedLinear
 from chrysalis_ray.training.trunk import longest_row
 
@@ -32,28 +34,26 @@ REMEDY = "choose a dense base with attention layers only, such as Qwen3, Llama, 
 
 
 @torch.no_grad()
-def probe(
-    trunk: nn.Module, model: PreTrainedModel, bank: Bank, logits: Callable[[Tensor], Tensor], device: torch.device
-) -> None:
-    """Check that documents and variants can share a batch of `model`, whose adapters in `bank` are still zero.
+def probe(trunk: nn.Module, model: PreTrainedModel, head: Head, window: Window, engine: Engine) -> None:
+    """Check that documents and variants can share a batch. `trunk` is `model` as prepared, its adapters still zero.
 
-    `logits` maps hidden states [K, D] to what the loss takes for logits. Raises ModelError with the reason.
+    Raises ModelError with the reason.
     """
     kind, (before, looked_at, after) = model.config.model_type, _lengths(model)
     positions_T = torch.cat([torch.arange(length) for length in (before, looked_at, after)])
     moved_T = torch.cat([torch.arange(length) for length in (after, looked_at, before)])
-    positions_NT = torch.stack([positions_T, moved_T]).to(device)
-    first_NT, second_NT = _tokens(model, before, looked_at, after, device)
+    positions_NT = torch.stack([positions_T, moved_T]).to(engine.device)
+    first_NT, second_NT = _tokens(model, before, looked_at, after, engine.device)
     here, there = slice(before, before + looked_at), slice(after, after + looked_at)
 
-    live, bank.live = bank.live, 1
+    window.show(slice(0, 1))
     try:
         with _watched(model, (len(first_NT), first_NT.shape[1])):
             hidden_NTD = _run(kind, lambda: trunk(first_NT, positions_NT))
             changed_NTD = _run(kind, lambda: trunk(second_NT, positions_NT))
             own_NTV = _run(kind, lambda: trunk(first_NT, positions_NT, "logits"))
     finally:
-        bank.live = live
+        window.show(slice(0, window.bank.slots))
 
     if not torch.isfinite(hidden_NTD).all():
         raise ModelError(f"{kind} gives hidden states that are not finite", "copy the base again, or try precision fp32")
@@ -71,7 +71,9 @@ def probe(
             "position_ids are not heeded",
             REMEDY,
         )
-    other = _largest(logits(hidden_NTD.flatten(0, 1)) - own_NTV.flatten(0, 1)) / _largest(own_NTV)
+    with engine.gather(head.parameters):
+        logits_KV = head.logits(hidden_NTD.flatten(0, 1))
+    other = _largest(logits_KV - own_NTV.flatten(0, 1)) / _largest(own_NTV)
     if not other <= 8 * torch.finfo(own_NTV.dtype).eps:
         raise ModelError(
             f"the logits of {kind} differ by {other:.1%} from those of its output matrix: its head is more than a matrix, a "

@@ -8,7 +8,8 @@ Nothing here knows who launched it, or how many variants the population has.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.training.lanes import Feed, LaneStep, microbatches
-from chrysalis_ray.training.loss import Labelled
+from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, microbatches
 from chrysalis_ray.training.optimizer import clip_slots, learning_rate_at, slot_norms
 from chrysalis_ray.training.pack import Occupant, Pack
+from chrysalis_ray.training.shards import Shard
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import TokenStore
@@ -61,18 +62,19 @@ def train_chunk(
     rows_per_step = _common_shape([occupant.variant for occupant in occupants.values()], tokens)
     feeds = {slot: Feed(occupant.variant, tokens) for slot, occupant in occupants.items()}
     rows = pack.arrange(slots)
-    engine, live = pack.engine, len(rows)
+    engine, shards, live = pack.engine, pack.shards, len(rows)
     gradients = pack.bank.gflat_SP[:live]
     ledger = Ledger(live, pack.bank.flat_SP)
 
     for _ in range(steps):
         lanes = [feeds[slot].step(occupants[slot].optimizer_step) if slot is not None else None for slot in rows]
         pack.zero_gradients()
-        for batch in microbatches(lanes, tokens, rows_per_microstep or rows_per_step, engine.rank, engine.world, engine.device):
-            hidden = pack.hidden(batch)
-            loss, token_losses = pack.loss(hidden, batch.labelled)
-            backward(loss)
-            ledger.add(token_losses, batch.labelled)
+        for batches in microbatches(
+            lanes, shards.rows, tokens, rows_per_microstep or rows_per_step, engine.rank, engine.world, engine.device
+        ):
+            with strided_gradients():
+                losses = shards.each(forward_backward, batches)
+            ledger.add(losses, batches, shards.rows)
         engine.reduce(gradients)
 
         norms = slot_norms(gradients)
@@ -87,11 +89,20 @@ def train_chunk(
     return ledger.read(slots, rows, occupants)
 
 
-def backward(loss: Tensor) -> None:
-    """Add to the bank's gradients. Torch notes once that strided gradients are unusual; here they are what is wanted."""
+def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
+    """One pass of a shard's variants: their gradients are added to the bank, their token losses returned."""
+    hidden = shard.hidden(batch)
+    loss, token_losses = shard.loss(hidden, batch.labelled)
+    loss.backward()
+    return token_losses
+
+
+@contextmanager
+def strided_gradients() -> Iterator[None]:
+    """Torch notes once that strided gradients are unusual; here they are what is wanted."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-        loss.backward()
+        yield
 
 
 def step_variant(occupant: Occupant, lane: LaneStep | None, finite: bool) -> None:
@@ -120,10 +131,11 @@ class Ledger:
         self.norm_N = torch.zeros(live, dtype=torch.float64, device=like.device)
         self.labels = [0] * live
 
-    def add(self, losses_K: Tensor, labelled: Labelled) -> None:
-        """Sum a micro-batch's losses lane by lane."""
-        parts = losses_K.detach().to(torch.float64).split(labelled.counts)
-        self.loss_N += torch.stack([part.sum() for part in parts])
+    def add(self, losses: Sequence[Tensor], batches: Sequence[MicroBatch], shards: Sequence[slice]) -> None:
+        """Sum the losses [K] of a micro-step's batches lane by lane."""
+        for losses_K, batch, rows in zip(losses, batches, shards, strict=True):
+            parts = losses_K.detach().to(torch.float64).split(batch.labelled.counts)
+            self.loss_N[rows] += torch.stack([part.sum() for part in parts])
 
     def close(self, norms_N: Tensor, lanes: Sequence[LaneStep | None]) -> None:
         """End a step."""

@@ -39,7 +39,7 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     for slot in range(3):
         result |= {f"{slot}/{name}": tensor for name, tensor in pack.harvest(slot)[0].items()}
     if case != "whole":
-        parameters = list(pack._trunk.parameters())
+        parameters = list(pack.shards.all[0].trunk.parameters())
         result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))
     return result
 

@@ -12,7 +12,7 @@ from training_texts import LENGTH, PROJECTIONS, TextTokens, distance, new_pack, 
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Hyperparameters
-from chrysalis_ray.training.bank import Bank
+from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed, label, microbatches
@@ -94,7 +94,7 @@ def test_workers_divide_a_step_between_them(world: int, rows_per_microstep: int,
     expected = tokens.batch(lane.rows, "train")
     seen, weight = [], 0.0
     for rank in range(world):
-        for batch in microbatches([None, lane], tokens, rows_per_microstep, rank, world, CPU):  # type: ignore[arg-type]
+        for (batch,) in microbatches([None, lane], [slice(0, 2)], tokens, rows_per_microstep, rank, world, CPU):  # type: ignore[arg-type]
             assert batch.labelled.counts[0] == 0
             weight += batch.labelled.weights_K.sum().item()
             seen += batch.input_ids_NT[len(batch.input_ids_NT) // 2 :].tolist()
@@ -147,14 +147,16 @@ def test_a_bank_keeps_a_before_b_and_neighbours_together(tiny_base: Path) -> Non
     assert order[4:6] == ["gate_proj.lora_A", "up_proj.lora_A"]
     assert all(name.endswith("lora_A") for name in order[:14])
     assert bank.row_size % 64 == 0
-    bank.live = 2
-    a_sri, b_sor = bank.factors(targets[0].name)
+    window = Window(bank)
+    window.show(slice(1, 3))
+    a_sri, b_sor = window.factors(targets[0].name)
     assert (a_sri.shape, b_sor.shape) == ((2, 4, 48), (2, 64, 4))
     a_sri.data[1].fill_(3.0)
     assert a_sri.grad is not None
     a_sri.grad[1].fill_(5.0)
-    assert (bank.flat_SP[1, : 4 * 48] == 3.0).all()
-    assert (bank.gflat_SP[1, : 4 * 48] == 5.0).all()
+    assert (bank.flat_SP[2, : 4 * 48] == 3.0).all()
+    assert (bank.gflat_SP[2, : 4 * 48] == 5.0).all()
+    assert window.factors(targets[0].name)[0] is a_sri
 
 
 def test_targets_are_found_by_name_and_faults_list_what_there_is(tiny_base: Path) -> None:

@@ -112,10 +112,13 @@ def new_pack(
     lanes: str = "compacted",
     dtype: torch.dtype = torch.float32,
     engine: Engine | None = None,
+    targets: Sequence[str] = PROJECTIONS,
+    threads: int = 1,
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     engine = engine or make_engine(0, "none", precision, "cpu")
-    return Pack(load_base(base, precision), PROJECTIONS, slots, rank, engine, lanes=lanes, dtype=dtype)  # type: ignore[arg-type]
+    model = load_base(base, precision)
+    return Pack(model, targets, slots, rank, engine, lanes=lanes, dtype=dtype, threads=threads)  # type: ignore[arg-type]
 
 
 def fresh_adapter(pack: Pack, index: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,109 @@
+"""A pack computed by several threads of one worker, each with variants of its own.
+
+On CPUs the operations of a small base are too short to be split: with two threads inside each, as torch does it, a step of
+a variant costs about 1.5 times the core time that it costs with one. So the live variants are split instead. A shard is a
+copy of the trunk's modules that shares every frozen tensor and looks at its own rows of the bank; shards meet nowhere, so
+that they need neither locks nor sums. Threads that are left over when few variants live go into the operations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from chrysalis_ray.training.bank import Bank, Window
+from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.heads import Head
+from chrysalis_ray.training.lanes import MicroBatch
+from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
+
+MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Shard:
+    """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are."""
+
+    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine) -> None:
+        self.trunk = trunk
+        self.head = head
+        self.window = window
+        self.engine = engine
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
+        return self.trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
+
+    def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
+        with self.engine.gather(self.head.parameters):
+            return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled, arithmetic=self.head.arithmetic)
+
+    @torch.no_grad()
+    def token_losses(self, batch: MicroBatch) -> Tensor:
+        """Losses [N x T] in nats of every token, 0 where there is no label; for evaluation."""
+        hidden_ND = self.hidden(batch)
+        with self.engine.gather(self.head.parameters):
+            losses_K = token_losses(
+                hidden_ND, self.head.weight, self.head.bias, batch.labelled, arithmetic=self.head.arithmetic
+            )
+        losses_N = losses_K.new_zeros(hidden_ND.shape[0])
+        losses_N[batch.labelled.index_K] = losses_K
+        return losses_N
+
+
+class Shards:
+    """All shards of a worker. `spread` deals the live rows out, `each` works on all parts at once."""
+
+    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
+        bank = window.bank
+        count = min(threads, bank.slots, MOST_SHARDS) if engine.device.type == "cpu" and engine.copyable else 1
+        if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
+            count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
+        self.threads = threads
+        self.all = [Shard(trunk, head, window, engine)]
+        for _ in range(1, count):
+            own = Window(bank)
+            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine))
+        self.live = self.all[:1]
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
+
+    def spread(self, bank: Bank) -> None:
+        """Deal the live rows of the bank to as many shards as there is work for, neighbours together."""
+        self.live = self.all[: min(len(self.all), bank.live)]
+        for index, shard in enumerate(self.live):
+            shard.window.show(slice(index * bank.live // len(self.live), (index + 1) * bank.live // len(self.live)))
+
+    @property
+    def rows(self) -> list[slice]:
+        """The rows of every live shard, in order."""
+        return [shard.window.rows for shard in self.live]
+
+    def each(self, work: Callable[[Shard, Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`work(shard, item)` for every live shard and its item, side by side. What one of them raises is raised here."""
+        if self._pool is None:
+            return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
+        inside = self.threads // len(self.live)
+        futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
+        wait(futures)  # before anything is raised: nobody may still write into the bank
+        return [future.result() for future in futures]
+
+
+def _alone(work: Callable[[Shard, Item], Result], shard: Shard, item: Item, threads: int) -> Result:
+    """Work in this thread, with so many threads inside its operations (torch keeps that number for each thread)."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return work(shard, item)
+
+
+def copy_sharing(trunk: nn.Module, window: Window, own: Window) -> nn.Module:
+    """A copy of the trunk's modules whose packed layers look through `own`; parameters are shared, never copied."""
+    shared: Iterable[Tensor] = trunk.parameters()
+    return copy.deepcopy(trunk, {id(window): own, **{id(parameter): parameter for parameter in shared}})
