@@ -22,11 +22,12 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.seed.adapter import read_adapter, write_adapter
 from chrysalis_ray.seed.zero import write_adapter_zero
-from chrysalis_ray.training.base import load_base
+from chrysalis_ray.training.base import inspect_folder, load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed
 from chrysalis_ray.training.optimizer import learning_rate_at
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.shapes import read_shape
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
 
@@ -212,6 +213,16 @@ def test_plain_peft_loads_what_was_trained(grown: Grown, tokens: TextTokens, tmp
     score = pack.score([0], rows)[0]
     assert losses[labels != -100].tolist() == pytest.approx(score[torch.from_numpy(rows.labels) != -100].tolist(), abs=1e-6)
     assert zero.fan_in_fan_out == exported.fan_in_fan_out == (grown.name == "gpt2")
+
+
+def test_the_planner_counts_what_there_is(grown: Grown) -> None:
+    shape = read_shape(grown.folder / "config.json", grown.name)
+    assert shape.parameters == load_base(grown.folder, "fp32").num_parameters()
+    assert inspect_folder(grown.folder)["layers"] == shape.layers == 2
+    assert shape.vocabulary == 512
+    bank = sum(RANK * (target.in_features + target.out_features) for target in grown.pack.bank.targets)
+    assert shape.lora_parameters(RANK, grown.family.targets) == bank
+    assert {name.rpartition(".")[2] for name in shape.linears()} == set(grown.family.targets)
 
 
 # refused --------------------------------------------------------------------------------------------------------------
