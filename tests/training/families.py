@@ -19,7 +19,8 @@ LLAMA = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 UNGROUPED = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
-GPT = {**WORDS, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256}
+GPT = {**WORDS, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0,
+       "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
 GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
