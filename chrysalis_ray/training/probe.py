@@ -28,8 +28,9 @@ from chrysalis_ray.training.packed import PackedLinear
 from chrysalis_ray.training.trunk import longest_row
 
 DOCUMENTS = (4, 12, 32)  # tokens of the documents of a probe's row; the second one is looked at
-# Rounding that moving a document may cost, as a share of its hidden states' norm. Attention in fp64 may still round to fp32.
-MOVED = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.05}
+# Rounding that moving a document may cost, as a share of its hidden states' norm: several times what two attention kernels
+# differ by (2 % in bf16, for 28 layers and for 64). Eager attention rounds to fp32 in fp64 too.
+MOVED = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1}
 REMEDY = "choose a dense base with attention layers only, such as Qwen3, Llama, Mistral, Gemma, Phi or GPT-2"
 
 

@@ -141,7 +141,7 @@ def largest_difference(left: Tensors, right: Tensors) -> float:
 @pytest.mark.parametrize("slot", range(3))
 def test_packed_equals_separate_peft_on_separate_documents(grown: Grown, slot: int, tokens: TextTokens) -> None:
     found, expected = weights(grown.pack, slot), train_alone(grown, VARIANTS[slot], tokens)
-    assert largest_difference(found, expected) <= (1e-12 if grown.family.exact else 1e-6)
+    assert largest_difference(found, expected) <= (1e-12 if grown.family.exact else 1e-7)
     start = fresh_adapter(grown.pack, VARIANTS[slot].index)
     moved = {name: (value - start[name][: value.shape[0], : value.shape[1]]).abs().max() for name, value in found.items()}
     assert min(moved.values()) > 1e-4, "every target learns"
