@@ -10,7 +10,7 @@ import math
 
 from chrysalis_ray.config.blueprint import BodyPatch, EmbeddedBase
 from chrysalis_ray.config.checks import domains_of
-from chrysalis_ray.config.experiment import Asha
+from chrysalis_ray.config.population import Asha
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.training.hardware import GIB, Hardware

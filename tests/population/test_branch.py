@@ -9,7 +9,7 @@ from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.population.branch import branch_population, read_branch, write_branch
+from chrysalis_ray.population.branch import Branching, branch_population, read_branch, write_branch
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
@@ -17,7 +17,7 @@ DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
 
 def branched(*settings, name="quickstart"):
     loaded = load_experiment(EXPERIMENTS / f"{name}.yaml", settings)
-    return branch_population(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base")
+    return branch_population(Branching(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base"))
 
 
 def test_the_same_arguments_give_the_same_variants_and_another_rng_seed_others():
