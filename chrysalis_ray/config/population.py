@@ -165,7 +165,13 @@ class OptunaSearch(Written):
     random_variants: Count = 8
 
 
-Searcher = Annotated[BranchSearch | SobolSearch | OptunaSearch, Field(discriminator="type")]
+class BohbSearch(Written):
+    """BOHB's kernel density estimator (arXiv 1807.01774), with the scheduler of the same name."""
+
+    type: Literal["bohb"]
+
+
+Searcher = Annotated[BranchSearch | SobolSearch | OptunaSearch | BohbSearch, Field(discriminator="type")]
 
 
 # schedulers: who stops early ----------------------------------------------------------------------------------------
@@ -218,6 +224,13 @@ class HyperBand(Written):
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
 
 
+class Bohb(Written):
+    """HyperBand for the searcher `bohb`: variants pause until their bracket is full, and new ones are proposed meanwhile."""
+
+    type: Literal["bohb"]
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+
+
 class MedianStopping(Written):
     """Stop a variant whose best loss is worse than the median of the running averages (Vizier)."""
 
@@ -226,7 +239,7 @@ class MedianStopping(Written):
     min_variants: Count = 3
 
 
-Scheduler = Annotated[Fifo | Asha | HyperBand | Pbt | Pb2 | MedianStopping, Field(discriminator="type")]
+Scheduler = Annotated[Fifo | Asha | HyperBand | Pbt | Pb2 | MedianStopping | Bohb, Field(discriminator="type")]
 
 
 # population ---------------------------------------------------------------------------------------------------------
@@ -246,9 +259,9 @@ class Population(Written):
     @property
     def proposes(self) -> bool:
         """Whether the searcher proposes one variant after the other, in the light of those that have ended."""
-        return isinstance(self.searcher, OptunaSearch)
+        return isinstance(self.searcher, (OptunaSearch, BohbSearch))
 
     @property
     def pauses(self) -> bool:
         """Whether the scheduler pauses trials and wakes them later: then only Tune knows who will ask for the next turn."""
-        return isinstance(self.scheduler, HyperBand)
+        return isinstance(self.scheduler, (HyperBand, Bohb))

@@ -9,6 +9,7 @@ from chrysalis_ray.config.blueprint import Base, EmbeddedBase
 from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
 from chrysalis_ray.config.population import (
     Asha,
+    Bohb,
     Choice,
     Epigenomes,
     Grid,
@@ -140,7 +141,7 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield (*at, "min_variants"), f"{scheduler.min_variants} of {variants} variants; write at most {variants}"
     if isinstance(scheduler, (Pbt, Pb2)):
         yield from _pbt(scheduler, population)
-    if isinstance(scheduler, HyperBand):
+    if isinstance(scheduler, (HyperBand, Bohb)):
         yield from _hyperband(scheduler, population)
     slots = loaded.body.slots or variants
     if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and slots < variants:
@@ -150,7 +151,7 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield ("population", "variants"), f"{variants} variants in {slots} slots: {why}; write body: {{slots: {variants}}}"
 
 
-def _hyperband(scheduler: HyperBand, population: Population) -> Iterator[Finding]:
+def _hyperband(scheduler: HyperBand | Bohb, population: Population) -> Iterator[Finding]:
     first = full_bracket(scheduler, population.reports)
     if population.reports < scheduler.reduction_factor:
         yield (
@@ -158,7 +159,7 @@ def _hyperband(scheduler: HyperBand, population: Population) -> Iterator[Finding
             f"{population.reports} reports are less than one halving by {scheduler.reduction_factor:g}: nothing could ever be "
             "stopped early; write more reports, or scheduler type: fifo",
         )
-    elif population.variants <= first:
+    elif population.variants <= first and isinstance(scheduler, HyperBand):  # bohb begins with the bracket halved most
         yield (
             ("population", "variants"),
             f"{population.variants} variants fill only the bracket in which nothing is stopped ({first} variants train the "
@@ -166,7 +167,7 @@ def _hyperband(scheduler: HyperBand, population: Population) -> Iterator[Finding
         )
 
 
-def full_bracket(scheduler: HyperBand, reports: int) -> int:
+def full_bracket(scheduler: HyperBand | Bohb, reports: int) -> int:
     """Variants of the first bracket: those that train the whole budget whatever they report."""
     return round(math.log(reports) / math.log(scheduler.reduction_factor)) + 1
 

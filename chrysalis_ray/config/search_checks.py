@@ -21,8 +21,14 @@ def check_search(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[F
     yield from _grid(population, domains)
     if population.searcher.type == "sobol":
         yield from _sobol(population)
-    elif population.searcher.type == "optuna":
-        yield from _optuna(loaded, domains)
+    elif population.proposes:
+        yield from _proposing(loaded, domains)
+    if population.scheduler.type == "bohb" and population.searcher.type != "bohb":
+        yield (
+            ("population", "scheduler", "type"),
+            "bohb pauses variants until its searcher has filled a bracket; write searcher: {type: bohb}, "
+            "or scheduler type: asha",
+        )
 
 
 def _mixes(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
@@ -68,7 +74,7 @@ def _may_be_zero(drawn: object) -> bool:
 
 def _grid(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
     """Whether there is a variant for every point of the crossed grids."""
-    epigenomes, searched = population.epigenomes, population.searcher.type == "optuna"
+    epigenomes, searched = population.epigenomes, population.proposes
     grids = {name: len(drawn.values) for name, drawn in search_ranges(population.search).items() if isinstance(drawn, Grid)}
     if isinstance(epigenomes, LevelMixes):
         grids |= {f"level of {d}": len(drawn.values) for d, drawn in epigenomes.levels.items() if isinstance(drawn, Grid)}
@@ -109,32 +115,39 @@ def _sobol(population: Population) -> Iterator[Finding]:
         yield at, f"{len(axes)} ranges; Sobol points are known for {SOBOL_AXES}: write type: branch, or fewer ranges"
 
 
-def _optuna(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
+def _proposing(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
     population = loaded.experiment.population
+    name = population.searcher.type
     at: Location = ("population", "searcher")
     ranges = search_ranges(population.search)
-    for name, drawn in ranges.items():
+    for field, drawn in ranges.items():
         if isinstance(drawn, Grid):
-            yield ("population", "search", name, "type"), "optuna proposes values, a grid is dealt; write type: choice"
+            yield ("population", "search", field, "type"), f"{name} proposes values, a grid is dealt; write type: choice"
     epigenomes = population.epigenomes
     if isinstance(epigenomes, DirichletMixes):
         yield (
             ("population", "epigenomes", "type"),
-            "a dirichlet mix is drawn at random, optuna could not learn from it; write type: levels or type: simplex_grid",
+            f"a dirichlet mix is drawn at random, {name} could not learn from it; write type: levels or type: simplex_grid",
         )
     if isinstance(epigenomes, LevelMixes):
         for domain, drawn in epigenomes.levels.items():
             if isinstance(drawn, Grid):
                 path = ("population", "epigenomes", "levels", domain, "type")
-                yield path, "optuna proposes values, a grid is dealt; write type: choice"
+                yield path, f"{name} proposes values, a grid is dealt; write type: choice"
     one_mix = isinstance(epigenomes, ListedMixes) and len(epigenomes.mixes) == 1
     if not ranges and (one_mix or len(domains) == 1):
         yield (*at, "type"), "there is nothing to search: no range and only one mix; add a range to population.search"
-    if population.scheduler.type in ("pbt", "pb2", "hyperband"):
+    scheduler = population.scheduler.type
+    if name == "optuna" and scheduler in ("pbt", "pb2", "hyperband"):
         yield (
             ("population", "scheduler", "type"),
-            f"{population.scheduler.type} wants all variants at once, optuna proposes one when another has ended; "
+            f"{scheduler} wants all variants at once, optuna proposes one when another has ended; "
             "write scheduler type: asha, median or fifo, or searcher type: sobol",
+        )
+    if name == "bohb" and scheduler != "bohb":
+        yield (
+            ("population", "scheduler", "type"),
+            f"{scheduler} does not tell bohb how long a variant trained for its loss; write scheduler type: bohb",
         )
     slots = loaded.body.slots or 1
     if slots >= population.variants:

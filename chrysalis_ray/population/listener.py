@@ -49,7 +49,8 @@ class PopulationListener(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A step first starts what there is to start: one that changed nothing had nothing to start."""
-        if self.tell_rest and self.scene == self._scene(trials) and all(trial.status != "PENDING" for trial in trials):
+        busy = any(trial.status == "PENDING" or trial.is_saving for trial in trials)
+        if self.tell_rest and not busy and self.scene == self._scene(trials):
             self._rest(trials)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:

@@ -28,16 +28,25 @@ def make_proposer(branching: Branching, layout: RunLayout, omega: Any, slots: in
 
 
 def tune_searcher(branching: Branching) -> Any:
-    """Ray Tune's OptunaSearch over the search space, seeded."""
+    """Ray Tune's OptunaSearch or TuneBOHB over the search space, seeded."""
+    spec, experiment = branching.experiment.population.searcher, branching.experiment
+    space = tune_space(experiment, branching.domains)
+    if isinstance(spec, OptunaSearch):
+        return _optuna(space, experiment.rng_seed, spec.random_variants)
+    from ray.tune.search.bohb import TuneBOHB
+
+    # it draws from numpy's global generator as well, which `run_population` seeds
+    return TuneBOHB(TuneBOHB.convert_search_space(space), metric=METRIC, mode=MODE, seed=experiment.rng_seed)
+
+
+def _optuna(space: dict[str, Any], rng_seed: int, random_variants: int) -> Any:
     import optuna
     from ray.tune.search import optuna as tune_optuna
 
-    spec, experiment = branching.experiment.population.searcher, branching.experiment
-    assert isinstance(spec, OptunaSearch)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=experiment.rng_seed, n_startup_trials=spec.random_variants)
-    space = tune_optuna.OptunaSearch.convert_search_space(tune_space(experiment, branching.domains))
-    return tune_optuna.OptunaSearch(space, metric=METRIC, mode=MODE, sampler=sampler)
+    sampler = optuna.samplers.TPESampler(seed=rng_seed, n_startup_trials=random_variants)
+    distributions = tune_optuna.OptunaSearch.convert_search_space(space)
+    return tune_optuna.OptunaSearch(distributions, metric=METRIC, mode=MODE, sampler=sampler)
 
 
 def tune_space(experiment: Experiment, domains: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +80,7 @@ class Proposals(Searcher):
         values = self.searcher.suggest(trial_id)
         if not isinstance(values, dict):  # none now, or none any more
             return values
-        variant = self.branching.variant(self.count, values)
+        variant = self.branching.variant(self.count, {name: plain(value) for name, value in values.items()})
         keep_proposal(self.layout, variant)
         ray.get(self.omega.join.remote(variant))
         self.count += 1
@@ -86,6 +95,15 @@ class Proposals(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True  # the space is known already
 
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        return self.searcher.set_max_concurrency(max_concurrent)
+
+    def on_pause(self, trial_id: str) -> None:
+        self.searcher.on_pause(trial_id)
+
+    def on_unpause(self, trial_id: str) -> None:
+        self.searcher.on_unpause(trial_id)
+
     def get_state(self) -> dict[str, Any]:
         return {}  # Tune saves its searchers; nothing is ever restored from there
 
@@ -97,6 +115,11 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         self.searcher.restore(checkpoint_path)
+
+
+def plain(value: Any) -> Any:
+    """A proposed value as Python's own number: numpy's are none that JSON knows."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def keep_proposal(layout: RunLayout, variant: Variant) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from chrysalis_ray.config.population import Asha, HyperBand, MedianStopping, Pb2, Pbt, Population
+from chrysalis_ray.config.population import Asha, Bohb, HyperBand, MedianStopping, Pb2, Pbt, Population
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.branch import ranges_of
@@ -16,7 +16,7 @@ METRIC, MODE = "select_loss", "min"
 DIVERGED = 1e9  # nats; what schedulers hear of a loss that is no number: worse than any, and safe to average
 
 # what a YAML may name -> (module it needs, extra of this package that brings it)
-NEEDS = {"optuna": ("optuna", "optuna"), "pb2": ("sklearn", "pb2")}
+NEEDS = {"optuna": ("optuna", "optuna"), "pb2": ("sklearn", "pb2"), "bohb": ("hpbandster", "bohb")}
 
 
 def check_installed(population: Population) -> None:
@@ -47,6 +47,8 @@ def make_scheduler(population: Population) -> Any:
         return schedulers.HyperBandScheduler(
             time_attr="report", max_t=population.reports, reduction_factor=spec.reduction_factor
         )
+    if isinstance(spec, Bohb):
+        return schedulers.HyperBandForBOHB(time_attr="report", max_t=population.reports, reduction_factor=spec.reduction_factor)
     if isinstance(spec, Pbt):
         return schedulers.PopulationBasedTraining(
             time_attr="report",

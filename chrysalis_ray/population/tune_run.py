@@ -45,7 +45,8 @@ def run_population(
         searcher, space = make_proposer(branching, layout, body.omega, slots), fixed
     else:
         searcher, space = make_searcher(variants, fixed, mutable, slots)
-    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), slots)}])
+    trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
+    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), trials)}])
     tune.Tuner(
         tune.with_resources(VariantTrial, light),
         param_space=space,

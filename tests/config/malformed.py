@@ -254,7 +254,7 @@ UNIONS = [
         "type: ahsa",
         "scheduler",
         "did you mean 'asha'",
-        "known: fifo, asha, hyperband, pbt, pb2, median",
+        "known: fifo, asha, hyperband, pbt, pb2, median, bohb",
     ),
     exp("scheduler without type", "    type: asha\n", "", "scheduler:", "has no `type`", "one of fifo, asha, hyperband, pbt"),
     exp(
@@ -517,6 +517,8 @@ SEARCH = [
         "pbt wants all variants at once",
         "asha, median or fifo",
     ),
+    exp("bohb without its searcher", ASHA, "type: bohb", "type: bohb", "searcher: {type: bohb}"),
+    exp("bohb without its scheduler", "variants: 4", "searcher: {type: bohb}\n  variants: 4", "type: asha", "type: bohb"),
     exp(
         "optuna with a grid",
         "  search:\n    learning_rate: {type: log_uniform, low: 1e-4, high: 1e-2}\n",
