@@ -55,6 +55,10 @@ def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyp
         rank=blueprint.lora.rank,
         alpha=blueprint.lora.alpha,
         use_rslora=blueprint.lora.use_rslora,
+        plus_ratio=blueprint.lora.plus_ratio,
+        freeze_a=blueprint.lora.freeze_a,
+        dropout=blueprint.lora.dropout,
+        optimizer=blueprint.optimizer.type,
         **blueprint.optimizer.model_dump(exclude={"type"}),
         **blueprint.schedule.model_dump(),
     )

@@ -19,7 +19,13 @@ from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, writ
 from chrysalis_ray.population.search import DIVERGED, METRIC
 
 CHECKPOINT = "position.json"
-SHAPE = ("rank", "alpha", "use_rslora")  # come with the weights when a trial takes over another's position
+SHAPE = (
+    "rank",
+    "alpha",
+    "use_rslora",
+    "optimizer",
+    "freeze_a",
+)  # come with the weights when a trial takes over another's position
 TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 
 
