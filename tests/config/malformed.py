@@ -478,7 +478,7 @@ RULES = [
     blue("optimizer of matrices", "  clip: 1.0", "  clip: 1.0\n  type: muon", "type: muon", "matrices", "adamw, adam"),
     blue("unknown optimizer", "  clip: 1.0", "  clip: 1.0\n  type: adamww", "type: adamww", "adamw"),
     blue("all momentum", "  clip: 1.0", "  clip: 1.0\n  momentum: 1", "momentum", "must be < 1, not 1"),
-    blue("unknown decay", "decay: cosine", "decay: stairs", "schedule", "wsd"),
+    blue("unknown decay in the blueprint", "decay: cosine", "decay: stairs", "schedule", "wsd"),
     blue("floor above the peak", "decay: cosine", "decay: cosine, final_fraction: 1.5", "schedule", "must be <= 1, not 1.5"),
     blue("constant floor", "decay: cosine", "decay: constant, final_fraction: 0.1", "schedule", "constant never decays"),
     blue("wsd too long", "decay: cosine", "decay: wsd, decay_fraction: 0.95", "schedule", "more than all steps"),
