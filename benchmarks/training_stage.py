@@ -55,24 +55,27 @@ def prepare(experiment: Path, runs: Path, name: str, overrides: Sequence[str]) -
     return run.layout
 
 
-def prepared(experiment: Path, runs: Path, name: str, overrides: Sequence[str]) -> tuple[Any, dict[str, Any], list[Variant]]:
+def prepared(
+    experiment: Path, runs: Path, name: str, overrides: Sequence[str]
+) -> tuple[Any, dict[str, Any], Any, list[Variant]]:
     loaded = load_experiment(experiment, overrides)
     layout = RunLayout((runs / name).resolve())
     run = lifecycle.open_run(loaded, layout, Stopwatch(layout))
     genome = lifecycle.seal_genome(run)
     base = lifecycle.pin_base(run, genome)
     lifecycle.tokenise(run, genome, base)
-    return run, base, lifecycle.branch(run, genome, base, lifecycle.write_seed(run, base))
+    branching = lifecycle.branching_of(run, genome, base, lifecycle.write_seed(run, base))
+    return run, base, branching, lifecycle.branch(run, branching)
 
 
 def measure(experiment: Path, runs: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Train the population and say what it took."""
-    run, base, variants = prepared(experiment, runs, name, overrides)
+    run, base, branching, variants = prepared(experiment, runs, name, overrides)
     watch = run.story
     began = time.time()
     with lifecycle.body_for(run, base, variants, None) as body:
         watch.body = body
-        lifecycle.train(run, variants, body)
+        lifecycle.train(run, branching, variants, body)
         ended = time.time()
     manifest, written = read_json(run.layout.population_manifest), cuts(run.layout)
     return {

@@ -35,6 +35,7 @@ from chrysalis_ray.core.weave import Weave
 if TYPE_CHECKING:
     from chrysalis_ray.body.manifest import Body
     from chrysalis_ray.genome.build import Genome
+    from chrysalis_ray.population.branch import Branching
 
 
 class Story(Protocol):
@@ -85,10 +86,11 @@ def grow(
         genome = seal_genome(run)
         base = pin_base(run, genome)
         tokenise(run, genome, base)
-        variants = branch(run, genome, base, write_seed(run, base))
+        branching = branching_of(run, genome, base, write_seed(run, base))
+        variants = branch(run, branching)
         if not layout.report_scores.exists():
             with body_for(run, base, variants, address) as body:
-                train(run, variants, body)
+                train(run, branching, variants, body)
                 judge_variants(run, body)
                 merge_population(run)
                 judge_merges(run, body)
@@ -111,10 +113,12 @@ def library_output(path: Path) -> Iterator[None]:
 
 
 def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
-    """What lies outside this process and would fail only after the work: a W&B key, a Ray cluster."""
+    """What lies outside this process and would fail only after the work: a package, a W&B key, a Ray cluster."""
     from chrysalis_ray.body.cluster import check_address
+    from chrysalis_ray.population.search import check_installed
     from chrysalis_ray.report.tracking import check_tracking
 
+    check_installed(loaded.experiment.population)
     check_tracking(loaded.experiment.tracking.wandb)
     check_address(address)
 
@@ -175,29 +179,34 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
 def bank_rank(run: Run) -> int:
     """The rank every slot has room for: the largest that a variant or a merge asks for."""
-    from chrysalis_ray.population.branch import hyperparameters_of
+    from chrysalis_ray.population.branch import branched_rank
 
-    asked = [row.rank for row in hyperparameters_of(run.experiment, run.loaded.blueprint)]
+    asked = [branched_rank(run.loaded)]
     asked += [rank for merge in run.experiment.merge if (rank := getattr(merge, "rank", None))]
     return max(asked)
 
 
-def branch(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> list[Variant]:
-    from chrysalis_ray.population.branch import branch_population, check_origins, read_branch, write_branch
+def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
+    from chrysalis_ray.population.branch import Branching
+
+    return Branching(run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"])
+
+
+def branch(run: Run, branching: Branching) -> list[Variant]:
+    """The variants that are there before training: all of them, or those that a searcher had proposed before a kill."""
+    from chrysalis_ray.population.branch import branch_population, check_origins, drawn_values, read_branch, write_branch
 
     if run.layout.branch_manifest.exists():
         variants = read_branch(run.layout)
-        check_origins(variants, seed_sha256, genome.genome_id, base["sha256"])
+        check_origins(variants, branching.seed_sha256, branching.genome_id, branching.base_sha256)
         return variants
-    variants = branch_population(
-        run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"]
-    )
+    population, first = run.experiment.population, branching.variant(0, drawn_values(run.experiment, 0))
+    variants = [] if population.proposes else branch_population(branching)
     write_branch(run.layout, variants)
-    run.record("population.branch", {"variants": [variant.variant_id for variant in variants], "seed": seed_sha256})
-    first = variants[0]
-    run.story.stage(
-        "branch", f"{len(variants)} variants, {first.steps} steps of {first.tokens_per_step} tokens each at the most"
-    )
+    run.record("population.branch", {"variants": [variant.variant_id for variant in variants], "seed": branching.seed_sha256})
+    proposed = "" if variants else f", proposed by {population.searcher.type} as slots fall free"
+    length = f"{first.steps} steps of {first.tokens_per_step} tokens each at the most"
+    run.story.stage("branch", f"{population.variants} variants, {length}{proposed}")
     return variants
 
 
@@ -207,13 +216,14 @@ def branch(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> 
 @contextmanager
 def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None) -> Iterator[Body]:
     """A body that hosts these variants, on a cluster of our own or on the one at `address`."""
+    from chrysalis_ray.body.barrier import Barrier
     from chrysalis_ray.body.cluster import check_room, joined
     from chrysalis_ray.body.manifest import Body, awaken_omega, namespace
     from chrysalis_ray.body.morphology import Morphology
     from chrysalis_ray.body.worker import BodyPlan
 
-    shape = Morphology() >> run.loaded.body
-    slots = min(shape.slots, len(variants))
+    shape, population = Morphology() >> run.loaded.body, run.experiment.population
+    slots = min(shape.slots, population.variants)
     plan = BodyPlan(
         morphology=shape.with_slots(slots),
         base_folder=base["path"],
@@ -231,14 +241,16 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
     with joined(address):
         if lack := check_room(plan.morphology, address):
             run.story.stage("body", lack)
-        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, variants, slots)
+        there = [] if population.proposes else variants
+        barrier = Barrier(slots, population.variants, by_rest=population.pauses)
+        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, slots, barrier=barrier)
         body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies).manifest()
         run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
         yield body
         body.dissolve()
 
 
-def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
+def train(run: Run, branching: Branching, variants: Sequence[Variant], body: Body) -> None:
     from chrysalis_ray.population.harvest import harvest_population
     from chrysalis_ray.population.listener import PopulationListener
     from chrysalis_ray.population.tune_run import run_population
@@ -258,8 +270,8 @@ def train(run: Run, variants: Sequence[Variant], body: Body) -> None:
     run.story.population(variants)
     started = time.monotonic()
     shutil.rmtree(run.layout.tune, ignore_errors=True)  # Tune's files are transport: the cuts are the truth
-    listener = PopulationListener(body.omega, on_row, run.story.conclusion)
-    run_population(run.experiment, variants, run.layout, body, listener)
+    listener = PopulationListener(body.omega, on_row, run.story.conclusion, tell_rest=run.experiment.population.pauses)
+    run_population(branching, variants, run.layout, body, listener)
     body.check()
     facts = body.describe()
     harvest_population(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-from chrysalis_ray.body.turn import Outcome, Turn
+from chrysalis_ray.body.turn import Ask, Outcome, Turn, first_position
+from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
 
 HOLDS = 4  # checkpoints that Tune keeps per trial, and so seeds that an exploit may still ask for
@@ -65,3 +67,14 @@ class Ledger:
     def can_start(self, position: str) -> bool:
         """Whether the seed of a known position is still there to start from."""
         return position in self.known and self.store.holds(self.known[position].seed)
+
+
+def standing_row(variant: Variant, end: tuple[str, str | None] | None, standing: tuple[Ask, Outcome] | None) -> dict[str, Any]:
+    """Where a variant stands, for `population.json`: its end (state, reason) if it has one, and what it was answered last."""
+    state, reason = end or ("waiting", None)
+    row: dict[str, Any] = {"state": state, "reason": reason, "position": first_position(variant), "chunks": 0}
+    if standing is not None:
+        ask, outcome = standing
+        row |= {"position": ask.target, "chunks": ask.chunk + 1, "metrics": outcome.metrics}
+        row |= {"variant": ask.variant.to_json()} | ({"seed": outcome.seed} if outcome.seed else {})
+    return row

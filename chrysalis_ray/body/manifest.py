@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.body.omega import LINGER_SECONDS, Omega, Scores
-from chrysalis_ray.body.turn import Candidate
+from chrysalis_ray.body.barrier import Barrier
+from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
+from chrysalis_ray.body.turn import Candidate, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
 from chrysalis_ray.core.errors import BodyError, error_line
 from chrysalis_ray.core.records import Variant
@@ -26,7 +27,13 @@ def namespace() -> str:
 
 
 def awaken_omega(
-    name: str, store: Path, weave: Path, variants: Sequence[Variant], slots: int, linger_seconds: float = LINGER_SECONDS
+    name: str,
+    store: Path,
+    weave: Path,
+    variants: Sequence[Variant],
+    slots: int,
+    linger_seconds: float = LINGER_SECONDS,
+    barrier: Barrier | None = None,
 ) -> Any:
     """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
     import ray
@@ -34,7 +41,8 @@ def awaken_omega(
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
-    omega: Any = ray.remote(Omega).options(**options).remote(str(store), str(weave), list(variants), slots, linger_seconds)
+    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier)
+    omega: Any = ray.remote(Omega).options(**options).remote(*arguments)
     ray.get(omega.start.remote())
     return omega
 

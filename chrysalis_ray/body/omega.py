@@ -2,7 +2,7 @@
 
 Trials ask `advance`; the body asks `next_turn` and hands in `commit`. Between them omega keeps three promises:
 
-* **barrier**: a turn starts when every live variant has asked, so that the pack is the same in every run of the experiment;
+* **barrier**: a turn starts when every live variant has asked (`barrier.py`), so that the pack is the same in every run;
 * **order**: answers leave one by one in the order of the variants, each after the decision on the one before, so that an
   asynchronous scheduler takes the same decisions in every run;
 * **cut**: the results of a turn are on disk before anyone hears of them.
@@ -17,45 +17,39 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.body.ledger import Ledger
-from chrysalis_ray.body.turn import Answer, Ask, Candidate, Outcome, Turn, Work, first_position, next_position
+from chrysalis_ray.body.barrier import Barrier
+from chrysalis_ray.body.ledger import Ledger, standing_row
+from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_position
 from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.core.weave import Weave
-
-Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
-
 
 # A turn waits this long for a variant whose trial is silent. Long on purpose: a turn without it would have another pack.
 LINGER_SECONDS = 600.0
 VAIN_LIVES = 6  # a spot machine may die any number of times, but not always before it has done anything
 
 
-@dataclass
-class Judgement:
-    """A judge turn that somebody waits for."""
-
-    candidates: tuple[Candidate, ...]
-    split: str
-    rows_per_domain: int
-    answer: asyncio.Future[Scores]
-
-
 class Omega:
     """One per run; lives on the driver's node. All methods run on one event loop, so that none needs a lock."""
 
     def __init__(
-        self, store: str, weave: str, variants: Sequence[Variant], slots: int, linger_seconds: float = LINGER_SECONDS
+        self,
+        store: str,
+        weave: str,
+        variants: Sequence[Variant],
+        slots: int,
+        linger_seconds: float = LINGER_SECONDS,
+        barrier: Barrier | None = None,
     ) -> None:
         self.store = Store(Path(store))
         self.weave = Weave(Path(weave))
         self.variants = {variant.variant_id: variant for variant in variants}
         self.slots = slots
+        self.barrier = barrier or Barrier(slots, len(variants))
         self.linger_seconds = linger_seconds
         self.ledger = Ledger(self.store)
         self.known = self.ledger.known  # target position -> what it came to, from the cuts
@@ -115,6 +109,16 @@ class Omega:
     async def identify(self, trial_id: str, variant_id: str) -> str:
         """Which variant a trial is: settled at its first start, whatever config it is given later."""
         return self.identities.setdefault(trial_id, variant_id)
+
+    async def join(self, variant: Variant) -> None:
+        """A variant that was proposed while others train; its trial is about to start."""
+        self.variants[variant.variant_id] = variant
+        await self._notify()
+
+    async def rest(self, heard: dict[str, str], running: list[str]) -> None:
+        """Tune has nothing to do but to wait for the trials of the `running` variants (`barrier.py`)."""
+        self.barrier.rest(heard, running)
+        await self._notify()
 
     async def hold(self, variant_id: str, position: str) -> None:
         """A trial wrote `position` into a checkpoint: its seed stays until the variant has held four newer ones."""
@@ -264,16 +268,10 @@ class Omega:
 
     async def summary(self) -> dict[str, dict[str, Any]]:
         """Where every variant stands: state, reason, position, seed blob, chunk, hyperparameters and last metrics."""
-        rows = {}
-        for variant_id, variant in self.variants.items():
-            state, reason = self.concluded.get(variant_id, ("waiting", None))
-            row: dict[str, Any] = {"state": state, "reason": reason, "position": first_position(variant), "chunks": 0}
-            if variant_id in self.standing:
-                ask, outcome = self.standing[variant_id]
-                row |= {"position": ask.target, "chunks": ask.chunk + 1, "metrics": outcome.metrics}
-                row |= {"variant": ask.variant.to_json()} | ({"seed": outcome.seed} if outcome.seed else {})
-            rows[variant_id] = row
-        return rows
+        return {
+            variant_id: standing_row(variant, self.concluded.get(variant_id), self.standing.get(variant_id))
+            for variant_id, variant in self.variants.items()
+        }
 
     def _check_alive(self) -> None:
         if self.lost is not None:
@@ -305,9 +303,9 @@ class Omega:
         """Wait until every live variant has asked, something is to be judged, or the body may go."""
         while True:
             async with self.changed:
-                live = min(self.slots, len(self.variants) - len(self.concluded))
+                full = self.barrier.may_start(self.asks, len(self.concluded), self._told())
                 lingered = time.monotonic() - self.last_change > self.linger_seconds
-                if self.judgements or self.dissolving or (self.asks and (len(self.asks) >= live or lingered)):
+                if self.judgements or self.dissolving or full or (self.asks and lingered):
                     break
                 try:
                     await asyncio.wait_for(self.changed.wait(), timeout=1.0)
@@ -334,7 +332,7 @@ class Omega:
 
     def _origin_known(self, ask: Ask) -> bool:
         """Whether there is something to start from: the shared seed, or a blob that the store still holds."""
-        return self.ledger.can_start(ask.origin) or ask.origin == first_position(self.variants[ask.variant.variant_id])
+        return self.ledger.can_start(ask.origin) or ask.starts(self.variants[ask.variant.variant_id])
 
     def _refuse(self, ask: Ask) -> None:
         self.flight.discard(ask.target)
@@ -392,5 +390,9 @@ class Omega:
                     continue
 
     def _decided(self, variant_id: str, since: float) -> bool:
-        detached = self.detached.get(variant_id, 0.0) >= since
-        return detached or variant_id in self.asks or variant_id in self.concluded
+        left, over = self.detached.get(variant_id, 0.0) >= since, variant_id in self.concluded
+        joined, ended = len(self.variants), len(self.concluded)
+        return self.barrier.is_decided(variant_id in self.asks, over, left, joined, ended, self._told())
+
+    def _told(self) -> dict[str, str]:
+        return {variant_id: ask.target for variant_id, (ask, _) in self.standing.items()}

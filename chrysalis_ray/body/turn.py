@@ -10,6 +10,7 @@ results are committed as one cut of the store, or not at all.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ def first_position(variant: Variant) -> str:
 def next_position(position: str, variant: Variant) -> str:
     """Where `variant`, as it is now (hyperparameters, epigenome, chunk), gets to from `position` in one chunk."""
     return sha256_of({"from": position, "variant": variant.to_json()})[:32]
+
+
+Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Ask:
     chunk: int
     who: str = ""
 
+    def starts(self, branched: Variant) -> bool:
+        """Whether it is the first chunk of this variant: it starts from the shared seed, which no cut holds."""
+        return self.origin == first_position(branched)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -54,6 +62,16 @@ class Candidate:
 
     name: str
     folder: str | None
+
+
+@dataclass
+class Judgement:
+    """A judge turn that somebody waits for."""
+
+    candidates: tuple[Candidate, ...]
+    split: str
+    rows_per_domain: int
+    answer: asyncio.Future[Scores]
 
 
 @dataclass(frozen=True)

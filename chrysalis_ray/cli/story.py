@@ -45,7 +45,7 @@ class TerminalStory:
 
         from chrysalis_ray.report.live import LiveTable
 
-        self.stage("train", f"{len(variants)} variants")
+        self.stage("train", f"{len(variants)} variants" if variants else "variants as they are proposed")
         self.table = LiveTable(variants, console=Console(file=self.stream))
         self.table.__enter__()
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
-from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, ListedMixes, PythonSource
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource
 from chrysalis_ray.config.population_checks import check_population
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
+from chrysalis_ray.config.search_checks import check_search
 from chrysalis_ray.config.yaml_tree import Node
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -31,7 +32,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *(_base(loaded.experiment.base) if loaded.experiment.base else ()),
         *_local_base(loaded),
         *_sources(loaded.experiment.genome, loaded.folder),
-        *_mixes(loaded),
+        *check_search(loaded, domains_of(loaded.experiment.genome)),
         *check_population(loaded),
         *_truth_as_number(tree),
     ]
@@ -151,7 +152,7 @@ def _lanes(loaded: LoadedExperiment) -> Iterator[Finding]:
         )
 
 
-# genome and mixes ---------------------------------------------------------------------------------------------------
+# genome -------------------------------------------------------------------------------------------------------------
 
 
 def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
@@ -199,15 +200,3 @@ def domains_of(genome: GenomeSpec) -> tuple[str, ...]:
         for domain in (source.domains if isinstance(source, PythonSource) else (source.domain,))
     }
     return tuple(sorted(named))
-
-
-def _mixes(loaded: LoadedExperiment) -> Iterator[Finding]:
-    epigenomes = loaded.experiment.population.epigenomes
-    known = domains_of(loaded.experiment.genome)
-    if not isinstance(epigenomes, ListedMixes):
-        return
-    for position, mix in enumerate(epigenomes.mixes):
-        for domain in mix.express:
-            if domain not in known:
-                at = ("population", "epigenomes", "mixes", position, "express", domain)
-                yield at, f"no source provides the domain {domain!r}; {suggestion(domain, known)}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Positive, Written
+from chrysalis_ray.config.population import Name, Population
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Level = Annotated[float, Field(ge=0.0)]
 _TAKEN_NAMES = ("seed", "merges.json")  # a merge is a candidate beside the seed, and a folder beside merges.json
 
 PythonDomain = Literal["code", "docstrings", "comments", "reference", "api_docs", "unicode", "codecs", "bytecode"]
@@ -77,161 +76,6 @@ class Split(Written):
 class GenomeSpec(Written):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     split: Split = Split()
-
-
-# population ---------------------------------------------------------------------------------------------------------
-
-
-class LogUniform(Written):
-    type: Literal["log_uniform"]
-    low: Positive
-    high: Positive
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LogUniform:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-        return self
-
-
-class Uniform(Written):
-    type: Literal["uniform"]
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Uniform:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-        return self
-
-
-class Choice(Written):
-    """Drawn at random from `values`."""
-
-    type: Literal["choice"]
-    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
-
-
-class Grid(Written):
-    """Every value in turn; several grids are crossed."""
-
-    type: Literal["grid"]
-    values: Annotated[tuple[float | int | str | bool, ...], Field(min_length=1)]
-
-
-Range = Annotated[LogUniform | Uniform | Choice | Grid, Field(discriminator="type")]
-
-
-class SearchSpace(Written):
-    """Hyperparameters that differ between variants; what is absent comes from the blueprint."""
-
-    learning_rate: Range | None = None
-    rank: Range | None = None
-    alpha: Range | None = None
-    weight_decay: Range | None = None
-    clip: Range | None = None
-    warmup_fraction: Range | None = None
-    decay: Range | None = None
-    final_fraction: Range | None = None
-    optimizer: Range | None = None
-    plus_ratio: Range | None = None
-    freeze_a: Range | None = None
-    dropout: Range | None = None
-
-
-class Mix(Written):
-    name: Name
-    express: Annotated[dict[str, Level], Field(min_length=1)]
-
-    @field_validator("express")
-    @classmethod
-    def _sums_to_something(cls, express: dict[str, float]) -> dict[str, float]:
-        if sum(express.values()) <= 0.0:
-            raise ValueError("every level is 0: the mix expresses nothing")
-        return express
-
-
-class ListedMixes(Written):
-    """The mixes written here, dealt to the variants in turn."""
-
-    type: Literal["listed"]
-    mixes: Annotated[tuple[Mix, ...], Field(min_length=1)]
-    prior: Literal["uniform", "size"] = "uniform"
-
-    @field_validator("mixes")
-    @classmethod
-    def _no_twins(cls, mixes: tuple[Mix, ...]) -> tuple[Mix, ...]:
-        names = [mix.name for mix in mixes]
-        twins = sorted({name for name in names if names.count(name) > 1})
-        if twins:
-            raise ValueError(f"mix name {twins[0]!r} is used twice")
-        return mixes
-
-
-class DirichletMixes(Written):
-    """A random mix per variant; small `concentration` gives specialists, large gives equal shares."""
-
-    type: Literal["dirichlet"]
-    concentration: Positive = 1.0
-    prior: Literal["uniform", "size"] = "uniform"
-
-
-class BrightenedMixes(Written):
-    """Variant k brightens domain k (in turn) to `level`, all others stay at 1: specialists that still see everything."""
-
-    type: Literal["brightened"]
-    level: Positive = 4.0
-    prior: Literal["uniform", "size"] = "uniform"
-
-
-Epigenomes = Annotated[ListedMixes | DirichletMixes | BrightenedMixes, Field(discriminator="type")]
-
-
-class Fifo(Written):
-    """Every variant trains its whole budget."""
-
-    type: Literal["fifo"]
-
-
-class Asha(Written):
-    """Asynchronous successive halving (arXiv 1810.05934), by reports: the first rung after `grace_reports`."""
-
-    type: Literal["asha"]
-    grace_reports: Count = 1
-    reduction_factor: Annotated[float, Field(gt=1.0)] = 2.0
-    brackets: Count = 1
-
-
-class Pbt(Written):
-    """Population based training (arXiv 1711.09846): the worst copy the best and perturb."""
-
-    type: Literal["pbt"]
-    perturb_every_reports: Count = 2
-    quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
-    resample_probability: Fraction = 0.25
-    mutate: Annotated[tuple[Literal["learning_rate", "weight_decay", "clip"], ...], Field(min_length=1)] = ("learning_rate",)
-
-
-class MedianStopping(Written):
-    """Stop a variant whose best loss is worse than the median of the running averages (Vizier)."""
-
-    type: Literal["median"]
-    grace_reports: Count = 2
-    min_variants: Count = 3
-
-
-Scheduler = Annotated[Fifo | Asha | Pbt | MedianStopping, Field(discriminator="type")]
-
-
-class Population(Written):
-    variants: Annotated[int, Field(ge=1, le=4096)]
-    tokens_per_variant: Annotated[int, Field(ge=1)]
-    reports: Annotated[int, Field(ge=1, le=100_000)] = 8
-    search: SearchSpace = SearchSpace()
-    epigenomes: Epigenomes
-    scheduler: Scheduler = Fifo(type="fifo")
-    max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
 
 
 # judging, merging, tracking -----------------------------------------------------------------------------------------

@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from typing import get_args
 
 from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, OptimizerType
-from chrysalis_ray.config.experiment import (
+from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
+from chrysalis_ray.config.population import (
     Asha,
     Choice,
-    EnsembleMerge,
+    Epigenomes,
     Grid,
+    HyperBand,
+    LevelMixes,
     LogUniform,
     MedianStopping,
+    Pb2,
     Pbt,
+    Population,
     Range,
     SearchSpace,
     Uniform,
-    WinnerMerge,
 )  # fmt: skip
 from chrysalis_ray.config.problems import Finding, Location, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -39,7 +43,6 @@ def check_population(loaded: LoadedExperiment) -> Iterator[Finding]:
     population = loaded.experiment.population
     yield from _budget(loaded)
     yield from _ranges(population.search)
-    yield from _grid(population.search, population.variants)
     yield from _scheduler(loaded)
     yield from _merges(loaded)
 
@@ -95,7 +98,7 @@ def _ranges(search: SearchSpace) -> Iterator[Finding]:
 
 def _bad_ends(name: str, drawn: Uniform | LogUniform, at: Location) -> Iterator[Finding]:
     for end in ("low", "high"):
-        if what := _bad_number(name, getattr(drawn, end)):
+        if what := bad_number(name, getattr(drawn, end)):
             yield (*at, end), what
 
 
@@ -103,7 +106,7 @@ def _bad_value(name: str, value: object) -> str | None:
     if name in SWITCHES:
         return None if isinstance(value, bool) else f"{value!r} is not true or false"
     if name not in WORDS:
-        return _bad_number(name, value)
+        return bad_number(name, value)
     if isinstance(value, str) and value in WORDS[name]:
         return None
     if name == "optimizer" and (what := OTHER_OPTIMIZERS.get(str(value).lower())):
@@ -111,8 +114,9 @@ def _bad_value(name: str, value: object) -> str | None:
     return f"{value!r} is no {name}; {suggestion(str(value), WORDS[name])}"
 
 
-def _bad_number(name: str, value: object) -> str | None:
-    low, low_allowed, high = LIMITS[name]
+def bad_number(name: str, value: object, limits: tuple[float, bool, float] | None = None) -> str | None:
+    """What is wrong with `value` as the number `name`, or None. `limits` are those of `LIMITS` unless given."""
+    low, low_allowed, high = limits or LIMITS[name]
     if isinstance(value, str):
         return f"{value!r} is text; a number was meant: write it without quotes"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -124,20 +128,6 @@ def _bad_number(name: str, value: object) -> str | None:
         most = "" if high == math.inf else " and below 1" if high == BELOW_ONE else f" and at most {high:g}"
         return f"{value:g} is out of range; {name} must be {least}{most}"
     return None
-
-
-def _grid(search: SearchSpace, variants: int) -> Iterator[Finding]:
-    grids = {name: len(drawn.values) for name, drawn in search_ranges(search).items() if isinstance(drawn, Grid)}
-    product = math.prod(grids.values())
-    if product > variants:
-        shown = " x ".join(f"{name} {count}" for name, count in grids.items())
-        yield (
-            ("population", "variants"),
-            (
-                f"{variants} variants cannot hold the grid of {product} points ({shown}); "
-                f"write variants: {product}, or type: choice"
-            ),
-        )
 
 
 def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
@@ -161,19 +151,41 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
             )
     if isinstance(scheduler, MedianStopping) and scheduler.min_variants > variants:
         yield (*at, "min_variants"), f"{scheduler.min_variants} of {variants} variants; write at most {variants}"
-    if isinstance(scheduler, Pbt):
-        yield from _pbt(scheduler, population.search, reports, variants)
-        slots = loaded.body.slots or variants
-        if slots < variants:
-            yield (
-                ("population", "variants"),
-                f"{variants} variants in {slots} slots: population based training needs all of them at once, or those of "
-                f"different waves never exchange weights; write body: {{slots: {variants}}}",
-            )
+    if isinstance(scheduler, (Pbt, Pb2)):
+        yield from _pbt(scheduler, population)
+    if isinstance(scheduler, HyperBand):
+        yield from _hyperband(scheduler, population)
+    slots = loaded.body.slots or variants
+    if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and slots < variants:
+        why = "population based training needs all of them at once, or those of different waves never exchange weights"
+        if isinstance(scheduler, HyperBand):
+            why = "hyperband halves whole brackets, so all of them must be there at once"
+        yield ("population", "variants"), f"{variants} variants in {slots} slots: {why}; write body: {{slots: {variants}}}"
 
 
-def _pbt(scheduler: Pbt, search: SearchSpace, reports: int, variants: int) -> Iterator[Finding]:
-    at = ("population", "scheduler")
+def _hyperband(scheduler: HyperBand, population: Population) -> Iterator[Finding]:
+    first = full_bracket(scheduler, population.reports)
+    if population.reports < scheduler.reduction_factor:
+        yield (
+            ("population", "reports"),
+            f"{population.reports} reports are less than one halving by {scheduler.reduction_factor:g}: nothing could ever be "
+            "stopped early; write more reports, or scheduler type: fifo",
+        )
+    elif population.variants <= first:
+        yield (
+            ("population", "variants"),
+            f"{population.variants} variants fill only the bracket in which nothing is stopped ({first} variants train the "
+            f"whole budget); write variants: {2 * first} or more, or scheduler type: asha",
+        )
+
+
+def full_bracket(scheduler: HyperBand, reports: int) -> int:
+    """Variants of the first bracket: those that train the whole budget whatever they report."""
+    return round(math.log(reports) / math.log(scheduler.reduction_factor)) + 1
+
+
+def _pbt(scheduler: Pbt | Pb2, population: Population) -> Iterator[Finding]:
+    at, reports, variants = ("population", "scheduler"), population.reports, population.variants
     if variants < 2:
         yield (
             ("population", "variants"),
@@ -184,9 +196,11 @@ def _pbt(scheduler: Pbt, search: SearchSpace, reports: int, variants: int) -> It
             (*at, "perturb_every_reports"),
             (f"{scheduler.perturb_every_reports} of {reports} reports: nothing would ever be perturbed; write fewer"),
         )
-    ranges = search_ranges(search)
+    ranges = search_ranges(population.search)
     for position, name in enumerate(scheduler.mutate):
-        if name not in ranges:
+        if name == "levels":
+            yield from _mutated_levels(scheduler, population.epigenomes, (*at, "mutate", position))
+        elif name not in ranges:
             example = "{type: log_uniform, low: 1e-4, high: 1e-2}"
             yield (
                 (*at, "mutate", position),
@@ -194,6 +208,19 @@ def _pbt(scheduler: Pbt, search: SearchSpace, reports: int, variants: int) -> It
             )
         elif scheduler.mutate.index(name) < position:
             yield (*at, "mutate", position), f"{name!r} is named twice"
+        elif isinstance(scheduler, Pb2) and not isinstance(ranges[name], (Uniform, LogUniform)):
+            path: Location = ("population", "search", name, "type")
+            yield path, f"pb2 proposes {name} between two ends; write type: log_uniform or type: uniform, with low and high"
+
+
+def _mutated_levels(scheduler: Pbt | Pb2, epigenomes: Epigenomes, at: Location) -> Iterator[Finding]:
+    if not isinstance(epigenomes, LevelMixes):
+        yield at, f"{epigenomes.type} mixes have no ranges to draw levels from; write epigenomes type: levels"
+        return
+    for domain, drawn in epigenomes.levels.items():
+        path: Location = ("population", "epigenomes", "levels", domain, "type")
+        if isinstance(scheduler, Pb2) and not isinstance(drawn, (Uniform, LogUniform)):
+            yield path, "pb2 proposes levels between two ends; write type: log_uniform or type: uniform, with low and high"
 
 
 # merging ------------------------------------------------------------------------------------------------------------

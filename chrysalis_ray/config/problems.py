@@ -251,9 +251,10 @@ def _tag_of(model: type[BaseModel]) -> str | None:
 
 def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
     """The model that owns the keys at `location` (pydantic's location, union tags included)."""
-    choices = [model]
+    choices, keyed = [model], False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or keyed:  # a place in a list, or the key of a mapping from names to models
+            keyed = False
             continue
         tagged = [choice for choice in choices if len(choices) > 1 and _tag_of(choice) == part]
         if tagged:
@@ -263,6 +264,7 @@ def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | N
         if owner is None or part not in owner.model_fields:
             return None
         choices = _models_in(owner.model_fields[part].annotation)
+        keyed = "dict[" in str(owner.model_fields[part].annotation)
     return choices[0] if len(choices) == 1 else None
 
 

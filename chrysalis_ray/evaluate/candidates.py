@@ -100,6 +100,7 @@ def write_merge(layout: RunLayout, spec: MergeSpec, members: Sequence[str], loss
         use_rslora=False,
         targets=zero.targets,
         factors=merged.factors,
+        fan_in_fan_out=zero.fan_in_fan_out,
     )
     return {
         **merged.to_json(),

@@ -1,57 +1,80 @@
-"""Branch: N self-contained variants from one seed. A pure function of the experiment; nothing is trained here."""
+"""Branch: self-contained variants from one seed. A pure function of the experiment; nothing is trained here."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chrysalis_ray.config.blueprint import Blueprint
-from chrysalis_ray.config.experiment import Choice, Epigenomes, Experiment, Grid, LogUniform, Range, Uniform
+from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.population import Choice, Grid, LevelMixes, LogUniform, Population, Range, SearchSpace, Uniform
+from chrysalis_ray.config.population_checks import largest_rank, search_ranges
+from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, sha256_of, write_json
+from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, sha256_of, write_json
+from chrysalis_ray.population.mixes import LEVEL, MIX, epigenome_of
+from chrysalis_ray.population.sobol import sobol_point
 from chrysalis_ray.training.planner import optimizer_steps
 
 
-def branch_population(
-    experiment: Experiment, blueprint: Blueprint, domains: Sequence[str], seed_sha256: str, genome_id: str, base_sha256: str
-) -> list[Variant]:
-    """The variants of an experiment, the same for the same arguments on every machine."""
-    population, lanes = experiment.population, blueprint.lanes
-    steps, chunk_steps = optimizer_steps(
-        population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports
-    )
-    settings = hyperparameters_of(experiment, blueprint)
-    variants = []
-    for index in range(population.variants):
-        epigenome, mix = epigenome_of(population.epigenomes, index, domains, experiment.rng_seed)
-        variants.append(
-            Variant(
-                variant_id=f"v{index:03d}-{mix}",
-                index=index,
-                rng_seed=int(sha256_of([experiment.rng_seed, "data", index])[:8], 16),
-                seed_sha256=seed_sha256,
-                genome_id=genome_id,
-                base_sha256=base_sha256,
-                hyperparameters=settings[index],
-                epigenome=epigenome,
-                steps=steps,
-                chunk_steps=chunk_steps,
-                rows_per_step=lanes.rows_per_step,
-                sequence_length=lanes.sequence_length,
-                parents=(seed_sha256,),
-            )
+@dataclass(frozen=True)
+class Branching:
+    """All that the variants of a population have in common, and how one is made from values of the search space."""
+
+    experiment: Experiment
+    blueprint: Blueprint
+    domains: tuple[str, ...]
+    seed_sha256: str
+    genome_id: str
+    base_sha256: str
+
+    def variant(self, index: int, values: Mapping[str, Any]) -> Variant:
+        """Variant `index` with these values; the same for the same arguments on every machine."""
+        experiment, lanes = self.experiment, self.blueprint.lanes
+        population = experiment.population
+        steps, chunk_steps = optimizer_steps(
+            population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports
         )
-    return variants
+        number = values.get(MIX, mix_number(population, index))
+        epigenome, mix = epigenome_of(population.epigenomes, number, self.domains, experiment.rng_seed, values)
+        drawn = {name: value for name, value in values.items() if name in SearchSpace.model_fields}
+        return Variant(
+            variant_id=f"v{index:03d}-{mix}",
+            index=index,
+            rng_seed=data_rng_seed(experiment, index),
+            seed_sha256=self.seed_sha256,
+            genome_id=self.genome_id,
+            base_sha256=self.base_sha256,
+            hyperparameters=replace(blueprint_hyperparameters(self.blueprint), **drawn),
+            epigenome=epigenome,
+            steps=steps,
+            chunk_steps=chunk_steps,
+            rows_per_step=lanes.rows_per_step,
+            sequence_length=lanes.sequence_length,
+            parents=(self.seed_sha256,),
+        )
 
 
-def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyperparameters]:
-    """The blueprint's hyperparameters with what the search space changes: grids crossed and dealt in turn, the rest drawn."""
-    base = Hyperparameters(
+def branch_population(branching: Branching) -> list[Variant]:
+    """All variants of an experiment whose values are drawn before the first one trains."""
+    experiment = branching.experiment
+    return [branching.variant(index, drawn_values(experiment, index)) for index in range(experiment.population.variants)]
+
+
+def data_rng_seed(experiment: Experiment, index: int) -> int:
+    """What turns a mix into an order of rows. `paired` variants share it: common random numbers."""
+    name: list[Any] = [experiment.rng_seed, "data"] if experiment.population.paired else [experiment.rng_seed, "data", index]
+    return int(sha256_of(name)[:8], 16)
+
+
+def blueprint_hyperparameters(blueprint: Blueprint) -> Hyperparameters:
+    """The hyperparameters where the search space says nothing."""
+    return Hyperparameters(
         rank=blueprint.lora.rank,
         alpha=blueprint.lora.alpha,
         use_rslora=blueprint.lora.use_rslora,
@@ -62,48 +85,78 @@ def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyp
         **blueprint.optimizer.model_dump(exclude={"type"}),
         **blueprint.schedule.model_dump(),
     )
-    space: dict[str, Range] = {
-        name: getattr(experiment.population.search, name)
-        for name in type(experiment.population.search).model_fields
-        if getattr(experiment.population.search, name) is not None
-    }
-    grids = {name: spec.values for name, spec in space.items() if isinstance(spec, Grid)}
-    crossed = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
-    rows = []
-    for index in range(experiment.population.variants):
-        drawn: dict[str, Any] = dict(crossed[index % len(crossed)])
-        for name, spec in space.items():
-            if not isinstance(spec, Grid):
-                drawn[name] = draw(spec, random.Random(sha256_of([experiment.rng_seed, "search", name, index])))
-        rows.append(replace(base, **drawn))
-    return rows
+
+
+def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyperparameters]:
+    """The hyperparameters of every variant whose values are drawn before the first one trains."""
+    base = blueprint_hyperparameters(blueprint)
+    drawn = [drawn_values(experiment, index) for index in range(experiment.population.variants)]
+    return [replace(base, **{name: row[name] for name in row if name in SearchSpace.model_fields}) for row in drawn]
+
+
+def branched_rank(loaded: LoadedExperiment) -> int:
+    """The largest rank of a variant: of those that are drawn, or of those that may be proposed."""
+    if loaded.experiment.population.proposes:
+        return largest_rank(loaded)
+    return max(row.rank for row in hyperparameters_of(loaded.experiment, loaded.blueprint))
+
+
+# values -------------------------------------------------------------------------------------------------------------
+
+
+def ranges_of(population: Population) -> dict[str, Range]:
+    """The search space: hyperparameters by their names, levels of domains as `level.<domain>`."""
+    epigenomes, space = population.epigenomes, search_ranges(population.search)
+    if isinstance(epigenomes, LevelMixes):
+        space |= {f"{LEVEL}{domain}": drawn for domain, drawn in sorted(epigenomes.levels.items())}
+    return space
+
+
+def drawn_values(experiment: Experiment, index: int) -> dict[str, Any]:
+    """The values of variant `index`: grids crossed and dealt in turn, the rest drawn, or placed by a Sobol point."""
+    population = experiment.population
+    space = ranges_of(population)
+    grids = crossed_grids(population)
+    values: dict[str, Any] = dict(grids[index % len(grids)])
+    free = {name: spec for name, spec in space.items() if not isinstance(spec, Grid)}
+    if population.searcher.type == "sobol":
+        point = sobol_point(index, len(free), experiment.rng_seed)
+        return values | {name: placed(spec, at) for (name, spec), at in zip(free.items(), point, strict=True)}
+    for name, spec in free.items():
+        values[name] = draw(spec, random.Random(sha256_of([experiment.rng_seed, "search", name, index])))
+    return values
+
+
+def crossed_grids(population: Population) -> list[dict[str, Any]]:
+    """Every combination of the values of all grids; one empty one if there is no grid."""
+    grids = {name: spec.values for name, spec in ranges_of(population).items() if isinstance(spec, Grid)}
+    return [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+
+
+def mix_number(population: Population, index: int) -> int:
+    """Which mix variant `index` is dealt. A grid of mixes is crossed with the other grids, the others go round in turn."""
+    return index // len(crossed_grids(population)) if population.epigenomes.type == "simplex_grid" else index
 
 
 def draw(spec: Range, generator: random.Random) -> Any:
     """One value from a range."""
-    if isinstance(spec, LogUniform):
-        return math.exp(generator.uniform(math.log(spec.low), math.log(spec.high)))
-    if isinstance(spec, Uniform):
-        return generator.uniform(spec.low, spec.high)
     if isinstance(spec, Choice):
         return generator.choice(spec.values)
+    return placed(spec, generator.random())
+
+
+def placed(spec: Range, at: float) -> Any:
+    """The value at `at` in [0, 1) of a range: its inverse distribution function."""
+    if isinstance(spec, LogUniform):
+        return math.exp(math.log(spec.low) + (math.log(spec.high) - math.log(spec.low)) * at)
+    if isinstance(spec, Uniform):
+        return spec.low + (spec.high - spec.low) * at
+    if isinstance(spec, Choice):
+        return spec.values[int(at * len(spec.values))]
     raise TypeError(f"a {spec.type} is dealt, not drawn")
 
 
-def epigenome_of(spec: Epigenomes, index: int, domains: Sequence[str], rng_seed: int) -> tuple[Epigenome, str]:
-    """The data mix of variant `index`, and a short name for it."""
-    if spec.type == "listed":
-        mix = spec.mixes[index % len(spec.mixes)]
-        return Epigenome(express=dict(mix.express), prior=spec.prior), mix.name
-    if spec.type == "brightened":
-        bright = domains[index % len(domains)]
-        levels = {domain: spec.level if domain == bright else 1.0 for domain in domains}
-        return Epigenome(express=levels, prior=spec.prior), bright
-    generator = random.Random(sha256_of([rng_seed, "mix", index]))
-    raw = [generator.gammavariate(spec.concentration, 1.0) for _ in domains]
-    total = sum(raw)
-    levels = {domain: round(value / total, 6) for domain, value in zip(domains, raw, strict=True)}
-    return Epigenome(express=levels, prior=spec.prior), max(levels, key=lambda domain: levels[domain])
+# files --------------------------------------------------------------------------------------------------------------
 
 
 def write_branch(layout: RunLayout, variants: Sequence[Variant]) -> None:

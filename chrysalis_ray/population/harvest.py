@@ -49,6 +49,7 @@ def adapter_of(layout: RunLayout, row: Mapping[str, Any], zero: AdapterWeights) 
         use_rslora=settings.use_rslora,
         targets=zero.targets,
         factors=factors,
+        fan_in_fan_out=zero.fan_in_fan_out,
         dropout=settings.dropout,
     )
 

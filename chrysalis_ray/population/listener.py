@@ -22,20 +22,55 @@ TUNES_OWN = frozenset(
 
 
 class PopulationListener(Callback):
-    """`on_row` gets every report of every variant as one flat row, `on_conclusion` the end of each variant."""
+    """`on_row` gets every report of every variant as one flat row, `on_conclusion` the end of each variant.
+
+    With `tell_rest` omega also hears when Tune rests: a whole step brought it nothing and left nothing to start.
+    """
 
     def __init__(
-        self, omega: Any, on_row: Callable[[Row], None], on_conclusion: Callable[[str, str, str | None], None]
+        self,
+        omega: Any,
+        on_row: Callable[[Row], None],
+        on_conclusion: Callable[[str, str, str | None], None],
+        tell_rest: bool = False,
     ) -> None:
         self.omega = omega
         self.on_row = on_row
         self.on_conclusion = on_conclusion
+        self.tell_rest = tell_rest
         self.last: dict[str, Row] = {}  # trial -> its last row
+        self.results = 0
+        self.scene: Any = None
+        self.told: Any = None
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.tell_rest:
+            self.scene = self._scene(trials)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A step first starts what there is to start: one that changed nothing had nothing to start."""
+        if self.tell_rest and self.scene == self._scene(trials) and all(trial.status != "PENDING" for trial in trials):
+            self._rest(trials)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        if self.tell_rest:
+            self._rest(trials)
+
+    def _rest(self, trials: list[Any]) -> None:
+        heard = {row["variant"]: row["position"] for row in self.last.values()}
+        running = sorted(trial.config["variant"] for trial in trials if trial.status == "RUNNING")
+        if self.told != (heard, running):
+            ray.get(self.omega.rest.remote(heard, running))
+            self.told = (heard, running)
+
+    def _scene(self, trials: list[Any]) -> Any:
+        return self.results, [(trial.trial_id, trial.status) for trial in trials]
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Row, **info: Any) -> None:
         row = {key: value for key, value in result.items() if key not in TUNES_OWN}
         row[METRIC] = None if row[METRIC] == DIVERGED else row[METRIC]
         self.last[trial.trial_id] = row
+        self.results += 1
         self.on_row(row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

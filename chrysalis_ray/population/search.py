@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from chrysalis_ray.config.experiment import Asha, MedianStopping, Pbt, Population
+from chrysalis_ray.config.population import Asha, HyperBand, MedianStopping, Pb2, Pbt, Population
+from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.records import Variant
+from chrysalis_ray.population.branch import ranges_of
+from chrysalis_ray.population.mixes import LEVEL
 
 METRIC, MODE = "select_loss", "min"
 DIVERGED = 1e9  # nats; what schedulers hear of a loss that is no number: worse than any, and safe to average
 
+# what a YAML may name -> (module it needs, extra of this package that brings it)
+NEEDS = {"optuna": ("optuna", "optuna"), "pb2": ("sklearn", "pb2")}
+
+
+def check_installed(population: Population) -> None:
+    """Raises RunError when the searcher or the scheduler needs a package that is not here."""
+    for key, name in (("searcher", population.searcher.type), ("scheduler", population.scheduler.type)):
+        module, extra = NEEDS.get(name, ("", ""))
+        if module and find_spec(module) is None:
+            raise RunError(
+                f"population.{key} is {name}, which needs the package {module}, and it is not installed",
+                f"pip install -c constraints.txt -e '.[{extra}]', or write another {key}",
+            )
+
 
 def make_scheduler(population: Population) -> Any:
     """The Tune scheduler that a population's YAML names. Time is counted in reports."""
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+    from ray.tune import schedulers
 
     spec = population.scheduler
     if isinstance(spec, Asha):
-        return ASHAScheduler(
+        return schedulers.ASHAScheduler(
             time_attr="report",
             max_t=population.reports,
             grace_period=min(spec.grace_reports, population.reports),
             reduction_factor=spec.reduction_factor,
             brackets=spec.brackets,
         )
+    if isinstance(spec, HyperBand):
+        return schedulers.HyperBandScheduler(
+            time_attr="report", max_t=population.reports, reduction_factor=spec.reduction_factor
+        )
     if isinstance(spec, Pbt):
-        return PopulationBasedTraining(
+        return schedulers.PopulationBasedTraining(
             time_attr="report",
             perturbation_interval=spec.perturb_every_reports,
             quantile_fraction=spec.quantile,
@@ -34,26 +56,39 @@ def make_scheduler(population: Population) -> Any:
             hyperparam_mutations=mutations(population),
             log_config=False,
         )
+    if isinstance(spec, Pb2):
+        from ray.tune.schedulers.pb2 import PB2
+
+        return PB2(
+            time_attr="report",
+            perturbation_interval=spec.perturb_every_reports,
+            quantile_fraction=spec.quantile,
+            hyperparam_bounds=bounds(population),
+            log_config=False,
+        )
     if isinstance(spec, MedianStopping):
-        return MedianStoppingRule(
+        return schedulers.MedianStoppingRule(
             time_attr="report", grace_period=spec.grace_reports, min_samples_required=spec.min_variants, hard_stop=True
         )
-    return FIFOScheduler()
+    return schedulers.FIFOScheduler()
+
+
+def mutable_fields(population: Population) -> tuple[str, ...]:
+    """What the scheduler may change while a variant trains; these fields travel in Tune's config."""
+    if not isinstance(population.scheduler, (Pbt, Pb2)):
+        return ()
+    named = population.scheduler.mutate
+    return tuple(name for name in ranges_of(population) if name in named or (name.startswith(LEVEL) and "levels" in named))
 
 
 def mutations(population: Population) -> dict[str, Any]:
-    """How PBT resamples what it may mutate: from the search space where there is one, else around the field's usual range."""
+    """How PBT resamples what it may mutate: from the search space."""
     from ray import tune
 
-    usual = {"learning_rate": (1e-5, 1e-2), "weight_decay": (1e-4, 1e-1), "clip": (0.1, 10.0)}
-    spec = population.scheduler
-    assert isinstance(spec, Pbt)
-    result: dict[str, Any] = {}
-    for name in spec.mutate:
-        written = getattr(population.search, name)
-        if written is None:
-            result[name] = tune.loguniform(*usual[name])
-        elif written.type == "log_uniform":
+    space, result = ranges_of(population), {}
+    for name in mutable_fields(population):
+        written = space[name]
+        if written.type == "log_uniform":
             result[name] = tune.loguniform(written.low, written.high)
         elif written.type == "uniform":
             result[name] = tune.uniform(written.low, written.high)
@@ -62,9 +97,10 @@ def mutations(population: Population) -> dict[str, Any]:
     return result
 
 
-def mutable_fields(population: Population) -> tuple[str, ...]:
-    """What the scheduler may change while a variant trains; these fields travel in Tune's config."""
-    return tuple(population.scheduler.mutate) if isinstance(population.scheduler, Pbt) else ()
+def bounds(population: Population) -> dict[str, Any]:
+    """Between which ends PB2 proposes what it may mutate."""
+    ranges = {name: ranges_of(population)[name] for name in mutable_fields(population)}
+    return {name: [drawn.low, drawn.high] for name, drawn in ranges.items() if drawn.type in ("uniform", "log_uniform")}
 
 
 def make_searcher(
@@ -74,11 +110,15 @@ def make_searcher(
     from ray import tune
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    points = [
-        {"variant": variant.variant_id, **{name: getattr(variant.hyperparameters, name) for name in mutable}}
-        for variant in variants
-    ]
+    points = [{"variant": variant.variant_id, **{name: value_of(variant, name) for name in mutable}} for variant in variants]
     space = {**fixed, "variant": tune.choice([variant.variant_id for variant in variants])}
     for name in mutable:
         space[name] = tune.choice(sorted({point[name] for point in points}))
     return BasicVariantGenerator(points_to_evaluate=points, max_concurrent=slots, random_state=0), space
+
+
+def value_of(variant: Variant, name: str) -> Any:
+    """What a variant starts with for a name of the search space."""
+    if name.startswith(LEVEL):
+        return variant.epigenome.express[name.removeprefix(LEVEL)]
+    return getattr(variant.hyperparameters, name)

@@ -16,16 +16,12 @@ from ray import tune
 
 from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
+from chrysalis_ray.population.mixes import LEVEL
 from chrysalis_ray.population.search import DIVERGED, METRIC
 
 CHECKPOINT = "position.json"
-SHAPE = (
-    "rank",
-    "alpha",
-    "use_rslora",
-    "optimizer",
-    "freeze_a",
-)  # come with the weights when a trial takes over another's position
+# What comes with the weights and moments when a trial takes over another's position.
+SHAPE = ("rank", "alpha", "use_rslora", "optimizer", "freeze_a")
 TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 
 
@@ -53,7 +49,13 @@ class VariantTrial(tune.Trainable):
 
     def _configure(self, config: dict[str, Any]) -> None:
         changed = {name: config[name] for name in TUNABLE if name in config}
-        self.variant = replace(self.variant, hyperparameters=replace(self.variant.hyperparameters, **changed))
+        mix = self.variant.epigenome
+        levels = {domain: float(config[key]) for domain in mix.express if (key := f"{LEVEL}{domain}") in config}
+        self.variant = replace(
+            self.variant,
+            hyperparameters=replace(self.variant.hyperparameters, **changed),
+            epigenome=replace(mix, express={**mix.express, **levels}),
+        )
 
     def step(self) -> dict[str, Any]:
         """Train one chunk. The result carries the variant's own metrics, by its own tokens."""

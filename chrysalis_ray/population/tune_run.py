@@ -10,9 +10,9 @@ import numpy
 from chrysalis_ray.body.cluster import room_per_node
 from chrysalis_ray.body.ledger import HOLDS
 from chrysalis_ray.body.manifest import Body
-from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
+from chrysalis_ray.population.branch import Branching
 from chrysalis_ray.population.listener import PopulationListener, UntilBodyLost
 from chrysalis_ray.population.search import METRIC, MODE, make_scheduler, make_searcher, mutable_fields
 
@@ -20,9 +20,11 @@ TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves where there i
 
 
 def run_population(
-    experiment: Experiment, variants: Sequence[Variant], layout: RunLayout, body: Body, listener: PopulationListener
+    branching: Branching, variants: Sequence[Variant], layout: RunLayout, body: Body, listener: PopulationListener
 ) -> None:
     """Run every variant to its end, its eviction or its scheduler's decision. Returns when Tune has nothing left to do.
+
+    `variants` are those that were branched; a searcher that proposes makes its own from `branching`.
 
     What came of it is omega's to tell (`summary`): Tune's own files are a transport and are thrown away.
     """
@@ -31,13 +33,19 @@ def run_population(
 
     from chrysalis_ray.population.trial import VariantTrial
 
+    experiment, slots = branching.experiment, body.plan.morphology.slots
     population = experiment.population
     random.seed(experiment.rng_seed)  # PBT draws from the global generators of this process
     numpy.random.seed(experiment.rng_seed)
     fixed = {"omega": body.plan.omega_name, "namespace": body.plan.namespace, "variants": str(layout.variants)}
     mutable = mutable_fields(population)
-    searcher, space = make_searcher(variants, fixed, mutable, body.plan.morphology.slots)
-    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), body.plan.morphology.slots)}])
+    if population.proposes:
+        from chrysalis_ray.population.propose import make_proposer
+
+        searcher, space = make_proposer(branching, layout, body.omega, slots), fixed
+    else:
+        searcher, space = make_searcher(variants, fixed, mutable, slots)
+    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), slots)}])
     tune.Tuner(
         tune.with_resources(VariantTrial, light),
         param_space=space,
@@ -46,7 +54,7 @@ def run_population(
             mode=MODE,
             search_alg=searcher,
             scheduler=make_scheduler(population),
-            num_samples=len(variants),
+            num_samples=population.variants,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['variant']}_{trial.trial_id}",
         ),

@@ -55,6 +55,7 @@ class AdapterWeights:
     """One LoRA adapter. `factors` maps a module name of the base ("model.layers.0.self_attn.q_proj") to (A_RI, B_OR), fp32.
 
     The delta of a module is `scale` x B A, with scale alpha/rank, or alpha/sqrt(rank) with `use_rslora` (arXiv 2312.03732).
+    `fan_in_fan_out` tells peft that the base keeps its weights [in, out], as GPT-2 does; the factors are the same.
     """
 
     base_model: str
@@ -64,6 +65,7 @@ class AdapterWeights:
     use_rslora: bool
     targets: tuple[str, ...]
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    fan_in_fan_out: bool = False
     dropout: float = 0.0  # in training; peft's lora_dropout, which says nothing about the delta
 
     @property
@@ -157,6 +159,7 @@ def _config_bytes(weights: AdapterWeights) -> bytes:
         target_modules=sorted(weights.targets),
         lora_dropout=weights.dropout,
         bias="none",
+        fan_in_fan_out=weights.fan_in_fan_out,
     ).to_dict()
     # peft keeps target_modules in a set, whose order is not ours to trust
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
@@ -208,6 +211,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
         use_rslora=use_rslora,
         targets=tuple(sorted(targets)),
         factors=factors,
+        fan_in_fan_out=config.get("fan_in_fan_out") is True,
         dropout=_dropout(folder, config),
     )
 

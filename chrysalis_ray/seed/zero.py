@@ -24,7 +24,7 @@ def write_adapter_zero(
     that it depends neither on the order of modules nor on other targets. The bound does not depend on the rank: a variant
     of smaller rank takes the first rows of A. Raises ModelError for a target that is no linear module of the base.
     """
-    shapes = _target_shapes(base_folder, lora.targets)
+    shapes, transposed = _target_shapes(base_folder, lora.targets)
     factors = {}
     for module, (out_features, in_features) in shapes.items():
         a_ri = torch.empty(rank, in_features)
@@ -38,6 +38,7 @@ def write_adapter_zero(
         use_rslora=lora.use_rslora,
         targets=tuple(sorted(lora.targets)),
         factors=factors,
+        fan_in_fan_out=transposed,
     )
     return write_adapter(folder, weights)
 
@@ -47,11 +48,13 @@ def _generator(rng_seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear module that peft would adapt, by its name in the base."""
+def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> tuple[dict[str, tuple[int, int]], bool]:
+    """(out, in) of every linear module that peft would adapt, by its name in the base; and whether one is stored [in, out]."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from chrysalis_ray.seed.linear import linear_shape, stored_transposed
 
     try:
         config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
@@ -61,7 +64,8 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tup
         raise ModelError(
             f"the base at {base_folder} cannot be built: {error}", "give a causal language model of transformers"
         ) from error
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {name: shape for name, module in model.named_modules() if (shape := linear_shape(module)) is not None}
+    transposed = {name for name, module in model.named_modules() if stored_transposed(module)}
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             leaves = sorted({name.rpartition(".")[2] for name in linear})
@@ -70,6 +74,7 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tup
             )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's own affair
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft corrects it module by module
         adapted = get_peft_model(model, LoraConfig(r=1, target_modules=list(targets), task_type="CAUSAL_LM"))
     shapes = {}
     for name, module in adapted.named_modules():
@@ -77,5 +82,5 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> dict[str, tup
             own = name.removeprefix(PREFIX)
             if own not in linear:
                 raise ModelError(f"lora.targets reaches {own}, which is not linear", "name linear modules only")
-            shapes[own] = (linear[own].out_features, linear[own].in_features)
-    return shapes
+            shapes[own] = linear[own]
+    return shapes, not transposed.isdisjoint(shapes)

@@ -20,6 +20,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.training.embedded import RECIPE, grow
+from chrysalis_ray.training.shapes import layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ def prepare_base(
 def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
     """The model of a folder, frozen and in evaluation mode. `precision` is fp32, bf16, or fp64 for checks of arithmetic.
 
+    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores).
     Raises ModelError where the weights do not fill the model that the config describes.
     """
     from safetensors import SafetensorError
@@ -61,7 +63,6 @@ def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[precision],
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -97,10 +98,10 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
             "choose a model that transformers itself implements; remote code is never run",
         )
     weights = _weight_files(folder)
-    vocabulary, layers = config.get("vocab_size"), config.get("num_hidden_layers")
-    if not isinstance(vocabulary, int) or not isinstance(layers, int):
+    vocabulary, layers = config.get("vocab_size"), layers_of(config, folder / "config.json")
+    if not isinstance(vocabulary, int):
         raise ModelError(
-            f"config.json at {folder} (model_type {config.get('model_type')!r}) gives no vocab_size or no num_hidden_layers",
+            f"config.json at {folder} (model_type {config.get('model_type')!r}) gives no vocab_size",
             "choose a causal language model for text",
         )
     words = _tokenizer_size(folder / "tokenizer.json")

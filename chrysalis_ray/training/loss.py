@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chrysalis_ray.training.heads import PLAIN, HeadArithmetic, raw_logits
+
 CHUNK = 1024  # tokens of logits at a time
 
 
@@ -50,17 +52,28 @@ class HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int
+        ctx: Any,
+        hidden_nd: Tensor,
+        head_vd: Tensor,
+        bias_v: Tensor | None,
+        labelled: Labelled,
+        chunk: int,
+        arithmetic: HeadArithmetic,
     ) -> tuple[Tensor, Tensor]:
         grad_nd = torch.zeros_like(hidden_nd)
         losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
         weights_k = labelled.weights_K.to(losses_k.dtype)
         for part in labelled.chunks(chunk):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
-            logs_cv = torch.log_softmax(_logits(hidden_nd[index], head_vd, bias_v), -1)
+            logits_cv = arithmetic.apply(raw_logits(hidden_nd[index], head_vd, bias_v))
+            head_slope = arithmetic.slope(logits_cv)
+            logs_cv = torch.log_softmax(logits_cv, -1)
+            del logits_cv
             losses_k[part] = -logs_cv.gather(1, labels[:, None]).squeeze(1)
             slope_cv = logs_cv.exp_()  # softmax, then minus one at the label
             slope_cv.scatter_add_(1, labels[:, None], slope_cv.new_full((len(labels), 1), -1.0))
+            if arithmetic != PLAIN:
+                slope_cv.mul_(head_slope)
             grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None])
         ctx.save_for_backward(grad_nd)
         ctx.mark_non_differentiable(losses_k)
@@ -69,31 +82,36 @@ class HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_nd,) = ctx.saved_tensors
-        return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None
+        return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None, None
 
 
 def head_cross_entropy(
-    hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int = CHUNK
+    hidden_nd: Tensor,
+    head_vd: Tensor,
+    bias_v: Tensor | None,
+    labelled: Labelled,
+    chunk: int = CHUNK,
+    arithmetic: HeadArithmetic = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """(sum of weight x loss, losses [K]) in nats; losses carry no gradient. fp64 stays fp64, anything else is fp32."""
-    return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk)
+    return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk, arithmetic)
 
 
 @torch.no_grad()
-def token_losses(hidden_nd: Tensor, head_vd: Tensor, bias_v: Tensor | None, labelled: Labelled, chunk: int = CHUNK) -> Tensor:
+def token_losses(
+    hidden_nd: Tensor,
+    head_vd: Tensor,
+    bias_v: Tensor | None,
+    labelled: Labelled,
+    chunk: int = CHUNK,
+    arithmetic: HeadArithmetic = PLAIN,
+) -> Tensor:
     """Losses [K] in nats of the labelled tokens, without a gradient; for evaluation."""
     losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
     for part in labelled.chunks(chunk):
-        logs_cv = torch.log_softmax(_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v), -1)
-        losses_k[part] = -logs_cv.gather(1, labelled.labels_K[part, None]).squeeze(1)
+        logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
+        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labelled.labels_K[part, None]).squeeze(1)
     return losses_k
-
-
-def _logits(hidden_cd: Tensor, head_vd: Tensor, bias_v: Tensor | None) -> Tensor:
-    logits_cv = hidden_cd @ head_vd.mT
-    if bias_v is not None:
-        logits_cv = logits_cv + bias_v
-    return logits_cv.to(_wide(hidden_cd.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.packed import find_targets, fuse, inject
+from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
 
@@ -82,12 +84,11 @@ class Pack:
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device)
         window = Window(self.bank)
         inject(model, window)
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise ModelError(f"{type(model).__name__} has no linear output head", "choose a causal language model")
+        head = find_head(model)
         trunk = engine.prepare(Trunk(model))
         if engine.copyable:
             fuse(trunk, window)
+        probe(trunk, model, head, window, engine)
         self.shards = Shards(trunk, head, window, engine, threads, lanes)
         self._row_of = list(range(slots))
         self._occupants: dict[int, Occupant] = {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.training.bank import Target, Window
 from chrysalis_ray.training.dropout import Passage, product, project_back, project_down, take_out
 from chrysalis_ray.training.fused import TOGETHER, Group
@@ -70,7 +71,7 @@ def _scaled(h_skr: Tensor, scale_s: Tensor) -> Tensor:
 class PackedLinear(nn.Module):
     """A frozen linear module and, for every variant in its window, a low-rank path beside it."""
 
-    def __init__(self, base: nn.Linear, name: str, window: Window) -> None:
+    def __init__(self, base: nn.Module, name: str, window: Window) -> None:
         super().__init__()
         self.base = base
         self.name = name
@@ -88,11 +89,11 @@ class PackedLinear(nn.Module):
 def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
     """The linear modules that `targets` (leaf names or dotted endings) mean, in module order.
 
-    Raises ModelError for a target that is missing or not an nn.Linear, listing the linear leaf names the model has.
+    Raises ModelError for a target that is missing or not linear, listing the linear leaf names the model has.
     """
     modules = dict(model.named_modules())
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear) and m is not head}
+    linear = {name: shape for name, m in modules.items() if (shape := linear_shape(m)) is not None and m is not head}
     wanted = tuple(targets)
     leaves = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
     for target in wanted:
@@ -107,8 +108,8 @@ def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
                 f"its linear modules: {leaves}",
             )
     return [
-        Target(name, module.in_features, module.out_features)
-        for name, module in linear.items()
+        Target(name, in_features, out_features)
+        for name, (out_features, in_features) in linear.items()
         if any(_means(target, name) for target in wanted)
     ]
 
@@ -122,7 +123,8 @@ def fuse(model: nn.Module, window: Window) -> None:
         alone = plain.keys() - {leaf for leaves in groups for leaf in leaves}
         for leaves in [*groups, *((leaf,) for leaf in alone)]:
             members = [plain[leaf] for leaf in leaves]
-            group = Group([member.name for member in members], [member.base for member in members], window)
+            bases = [member.base for member in members if isinstance(member.base, nn.Linear)]
+            group = Group([member.name for member in members], bases, window)
             for member in members:
                 member.group = group
 
@@ -142,5 +144,4 @@ def inject(model: nn.Module, window: Window) -> None:
         parent, _, leaf = target.name.rpartition(".")
         holder = model.get_submodule(parent)
         base = getattr(holder, leaf)
-        assert isinstance(base, nn.Linear)
         setattr(holder, leaf, PackedLinear(base, target.name, window))

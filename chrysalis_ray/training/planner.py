@@ -10,8 +10,8 @@ import math
 
 from chrysalis_ray.config.blueprint import BodyPatch, EmbeddedBase
 from chrysalis_ray.config.checks import domains_of
-from chrysalis_ray.config.experiment import Asha
-from chrysalis_ray.config.population_checks import largest_rank
+from chrysalis_ray.config.population import Asha, LevelMixes, Population
+from chrysalis_ray.config.population_checks import largest_rank, search_ranges
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.hardware import GIB, Hardware
@@ -284,6 +284,7 @@ def _notes(loaded: LoadedExperiment, shape: ModelShape | None, time: Time | None
         notes.append(
             f"memory and time follow once the config.json of {model} is on this machine (a folder, or the hub's cache)"
         )
+    notes.append(_search_note(loaded.experiment.population))
     if time is not None:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0))
     if (body.slots or 1) > variants:
@@ -291,6 +292,17 @@ def _notes(loaded: LoadedExperiment, shape: ModelShape | None, time: Time | None
     if unused:
         notes.append(f"{unused:,} tokens per variant are left over: chunks are whole optimizer steps, and reports whole chunks")
     return notes
+
+
+def _search_note(population: Population) -> str:
+    """Who proposes what, and who stops it."""
+    ranges = list(search_ranges(population.search))
+    if isinstance(population.epigenomes, LevelMixes):
+        ranges += [f"level of {domain}" for domain in population.epigenomes.levels]
+    over = f" over {', '.join(ranges)}" if ranges else ""
+    paired = ", paired" if population.paired else ""
+    mixes = population.epigenomes.type.replace("_", " ")
+    return f"variants by {population.searcher.type}{over}; mixes: {mixes}{paired}; scheduler: {population.scheduler.type}"
 
 
 def _packing_note(time: Time, on_gpu: bool) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from chrysalis_ray.config.blueprint import Base, EmbeddedBase
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.decoders import DECODERS, LLAMA, SYNONYMS, UNSAID, Decoder, size_of
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder with grouped-query attention and a gated MLP."""
+    """Sizes of a decoder, and which matrices and vectors its layers have."""
 
     name: str
     hidden: int
@@ -26,19 +27,26 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     tied: bool
+    decoder: Decoder = DECODERS["qwen3"]
+    positions: int = 0
+    biases: str = ""  # of layers whose config.json turns them on
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        queries, keys = self.heads * self.head_size, self.key_value_heads * self.head_size
+        return {"D": self.hidden, "Q": queries, "K": keys, "H": self.head_size, "F": self.intermediate,
+                "V": self.vocabulary, "P": self.positions}  # fmt: skip
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the seven linear modules of one layer."""
-        queries, keys = self.heads * self.head_size, self.key_value_heads * self.head_size
-        return {
-            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate), "down_proj": (self.intermediate, self.hidden),
-        }  # fmt: skip
+        """(in, out) of the linear modules of one layer."""
+        sizes = self._sizes
+        sides = {name: shape.partition(":") for name, shape in self.decoder.linears.items()}
+        return {name: (size_of(inner, sizes), size_of(outer, sizes)) for name, (inner, _, outer) in sides.items()}
 
     @property
     def layer_parameters(self) -> int:
-        return sum(inner * outer for inner, outer in self.linears().values()) + 2 * self.hidden + 2 * self.head_size
+        matrices = sum(inner * outer for inner, outer in self.linears().values())
+        return matrices + size_of(f"{self.decoder.layer}+{self.biases}", self._sizes)
 
     @property
     def embedding_parameters(self) -> int:
@@ -48,12 +56,16 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         tables = 1 if self.tied else 2
-        return self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
+        return (
+            self.layers * self.layer_parameters
+            + tables * self.embedding_parameters
+            + size_of(self.decoder.outside, self._sizes)
+        )
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
         """Parameters of one adapter: rank x (in + out) for every target module of every layer."""
-        linears = self.linears()
-        return self.layers * rank * sum(sum(linears[target]) for target in targets if target in linears)
+        meant = [sides for name, sides in self.linears().items() if any(_means(target, name) for target in targets)]
+        return self.layers * rank * sum(inner + outer for inner, outer in meant)
 
     def training_flops(self, lora_parameters: int, sequence_length: int) -> float:
         """FLOPs per token, forward and backward, of LoRA training over a frozen base.
@@ -72,12 +84,17 @@ class ModelShape:
 
     @property
     def saved_elements(self) -> int:
-        """Activations per token that one layer keeps for backward: norms, queries, keys, values, attention, gated MLP.
+        """Activations per token that one layer keeps for backward: norms, queries, keys, values, attention, network.
 
         Gives 64 KiB per token and layer for Qwen3-0.6B in bf16; 60.4 were counted from autograd's saved tensors.
         """
         attention = 3 * (self.heads + 2 * self.key_value_heads) * self.head_size
-        return 8 * self.hidden + attention + 4 * self.intermediate
+        return 8 * self.hidden + attention + (4 if self.decoder.gated else 3) * self.intermediate
+
+
+def _means(target: str, linear: str) -> bool:
+    """Whether a target such as "q_proj" or "self_attn.q_proj" means this linear module of a layer."""
+    return target == linear or target.endswith(f".{linear}") or linear.endswith(f".{target}")
 
 
 def _qwen3(name: str, hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> ModelShape:
@@ -126,25 +143,38 @@ def read_shape(path: Path, name: str) -> ModelShape:
         raise ModelError(f"{path} cannot be read: {error}", "give the folder of a Hugging Face model") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no mapping", "give the folder of a Hugging Face model")
+    content = content["text_config"] if isinstance(content.get("text_config"), dict) else content
+    kind = content.get("model_type")
+    decoder = DECODERS.get(kind, LLAMA) if isinstance(kind, str) else UNSAID
     heads = _size(content, "num_attention_heads", path)
     hidden = _size(content, "hidden_size", path)
+    biases = {"attention_bias": "Q+2K+D", "mlp_bias": "2F+D"} if decoder.gated else {}  # others have them or not for good
     return ModelShape(
         name=name,
         hidden=hidden,
-        layers=_size(content, "num_hidden_layers", path),
+        layers=layers_of(content, path),
         heads=heads,
         key_value_heads=_size(content, "num_key_value_heads", path, heads),
         head_size=_size(content, "head_dim", path, max(hidden // heads, 1)),
-        intermediate=_size(content, "intermediate_size", path),
+        intermediate=_size(content, "intermediate_size", path, 4 * hidden if kind == "gpt2" else None),
         vocabulary=_size(content, "vocab_size", path),
-        tied=content.get("tie_word_embeddings", True) is not False,
+        tied=content.get("tie_word_embeddings", decoder.tied) is not False,
+        decoder=decoder,
+        positions=_size(content, "max_position_embeddings", path, 1),
+        biases="+".join(vectors for key, vectors in biases.items() if content.get(key) is True),
     )
 
 
+def layers_of(content: dict[str, Any], path: Path) -> int:
+    """The number of decoder layers in a config.json. Raises ModelError where it gives none."""
+    return _size(content, "num_hidden_layers", path)
+
+
 def _size(content: dict[str, Any], key: str, path: Path, otherwise: int | None = None) -> int:
-    value = content.get(key)
-    if value is None and otherwise is not None:
+    given = [content[name] for name in (key, *SYNONYMS.get(key, ())) if content.get(name) is not None]
+    if not given and otherwise is not None:
         return otherwise
+    value = given[0] if given else None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(
             f"{path}: {key} is {value!r}, a positive whole number was meant", "give a causal language model's folder"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
 
@@ -30,7 +31,7 @@ Result = TypeVar("Result")
 class Shard:
     """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are."""
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear, window: Window, engine: Engine) -> None:
+    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine) -> None:
         self.trunk = trunk
         self.head = head
         self.window = window
@@ -43,15 +44,17 @@ class Shard:
 
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
-        with self.engine.gather(list(self.head.parameters())):
-            return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled)
+        with self.engine.gather(self.head.parameters):
+            return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled, arithmetic=self.head.arithmetic)
 
     @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> Tensor:
         """Losses [N x T] in nats of every token, 0 where there is no label; for evaluation."""
         hidden_ND = self.hidden(batch)
-        with self.engine.gather(list(self.head.parameters())):
-            losses_K = token_losses(hidden_ND, self.head.weight, self.head.bias, batch.labelled)
+        with self.engine.gather(self.head.parameters):
+            losses_K = token_losses(
+                hidden_ND, self.head.weight, self.head.bias, batch.labelled, arithmetic=self.head.arithmetic
+            )
         losses_N = losses_K.new_zeros(hidden_ND.shape[0])
         losses_N[batch.labelled.index_K] = losses_K
         return losses_N
@@ -60,7 +63,7 @@ class Shard:
 class Shards:
     """All shards of a worker. `spread` deals the live rows out, `each` works on all parts at once."""
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear, window: Window, engine: Engine, threads: int, lanes: str) -> None:
+    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
         bank = window.bank
         count = min(threads, bank.slots, MOST_SHARDS) if engine.device.type == "cpu" and engine.copyable else 1
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot

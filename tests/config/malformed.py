@@ -259,9 +259,9 @@ UNIONS = [
         "type: ahsa",
         "scheduler",
         "did you mean 'asha'",
-        "known: fifo, asha, pbt",
+        "known: fifo, asha, hyperband, pbt, pb2, median",
     ),
-    exp("scheduler without type", "    type: asha\n", "", "scheduler:", "has no `type`", "one of fifo, asha, pbt, median"),
+    exp("scheduler without type", "    type: asha\n", "", "scheduler:", "has no `type`", "one of fifo, asha, hyperband, pbt"),
     exp(
         "scheduler as a word",
         "  scheduler:\n    type: asha\n    grace_reports: 1\n    reduction_factor: 2",
@@ -542,6 +542,120 @@ RULES = [
     ),
 ]
 
+ASHA = "type: asha\n    grace_reports: 1\n    reduction_factor: 2"
+RANGES = "  search:\n" + EXPERIMENT.partition("  search:\n")[2].partition("  epigenomes:")[0] + "  epigenomes:\n"
+NOTHING = "  epigenomes:\n    type: listed\n    mixes:\n      - {name: a, express: {code: 1}}\n  searcher: {type: optuna}\n"
+SILENT = (
+    "    type: levels\n    levels: {"
+    + ", ".join(
+        f"{domain}: {{type: choice, values: [0, 1]}}" for domain in ("code", "docstrings", "comments", "notes", "chats")
+    )
+    + "}\n"
+)
+LISTED = EXPERIMENT.partition("  epigenomes:\n")[2].partition("  scheduler:")[0]
+
+
+def mixes(name: str, written: str, *words: str) -> Case:
+    """The listed mixes replaced by another kind, in which the last line is wrong."""
+    lines = written.splitlines()
+    text = "".join(f"    {line}\n" for line in lines)
+    return exp(name, LISTED, text, lines[-1], *words)
+
+
+SEARCH = [
+    exp("unknown searcher", "variants: 4", "searcher: {type: optona}\n  variants: 4", "optona", "did you mean 'optuna'"),
+    exp("searcher as a word", "variants: 4", "searcher: sobol\n  variants: 4", "searcher: sobol", "is text", "with `type`"),
+    exp("paired as a word", "variants: 4", "paired: maybe\n  variants: 4", "paired: maybe", "true or false was meant"),
+    exp(
+        "optuna with all variants at once",
+        "variants: 4",
+        "searcher: {type: optuna}\n  variants: 4",
+        "variants: 4",
+        "4 variants in 4 slots",
+        "body: {slots: 1}",
+    ),
+    exp(
+        "optuna with a scheduler that needs all",
+        ASHA,
+        "type: pbt\n  searcher: {type: optuna}",
+        "type: pbt",
+        "pbt wants all variants at once",
+        "asha, median or fifo",
+    ),
+    exp(
+        "optuna with a grid",
+        "  search:\n    learning_rate: {type: log_uniform, low: 1e-4, high: 1e-2}\n",
+        "  searcher: {type: optuna}\n  search:\n    learning_rate: {type: grid, values: [1e-3, 1e-2]}\n",
+        "learning_rate: {type: grid",
+        "search.learning_rate.type",
+        "a grid is dealt; write type: choice",
+    ),
+    exp(
+        "optuna of no random variant",
+        "variants: 4",
+        "searcher: {type: optuna, random_variants: 0}\n  variants: 4",
+        "random_",
+        "random_variants",
+        "must be",
+    ),
+    exp(
+        "optuna with a dirichlet mix",
+        LISTED,
+        "    type: dirichlet\n  searcher: {type: optuna}\n",
+        "type: dirichlet",
+        "epigenomes.type",
+        "optuna could not learn from it",
+        "type: levels",
+    ),
+    exp("optuna with nothing to search", RANGES + LISTED, NOTHING, "searcher:", "there is nothing to search"),
+    exp("sobol with nothing to place", RANGES + LISTED, NOTHING.replace("optuna", "sobol"), "searcher:", "type: branch"),
+    mixes("concentration of nothing", "type: dirichlet\nconcentrations: {code: 0}", "concentrations.code", "must be > 0"),
+    mixes("concentration of an unknown domain", "type: dirichlet\nconcentrations: {cood: 1}", "did you mean 'code'"),
+    mixes("a simplex of no step", "type: simplex_grid\nsteps: 0", "steps", "must be >= 1"),
+    mixes(
+        "a simplex larger than the population",
+        "type: simplex_grid\nsteps: 2",
+        "2 steps over 5 domains are 15 mixes, and there are 4 variants",
+        "variants: 15",
+    ),
+    mixes("levels of nothing", "type: levels\nlevels: {}", "is empty"),
+    mixes(
+        "level of an unknown domain", "type: levels\nlevels: {cood: {type: uniform, low: 0, high: 1}}", "did you mean 'code'"
+    ),
+    mixes(
+        "level below zero", "type: levels\nlevels: {code: {type: uniform, low: -1, high: 1}}", "levels.code.low", "at least 0"
+    ),
+    mixes("level as text", "type: levels\nlevels: {code: {type: choice, values: [1, loud]}}", "values.1", "'loud' is text"),
+    mixes("level of no type", "type: levels\nlevels: {code: {low: 1, high: 2}}", "levels.code", "has no `type`"),
+    mixes("level of an unknown key", "type: levels\nlevels: {code: {type: uniform, lo: 1, high: 2}}", "did you mean 'low'"),
+    mixes("level twice", "type: levels\nlevels: {code: {type: grid, values: [1, 2, 1]}}", "holds a value twice"),
+    exp(
+        "grid of levels above variants",
+        LISTED,
+        "    type: levels\n    levels: {code: {type: grid, values: [1, 2, 3, 4, 5]}}\n",
+        "variants: 4",
+        "grid of 5 points (level of code 5)",
+    ),
+    exp("levels that may all be zero", LISTED, SILENT, "levels: {", "expresses nothing"),
+    exp(
+        "pb2 over a choice",
+        RANGES + LISTED + "  scheduler:\n    " + ASHA,
+        "  search:\n    learning_rate: {type: choice, values: [1e-3]}\n  epigenomes:\n" + LISTED + "  scheduler: {type: pb2}",
+        "learning_rate: {type: choice",
+        "pb2 proposes learning_rate between two ends",
+    ),
+    exp("pb2 without a range", ASHA, "type: pb2\n    mutate: [clip]", "mutate: [clip]", "no range for clip"),
+    exp(
+        "hyperband in waves",
+        ASHA,
+        "type: hyperband\n    reduction_factor: 2\nbody: {slots: 2}",
+        "variants: 4",
+        "halves whole brackets",
+    ),
+    exp("hyperband of one bracket", ASHA, "type: hyperband\n    reduction_factor: 1.3", "variants: 4", "fill only the bracket"),
+    exp("hyperband without a halving", ASHA, "type: hyperband\n    reduction_factor: 5", "reports: 4", "less than one halving"),
+]
+
 SYNTAX = [
     exp("key given twice", "rng_seed: 17", "name: other", "name: other", "the key is given twice", "first at"),
     exp("tab", "  variants: 4", "\tvariants: 4", "\tvariants", "a tab; YAML indents with spaces"),
@@ -583,4 +697,4 @@ SYNTAX = [
     blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "d: &d", "expands to"),
 ]
 
-CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SYNTAX]
+CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *SYNTAX]

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from malformed import EXPERIMENT
 
 from chrysalis_ray.config.blueprint import EmbeddedBase, PretrainedBase
-from chrysalis_ray.config.experiment import Fifo, LogUniform
 from chrysalis_ray.config.loading import (
     blueprint_schema,
     experiment_schema,
@@ -15,6 +14,7 @@ from chrysalis_ray.config.loading import (
     load_experiment,
     shipped_blueprints,
 )
+from chrysalis_ray.config.population import Fifo, LogUniform
 from chrysalis_ray.config.yaml_tree import YamlRefused, parse_tree
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.core.records import canonical_json

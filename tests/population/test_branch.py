@@ -1,15 +1,18 @@
 """Branching is a pure function: the same YAML gives the same variants on every machine."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from chrysalis_ray.body.turn import first_position, next_position
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.population.branch import branch_population, read_branch, write_branch
+from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.population.branch import Branching, branch_population, read_branch, write_branch
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
@@ -17,7 +20,7 @@ DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
 
 def branched(*settings, name="quickstart"):
     loaded = load_experiment(EXPERIMENTS / f"{name}.yaml", settings)
-    return branch_population(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base")
+    return branch_population(Branching(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base"))
 
 
 def test_the_same_arguments_give_the_same_variants_and_another_rng_seed_others():
@@ -52,6 +55,73 @@ def test_each_kind_of_mix_does_what_it_says():
     drawn = branched("population.epigenomes={type: dirichlet, concentration: 0.3}")
     assert all(sum(row.epigenome.express.values()) == pytest.approx(1.0, abs=1e-5) for row in drawn)
     assert len({json.dumps(row.epigenome.to_json()) for row in drawn}) == 8
+
+
+def test_a_simplex_grid_is_every_mix_once_crossed_with_the_other_grids():
+    rows = branched(
+        "population.epigenomes={type: simplex_grid, steps: 2}",
+        "population.search={rank: {type: grid, values: [2, 4]}}",
+        "population.variants=42",
+    )
+    points = [tuple(row.epigenome.express[domain] for domain in DOMAINS) for row in rows]
+    assert points[0] == (1, 0, 0, 0, 0, 0)
+    assert all(sum(point) == 1 and set(point) <= {0, 0.5, 1} for point in points)
+    assert len(set(points)) == 21 == math.comb(2 + 5, 5)
+    assert len({(row.hyperparameters.rank, point) for row, point in zip(rows, points, strict=True)}) == 42
+
+
+def test_levels_are_drawn_within_their_ranges_and_the_other_domains_stay_at_one():
+    levels = "{code: {type: log_uniform, low: 0.1, high: 10}, unicode: {type: grid, values: [0, 2]}}"
+    rows = branched(f"population.epigenomes={{type: levels, levels: {levels}}}")
+    assert [row.epigenome.express["unicode"] for row in rows] == [0, 2] * 4
+    assert all(0.1 <= row.epigenome.express["code"] <= 10 for row in rows)
+    assert len({row.epigenome.express["code"] for row in rows}) == 8
+    assert all(row.epigenome.express[domain] == 1 for row in rows for domain in DOMAINS if domain not in ("code", "unicode"))
+
+
+def test_a_dirichlet_mix_leans_to_the_domains_of_large_concentration():
+    rows = branched("population.epigenomes={type: dirichlet, concentrations: {code: 15}}", "population.variants=200")
+    shares = [row.epigenome.express["code"] for row in rows]
+    assert sum(shares) / len(shares) == pytest.approx(15 / 20, abs=0.02)  # its own over the sum of all: 15 + 5 x 1
+
+
+def test_sobol_variants_fill_every_range_evenly():
+    rows = branched(
+        "population.searcher={type: sobol}",
+        "population.search={learning_rate: {type: log_uniform, low: 1e-4, high: 1e-2}, rank: {type: choice, values: [2, 4]}}",
+        "population.epigenomes={type: levels, levels: {code: {type: uniform, low: 0, high: 1}}}",
+        "population.variants=16",
+    )
+    parts = [math.log(row.hyperparameters.learning_rate / 1e-4) / math.log(100) for row in rows]
+    assert sorted(int(part * 16) for part in parts) == list(range(16))
+    assert sorted(int(row.epigenome.express["code"] * 16) for row in rows) == list(range(16))
+    assert [row.hyperparameters.rank for row in rows].count(4) == 8
+
+
+def test_paired_variants_share_the_order_of_their_rows_and_nothing_else():
+    paired, alone = branched("population.paired=true"), branched()
+    assert len({row.rng_seed for row in paired}) == 1
+    assert len({row.rng_seed for row in alone}) == 8
+    assert [row.hyperparameters for row in paired] == [row.hyperparameters for row in alone]
+    assert len({first_position(row) for row in paired}) == 1
+    assert len({next_position(first_position(row), row) for row in paired}) == 8
+
+
+def test_paired_variants_see_equal_rows_where_their_mixes_are_equal():
+    """And where the mixes differ, the j-th row they read of a domain is the same."""
+    rows = {domain: 40 + number for number, domain in enumerate(DOMAINS)}
+    listed = "{name: a, express: {code: 1, unicode: 1}}, {name: b, express: {code: 3, unicode: 1}}"
+    mixes = f"population.epigenomes={{type: listed, mixes: [{listed}]}}"
+
+    def stream(variant):
+        return MixPlan(shares_of(variant.epigenome, rows), rows, variant.rng_seed).draw(0, 200)
+
+    first, other_mix, same_mix, *_ = (stream(variant) for variant in branched("population.paired=true", mixes))
+    assert first == same_mix
+    code = [[row for row in drawn if row[0] == "code"] for drawn in (first, other_mix)]
+    assert code[0] == code[1][: len(code[0])]
+    alone = [stream(variant) for variant in branched(mixes)]
+    assert alone[0] != alone[2]
 
 
 def test_the_budget_is_whole_reports_and_never_above_what_was_asked():

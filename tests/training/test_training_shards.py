@@ -97,6 +97,14 @@ def test_modules_computed_together_equal_each_by_itself(threads: int, tiny_base:
     assert all(distance(together.harvest(slot)[0], alone.harvest(slot)[0]) <= 1e-12 for slot in range(5))
 
 
+def test_recomputed_layers_and_threads_go_together(tiny_base: Path, tokens: TextTokens) -> None:
+    """Every shard recomputes its own layers: the results are those of layers that keep their activations, bit for bit."""
+    kept, recomputed = (filled(tiny_base, 4, lanes="fixed", threads=2, recompute=again) for again in (False, True))
+    for pack in (kept, recomputed):
+        train_chunk(pack, range(4), tokens, 4)
+    assert all(same(kept.harvest(slot)[0], recomputed.harvest(slot)[0]) for slot in range(4))
+
+
 def test_targets_that_are_no_neighbours_are_computed_alone(tiny_base: Path, tokens: TextTokens) -> None:
     pack = new_pack(tiny_base, 2, targets=("q_proj", "v_proj", "gate_proj", "up_proj", "o_proj"))
     names = {

@@ -16,6 +16,7 @@ from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import Engine, make_engine
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.trunk import checkpoint_activations
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTH = 48
@@ -114,10 +115,13 @@ def new_pack(
     engine: Engine | None = None,
     targets: Sequence[str] = PROJECTIONS,
     threads: int = 1,
+    recompute: bool = False,
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     engine = engine or make_engine(0, "none", precision, "cpu")
     model = load_base(base, precision)
+    if recompute:
+        checkpoint_activations(model)
     return Pack(model, targets, slots, rank, engine, lanes=lanes, dtype=dtype, threads=threads)  # type: ignore[arg-type]
 
 

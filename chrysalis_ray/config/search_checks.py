@@ -1,0 +1,145 @@
+"""Whether mixes, search space and searcher of a population fit together, and with the domains of the genome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from chrysalis_ray.config.population import Choice, DirichletMixes, Grid, LevelMixes, ListedMixes, Population, SimplexGridMixes
+from chrysalis_ray.config.population_checks import bad_number, search_ranges
+from chrysalis_ray.config.problems import Finding, Location, suggestion
+from chrysalis_ray.config.resolve import LoadedExperiment
+
+SOBOL_AXES = 40  # as many as population/sobol.py has direction numbers for
+MOST_CHOICES = 512  # mixes that a searcher may be asked to tell apart
+
+
+def check_search(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
+    """Every problem of epigenomes and searcher, as (path in the experiment, what is wrong and meant)."""
+    population = loaded.experiment.population
+    yield from _mixes(population, domains)
+    yield from _grid(population, domains)
+    if population.searcher.type == "sobol":
+        yield from _sobol(population)
+    elif population.searcher.type == "optuna":
+        yield from _optuna(loaded, domains)
+
+
+def _mixes(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
+    epigenomes = population.epigenomes
+    at: Location = ("population", "epigenomes")
+    named: list[tuple[Location, str]] = []
+    if isinstance(epigenomes, ListedMixes):
+        named = [
+            ((*at, "mixes", position, "express", domain), domain)
+            for position, mix in enumerate(epigenomes.mixes)
+            for domain in mix.express
+        ]
+    elif isinstance(epigenomes, DirichletMixes):
+        named = [((*at, "concentrations", domain), domain) for domain in epigenomes.concentrations]
+    elif isinstance(epigenomes, LevelMixes):
+        named = [((*at, "levels", domain), domain) for domain in epigenomes.levels]
+        yield from _levels(epigenomes, domains)
+    for path, domain in named:
+        if domain not in domains:
+            yield path, f"no source provides the domain {domain!r}; {suggestion(domain, domains)}"
+
+
+def _levels(epigenomes: LevelMixes, domains: Sequence[str]) -> Iterator[Finding]:
+    at: Location = ("population", "epigenomes", "levels")
+    for domain, drawn in epigenomes.levels.items():
+        path = (*at, domain)
+        if isinstance(drawn, (Choice, Grid)):
+            for position, value in enumerate(drawn.values):
+                if what := bad_number("a level", value, (0.0, True, math.inf)):
+                    yield (*path, "values", position), what
+            if isinstance(drawn, Grid) and len(set(map(repr, drawn.values))) < len(drawn.values):
+                yield (*path, "values"), "a grid holds a value twice"
+        elif what := bad_number("a level", drawn.low, (0.0, True, math.inf)):
+            yield (*path, "low"), what
+    silent = [d for d in domains if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
+    if silent == list(domains):
+        yield at, "every domain may be drawn at level 0 at once: that mix expresses nothing; raise the least level of one"
+
+
+def _may_be_zero(drawn: object) -> bool:
+    return isinstance(drawn, (Choice, Grid)) and 0 in drawn.values
+
+
+def _grid(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
+    """Whether there is a variant for every point of the crossed grids."""
+    epigenomes, searched = population.epigenomes, population.searcher.type == "optuna"
+    grids = {name: len(drawn.values) for name, drawn in search_ranges(population.search).items() if isinstance(drawn, Grid)}
+    if isinstance(epigenomes, LevelMixes):
+        grids |= {f"level of {d}": len(drawn.values) for d, drawn in epigenomes.levels.items() if isinstance(drawn, Grid)}
+    if isinstance(epigenomes, SimplexGridMixes):
+        mixes = math.comb(epigenomes.steps + len(domains) - 1, len(domains) - 1)
+        shape = f"{epigenomes.steps} steps over {len(domains)} domains are {mixes} mixes"
+        if searched and mixes > MOST_CHOICES:
+            yield (
+                ("population", "epigenomes", "steps"),
+                f"{shape}, too many to choose between ({MOST_CHOICES}); write fewer steps, or type: levels",
+            )
+        if not searched and math.prod(grids.values()) * mixes > population.variants:
+            other = f" for each of {math.prod(grids.values())} points of the grid" if grids else ""
+            yield (
+                ("population", "epigenomes", "steps"),
+                f"{shape}{other}, and there are {population.variants} variants; write fewer steps, "
+                f"variants: {math.prod(grids.values()) * mixes}, or type: dirichlet",
+            )
+            return
+    product = math.prod(grids.values())
+    if product > population.variants and not searched:
+        shown = " x ".join(f"{name} {count}" for name, count in grids.items())
+        yield (
+            ("population", "variants"),
+            f"{population.variants} variants cannot hold the grid of {product} points ({shown}); "
+            f"write variants: {product}, or type: choice",
+        )
+
+
+def _sobol(population: Population) -> Iterator[Finding]:
+    axes = [name for name, drawn in search_ranges(population.search).items() if not isinstance(drawn, Grid)]
+    if isinstance(population.epigenomes, LevelMixes):
+        axes += [domain for domain, drawn in population.epigenomes.levels.items() if not isinstance(drawn, Grid)]
+    at: Location = ("population", "searcher", "type")
+    if not axes:
+        yield at, "sobol places variants in ranges, and there is none that is drawn; write type: branch, or add a range"
+    elif len(axes) > SOBOL_AXES:
+        yield at, f"{len(axes)} ranges; Sobol points are known for {SOBOL_AXES}: write type: branch, or fewer ranges"
+
+
+def _optuna(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
+    population = loaded.experiment.population
+    at: Location = ("population", "searcher")
+    ranges = search_ranges(population.search)
+    for name, drawn in ranges.items():
+        if isinstance(drawn, Grid):
+            yield ("population", "search", name, "type"), "optuna proposes values, a grid is dealt; write type: choice"
+    epigenomes = population.epigenomes
+    if isinstance(epigenomes, DirichletMixes):
+        yield (
+            ("population", "epigenomes", "type"),
+            "a dirichlet mix is drawn at random, optuna could not learn from it; write type: levels or type: simplex_grid",
+        )
+    if isinstance(epigenomes, LevelMixes):
+        for domain, drawn in epigenomes.levels.items():
+            if isinstance(drawn, Grid):
+                path = ("population", "epigenomes", "levels", domain, "type")
+                yield path, "optuna proposes values, a grid is dealt; write type: choice"
+    one_mix = isinstance(epigenomes, ListedMixes) and len(epigenomes.mixes) == 1
+    if not ranges and (one_mix or len(domains) == 1):
+        yield (*at, "type"), "there is nothing to search: no range and only one mix; add a range to population.search"
+    if population.scheduler.type in ("pbt", "pb2", "hyperband"):
+        yield (
+            ("population", "scheduler", "type"),
+            f"{population.scheduler.type} wants all variants at once, optuna proposes one when another has ended; "
+            "write scheduler type: asha, median or fifo, or searcher type: sobol",
+        )
+    slots = loaded.body.slots or 1
+    if slots >= population.variants:
+        yield (
+            ("population", "variants"),
+            f"{population.variants} variants in {slots} slots: all would be proposed before the first one has ended; "
+            f"write body: {{slots: {max(population.variants // 4, 1)}}}, or searcher type: sobol",
+        )
