@@ -169,7 +169,7 @@ def packed(folder: Path, rows: Rows) -> Callable[[], list[float]]:
         pack.load_adapter(slot, zero, ALPHA / RANK)
     pack.arrange(list(range(variants)))
     bank = pack.bank
-    optimizers = [SlotOptimizer(settings, bank.flat_SP[slot], bank.gflat_SP[slot]) for slot in range(variants)]
+    optimizers = [SlotOptimizer(settings, bank.flat_SP[slot], bank.gflat_SP[slot], bank.first_b) for slot in range(variants)]
     labels = rows.labels_VRT.flatten(1)
     batches = [
         MicroBatch(

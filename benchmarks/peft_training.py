@@ -20,7 +20,7 @@ from chrysalis_ray.core.records import Variant
 from chrysalis_ray.evaluate.heldout import heldout_rows
 from chrysalis_ray.genome.mix import MixPlan, shares_of
 from chrysalis_ray.genome.tokens import TokenStore, open_tokens
-from chrysalis_ray.training.optimizer import learning_rate_at
+from chrysalis_ray.training.schedules import learning_rate_at
 
 if TYPE_CHECKING:
     from handwritten import Setting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -47,24 +47,67 @@ class Lora(Written):
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
+    plus_ratio: Positive = 1.0  # LoRA+: how many times as fast as A does B learn
+    freeze_a: bool = False  # LoRA-FA
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
 
 
+OptimizerType = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "sgd"]
+Decay = Literal["constant", "linear", "cosine", "wsd"]
+
+
+# Not among them, and why: the adapter of a variant is one flat row of numbers.
+OTHER_OPTIMIZERS = {
+    "muon": "orthogonalises matrices, and a variant's adapter is one flat row",
+    "adafactor": "factors matrices, and a variant's adapter is one flat row",
+    "lbfgs": "evaluates the loss several times a step",
+    "rprop": "has step sizes that follow no schedule",
+    "asgd": "keeps an average of weights that no adapter would show",
+    "sparseadam": "needs sparse gradients",
+}
+
+
 class Optimizer(Written):
-    type: Literal["adamw"] = "adamw"
+    """A class of torch.optim and its settings. `beta2` is also adadelta's rho and rmsprop's alpha; `momentum` is sgd's."""
+
+    type: OptimizerType = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     epsilon: Positive = 1e-8
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     clip: Annotated[float, Field(ge=0.0)] = 1.0
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _rows_have_no_matrices(cls, type_: object) -> object:
+        if isinstance(type_, str) and (what := OTHER_OPTIMIZERS.get(type_.lower())):
+            raise ValueError(f"{type_!r} {what}; write one of {', '.join(get_args(OptimizerType))}")
+        return type_
 
 
 class Schedule(Written):
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """Warmup, then `decay` down to `final_fraction` of the learning rate; wsd decays over the last `decay_fraction` alone."""
+
+    decay: Decay = "cosine"
     warmup_fraction: Fraction = 0.05
+    final_fraction: Fraction = 0.0
+    decay_fraction: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _room_for_the_decay(self) -> Schedule:
+        if self.decay == "wsd" and self.warmup_fraction + self.decay_fraction > 1.0:
+            raise ValueError(
+                f"warmup_fraction ({self.warmup_fraction:g}) and decay_fraction ({self.decay_fraction:g}) are more than all "
+                "steps; write fractions that sum to at most 1"
+            )
+        if self.decay == "constant" and self.final_fraction > 0.0:
+            raise ValueError("constant never decays to final_fraction; leave it out, or write decay: linear or cosine")
+        return self
 
 
 class Lanes(Written):

@@ -65,6 +65,11 @@ class SearchSpace(Written):
     clip: Range | None = None
     warmup_fraction: Range | None = None
     decay: Range | None = None
+    final_fraction: Range | None = None
+    optimizer: Range | None = None
+    plus_ratio: Range | None = None
+    freeze_a: Range | None = None
+    dropout: Range | None = None
 
 
 # epigenomes ---------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
-from chrysalis_ray.config.blueprint import Base, EmbeddedBase
+from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, OptimizerType
 from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
 from chrysalis_ray.config.population import (
     Asha,
@@ -27,11 +28,14 @@ from chrysalis_ray.config.population import (
 from chrysalis_ray.config.problems import Finding, Location, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment
 
-DECAYS = ("constant", "linear", "cosine")
+WORDS: dict[str, tuple[str, ...]] = {"decay": get_args(Decay), "optimizer": get_args(OptimizerType)}
+SWITCHES = ("freeze_a",)
+BELOW_ONE = math.nextafter(1.0, 0.0)
 # name -> (smallest, whether the smallest itself is allowed, largest)
 LIMITS: dict[str, tuple[float, bool, float]] = {
     "learning_rate": (0.0, False, math.inf), "rank": (1, True, 1024), "alpha": (0.0, False, math.inf),
     "weight_decay": (0.0, True, math.inf), "clip": (0.0, True, math.inf), "warmup_fraction": (0.0, True, 1.0),
+    "final_fraction": (0.0, True, 1.0), "plus_ratio": (0.0, False, math.inf), "dropout": (0.0, True, BELOW_ONE),
 }  # fmt: skip
 
 
@@ -78,13 +82,15 @@ def _ranges(search: SearchSpace) -> Iterator[Finding]:
         at: Location = ("population", "search", name)
         if isinstance(drawn, (Choice, Grid)):
             for position, value in enumerate(drawn.values):
-                what = _bad_word(value) if name == "decay" else bad_number(name, value)
+                what = _bad_value(name, value)
                 if what:
                     yield (*at, "values", position), what
             if isinstance(drawn, Grid) and len(set(map(repr, drawn.values))) < len(drawn.values):
                 yield (*at, "values"), "a grid holds a value twice"
-        elif name == "decay":
-            yield (*at, "type"), f"decay is a word; write type: choice, values: [{', '.join(DECAYS)}]"
+        elif name in WORDS:
+            yield (*at, "type"), f"{name} is a word; write type: choice, values: [{', '.join(WORDS[name])}]"
+        elif name in SWITCHES:
+            yield (*at, "type"), f"{name} is true or false; write type: choice, values: [true, false]"
         elif name == "rank":
             yield (*at, "type"), f"rank is a whole number, {drawn.type} draws fractions; write type: choice, values: [4, 8, 16]"
         else:
@@ -97,10 +103,16 @@ def _bad_ends(name: str, drawn: Uniform | LogUniform, at: Location) -> Iterator[
             yield (*at, end), what
 
 
-def _bad_word(value: object) -> str | None:
-    if isinstance(value, str) and value in DECAYS:
+def _bad_value(name: str, value: object) -> str | None:
+    if name in SWITCHES:
+        return None if isinstance(value, bool) else f"{value!r} is not true or false"
+    if name not in WORDS:
+        return bad_number(name, value)
+    if isinstance(value, str) and value in WORDS[name]:
         return None
-    return f"{value!r} is no decay; {suggestion(str(value), DECAYS)}"
+    if name == "optimizer" and (what := OTHER_OPTIMIZERS.get(str(value).lower())):
+        return f"{value!r} {what}; known: {', '.join(WORDS[name])}"
+    return f"{value!r} is no {name}; {suggestion(str(value), WORDS[name])}"
 
 
 def bad_number(name: str, value: object, limits: tuple[float, bool, float] | None = None) -> str | None:
@@ -114,7 +126,8 @@ def bad_number(name: str, value: object, limits: tuple[float, bool, float] | Non
         return f"{value:g} is no whole number; a rank such as 8 was meant"
     if value < low or (value == low and not low_allowed) or value > high:
         least = f"{'at least' if low_allowed else 'above'} {low:g}"
-        return f"{value:g} is out of range; {name} must be {least}" + (f" and at most {high:g}" if high < math.inf else "")
+        most = "" if high == math.inf else " and below 1" if high == BELOW_ONE else f" and at most {high:g}"
+        return f"{value:g} is out of range; {name} must be {least}{most}"
     return None
 
 

@@ -195,6 +195,10 @@ def unknown_key(key: str, known: Sequence[str], root: type[BaseModel], home: str
     if close and difflib.SequenceMatcher(None, close, key).ratio() > 0.75:
         return f"unknown key {key!r}; did you mean {close!r}? known: {', '.join(known)}"
     elsewhere = _paths_of(root).get(key)
+    if elsewhere and home == EXPERIMENT and key in OTHER_FILE[home]:
+        return (
+            f"unknown key {key!r} here; it belongs to the {BLUEPRINT}, or to {' or '.join(elsewhere[:3])} where variants differ"
+        )
     if elsewhere:
         return f"unknown key {key!r} here; it belongs to {' or '.join(elsewhere[:3])}"
     if key in OTHER_FILE[home]:
@@ -206,6 +210,7 @@ OTHER_FILE: dict[str, tuple[str, ...]] = {
     EXPERIMENT: (
         "lora", "optimizer", "schedule", "lanes", "rank", "alpha", "targets", "learning_rate", "sequence_length",
         "rows_per_step", "rows_per_microstep", "use_rslora", "clip", "decay", "warmup_fraction", "weight_decay",
+        "plus_ratio", "freeze_a", "dropout", "momentum", "final_fraction", "decay_fraction",
     ),
     BLUEPRINT: (
         "genome", "population", "evaluate", "merge", "tracking", "rng_seed", "variants", "sources", "search", "scheduler",

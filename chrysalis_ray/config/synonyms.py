@@ -12,6 +12,9 @@ _BLUEPRINT_NAMES: dict[str, str] = {
     "lora.rank": "r lora_r lora_rank",
     "lora.alpha": "lora_alpha",
     "lora.use_rslora": "rslora lora_use_rslora peft_use_rslora",
+    "lora.plus_ratio": "loraplus_lr_ratio lora_plus_lr_ratio lora_plus_ratio loraplus_ratio",
+    "lora.freeze_a": "lora_fa use_lora_fa freeze_lora_a",
+    "lora.dropout": "lora_dropout",
     "lora.targets": "lora_target lora_target_modules lora_target_linear target_modules",
     "base.model": (
         "base_model model_name_or_path model_name model_id pretrained_model_name_or_path model hf_model_id checkpoint_dir"
@@ -29,7 +32,9 @@ _BLUEPRINT_NAMES: dict[str, str] = {
     "optimizer.epsilon": "adam_epsilon eps",
     "optimizer.weight_decay": "wd",
     "optimizer.clip": "max_grad_norm gradient_clipping grad_clip",
-    "optimizer.type": "optim",
+    "optimizer.type": "optim optimizer_type optim_type",
+    "schedule.final_fraction": "min_lr_rate min_lr_ratio cosine_min_lr_ratio min_lr",
+    "schedule.decay_fraction": "num_decay_steps",
     "schedule.warmup_fraction": "warmup_ratio warmup_steps warmup",
     "schedule.decay": "lr_scheduler lr_scheduler_type lr_schedule",
     "lanes.sequence_length": (
@@ -110,8 +115,6 @@ ABSENT: dict[str, str] = {
     "load_in_8bit": "quantised bases are not supported; use precision: bf16 and zero_stage: 3",
     "use_dora": "DoRA cannot be merged in delta space; plain LoRA only",
     "peft_use_dora": "DoRA cannot be merged in delta space; plain LoRA only",
-    "lora_dropout": "there is no LoRA dropout here; leave it out",
-    "dropout": "there is no LoRA dropout here; leave it out",
     "modules_to_save": "only LoRA factors are trained; leave it out",
     "lora_modules_to_save": "only LoRA factors are trained; leave it out",
     "output_dir": "a run is written to runs/NAME; choose `name`",

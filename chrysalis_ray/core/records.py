@@ -76,13 +76,31 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+# Optimizer classes of torch.optim that treat every number of a row alike, and what each remembers of every number.
+MOMENTS: dict[str, tuple[str, ...]] = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "nadam": ("exp_avg", "exp_avg_sq"),
+    "radam": ("exp_avg", "exp_avg_sq"),
+    "adamax": ("exp_avg", "exp_inf"),
+    "adagrad": ("sum",),
+    "adadelta": ("square_avg", "acc_delta"),
+    "rmsprop": ("square_avg",),
+    "sgd": ("momentum_buffer",),
+}
+
+
 @dataclass(frozen=True)
 class Hyperparameters:
     """What may differ from variant to variant beside its epigenome. Plain numbers and words, safe to hash and to ship.
 
     `rank` x `alpha` give the LoRA scale alpha/rank (alpha/sqrt(rank) with `use_rslora`, arXiv 2312.03732). `clip` is a
-    maximum gradient norm per variant (0 turns clipping off). `warmup_fraction` and `decay` shape the learning rate over the
-    variant's whole budget of optimizer steps.
+    maximum gradient norm per variant (0 turns clipping off). `warmup_fraction`, `decay`, `final_fraction` and
+    `decay_fraction` shape the learning rate over the variant's whole budget of optimizer steps.
+
+    `optimizer` is a key of MOMENTS; `momentum` is that of sgd. B learns `plus_ratio` times as fast as A (LoRA+, arXiv
+    2402.12354), and A not at all with `freeze_a` (LoRA-FA, arXiv 2308.03303). `dropout` is the share of x that A does not
+    see in training.
     """
 
     rank: int = 8
@@ -94,8 +112,15 @@ class Hyperparameters:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip: float = 1.0
-    decay: str = "cosine"  # constant | linear | cosine
+    decay: str = "cosine"  # constant | linear | cosine | wsd
     warmup_fraction: float = 0.05
+    optimizer: str = "adamw"
+    momentum: float = 0.9
+    plus_ratio: float = 1.0
+    freeze_a: bool = False
+    dropout: float = 0.0
+    final_fraction: float = 0.0
+    decay_fraction: float = 0.1
 
     @property
     def scale(self) -> float:

@@ -78,6 +78,10 @@ def blueprint_hyperparameters(blueprint: Blueprint) -> Hyperparameters:
         rank=blueprint.lora.rank,
         alpha=blueprint.lora.alpha,
         use_rslora=blueprint.lora.use_rslora,
+        plus_ratio=blueprint.lora.plus_ratio,
+        freeze_a=blueprint.lora.freeze_a,
+        dropout=blueprint.lora.dropout,
+        optimizer=blueprint.optimizer.type,
         **blueprint.optimizer.model_dump(exclude={"type"}),
         **blueprint.schedule.model_dump(),
     )

@@ -50,6 +50,7 @@ def adapter_of(layout: RunLayout, row: Mapping[str, Any], zero: AdapterWeights) 
         targets=zero.targets,
         factors=factors,
         fan_in_fan_out=zero.fan_in_fan_out,
+        dropout=settings.dropout,
     )
 
 

@@ -20,7 +20,8 @@ from chrysalis_ray.population.mixes import LEVEL
 from chrysalis_ray.population.search import DIVERGED, METRIC
 
 CHECKPOINT = "position.json"
-SHAPE = ("rank", "alpha", "use_rslora")  # come with the weights when a trial takes over another's position
+# What comes with the weights and moments when a trial takes over another's position.
+SHAPE = ("rank", "alpha", "use_rslora", "optimizer", "freeze_a")
 TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 
 

@@ -10,7 +10,10 @@ from chrysalis_ray.report.charts import COLOURS, Curve, Estimate, forest_plot, l
 from chrysalis_ray.report.comparison import SEED, Comparison, VariantRow
 from chrysalis_ray.report.scores import Interval
 
-_SETTINGS = ("learning_rate", "rank", "alpha", "weight_decay", "clip", "warmup_fraction", "decay")
+_SETTINGS = (
+    "learning_rate", "rank", "alpha", "weight_decay", "clip", "warmup_fraction", "decay", "optimizer", "plus_ratio", "freeze_a",
+    "dropout", "final_fraction",
+)  # fmt: skip
 
 
 def duration(seconds: float) -> str:

@@ -66,6 +66,7 @@ class AdapterWeights:
     targets: tuple[str, ...]
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     fan_in_fan_out: bool = False
+    dropout: float = 0.0  # in training; peft's lora_dropout, which says nothing about the delta
 
     @property
     def scale(self) -> float:
@@ -156,7 +157,7 @@ def _config_bytes(weights: AdapterWeights) -> bytes:
         lora_alpha=int(weights.alpha) if float(weights.alpha).is_integer() else weights.alpha,  # type: ignore[arg-type]
         use_rslora=weights.use_rslora,
         target_modules=sorted(weights.targets),
-        lora_dropout=0.0,
+        lora_dropout=weights.dropout,
         bias="none",
         fan_in_fan_out=weights.fan_in_fan_out,
     ).to_dict()
@@ -211,6 +212,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
         targets=tuple(sorted(targets)),
         factors=factors,
         fan_in_fan_out=config.get("fan_in_fan_out") is True,
+        dropout=_dropout(folder, config),
     )
 
 
@@ -346,6 +348,13 @@ def _named_targets(config: Mapping[str, Any]) -> list[str]:
 
 def _is_target(module: str, targets: Iterable[str]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _dropout(folder: Path, config: Mapping[str, Any]) -> float:
+    value = config.get("lora_dropout", 0.0)
+    if not is_finite_number(value) or not 0.0 <= value < 1.0:
+        raise MergeError(f"{folder}: lora_dropout is {value!r}, not a share from 0 to below 1")
+    return float(value)
 
 
 def _text(folder: Path, config: Mapping[str, Any], key: str) -> str | None:

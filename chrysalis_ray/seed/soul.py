@@ -1,8 +1,9 @@
 """The seed of a variant as bytes: everything needed to go on training it, in one safetensors blob.
 
 Tensors are logical and unpadded: ``weight/<module>.lora_A`` [rank, in], ``weight/<module>.lora_B`` [out, rank], and the
-optimizer moments ``exp_avg/...`` and ``exp_avg_sq/...`` of the same shapes. The rest (position, step, hyperparameters,
-epigenome ...) is one canonical JSON string in the metadata, so that equal seeds have equal bytes.
+moments of the optimizer that `meta` names (``exp_avg/...`` and ``exp_avg_sq/...`` of adamw), of the same shapes. The rest
+(position, step, hyperparameters, epigenome ...) is one canonical JSON string in the metadata, so that equal seeds have equal
+bytes. Format 1, written when every optimizer was adamw, is read as well.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from typing import Any
 import torch
 
 from chrysalis_ray.core.errors import StoreCorrupt, VariantLost
-from chrysalis_ray.core.records import canonical_json
+from chrysalis_ray.core.records import MOMENTS, canonical_json
 from chrysalis_ray.seed.adapter import MODULE
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
 
-FORMAT = "chrysalis.seed/1"
-KEY = re.compile(rf"(?P<kind>weight|exp_avg|exp_avg_sq)/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
+FORMAT = "chrysalis.seed/2"
+ADAMW_ONLY = "chrysalis.seed/1"
+KINDS = ("weight", *sorted({name for names in MOMENTS.values() for name in names}))
+KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
 
 
 def pack_seed(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> bytes:
     """Bytes of a seed. Raises VariantLost where a tensor or a number of `meta` is not finite, ValueError for wrong keys."""
-    problem = _problem(tensors)
+    problem = _problem(tensors, meta.get("optimizer", "adamw"))
     if problem:
         raise ValueError(problem)
     who = meta.get("variant_id", "the variant")
@@ -43,17 +46,22 @@ def unpack_seed(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         envelope = json.loads(metadata.get("seed", "null"), object_pairs_hook=unique_keys)
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreCorrupt(f"a seed cannot be read: {error}", "go back to the cut before") from error
-    if not isinstance(envelope, dict) or envelope.get("format") != FORMAT or not isinstance(envelope.get("meta"), dict):
+    known = isinstance(envelope, dict) and envelope.get("format") in (FORMAT, ADAMW_ONLY)
+    if not known or not isinstance(envelope.get("meta"), dict):
         raise StoreCorrupt(f"these bytes are not a {FORMAT}", "go back to the cut before")
-    problem = _problem(tensors)
+    meta = envelope["meta"]
+    problem = _problem(tensors, meta.get("optimizer", "adamw") if envelope["format"] == FORMAT else "adamw")
     if problem:
         raise StoreCorrupt(f"a seed cannot be read: {problem}", "go back to the cut before")
-    return tensors, envelope["meta"]
+    return tensors, meta
 
 
-def _problem(tensors: Mapping[str, torch.Tensor]) -> str | None:
+def _problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:
     """What is wrong with the names, types and shapes of a seed, or None."""
-    kinds: dict[str, set[str]] = {"weight": set(), "exp_avg": set(), "exp_avg_sq": set()}
+    moments = MOMENTS.get(optimizer) if isinstance(optimizer, str) else None
+    if moments is None:
+        return f"its optimizer {optimizer!r} is none of {', '.join(MOMENTS)}"
+    kinds: dict[str, set[str]] = {kind: set() for kind in KINDS}
     ranks: set[int] = set()
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
@@ -73,11 +81,12 @@ def _problem(tensors: Mapping[str, torch.Tensor]) -> str | None:
         twin = own[:-1] + ("B" if own.endswith("A") else "A")
         if twin not in kinds["weight"]:
             return f"weight {own!r} stands without {twin!r}"
-    for kind in ("exp_avg", "exp_avg_sq"):
-        if kinds[kind] and kinds[kind] != kinds["weight"]:
+    found = [kind for kind in KINDS[1:] if kinds[kind]]
+    for kind in found:
+        if kinds[kind] != kinds["weight"]:
             return f"{len(kinds['weight'])} weights have {len(kinds[kind])} tensors of {kind}"
-    if bool(kinds["exp_avg"]) != bool(kinds["exp_avg_sq"]):
-        return "one of the two optimizer moments is missing"
+    if found and found != sorted(moments):
+        return f"it has the moments {', '.join(found)}, {optimizer} has {', '.join(moments)}: one is missing or foreign"
     if len(ranks) > 1:
         return f"it mixes ranks {sorted(ranks)}"
     return None

@@ -8,7 +8,7 @@ side. Every per-variant operation is then one vector operation on a row: an opti
 snapshot. Per-target views are strided and share the storage, and so do their gradients: autograd adds in place.
 
 A slot of smaller rank than the bank leaves the other rows of A and columns of B at zero. Their gradients are products with
-those zeros, and AdamW moves nothing whose gradient, moments and value are zero: they stay exactly zero.
+those zeros, and no optimizer here moves what has no gradient, no moments and no value: they stay exactly zero.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.dropout import Passage
 
 ALIGNMENT = 64  # elements; rows stay aligned for vector loads, and norms are summed in groups of this many
 
@@ -53,6 +54,7 @@ class Bank:
         for target in self.targets:
             self.offsets[target.name, "lora_A"] = (end, (rank, target.in_features))
             end += rank * target.in_features
+        self.first_b = end  # in a row everything before it is A, everything from it on is B
         for target in self.targets:
             self.offsets[target.name, "lora_B"] = (end, (target.out_features, rank))
             end += rank * target.out_features
@@ -141,6 +143,7 @@ class Window:
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
         self.rows = slice(0, bank.slots)
+        self.passage: Passage | None = None  # of the forward pass at work; whoever calls the trunk sets it
         self._views: dict[tuple[int, int], dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
         self._stacked: dict[tuple[int, int, str], Stacked] = {}
 

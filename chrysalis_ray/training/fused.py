@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.training.bank import Window
+from chrysalis_ray.training.dropout import product, project_back, project_down, take_out
 
 # Attributes of one parent module that are called with the same input. Any other target is a group of its own.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -55,6 +56,9 @@ class FusedLowRank(torch.autograd.Function):
         variants, rank = weights.a_sci.shape[0], weights.rank
         x_ski = x.reshape(variants, -1, x.shape[-1])
         h_skc = torch.bmm(x_ski, weights.a_sci.to(x.dtype).mT)
+        passage = group.window.passage
+        if passage is not None:
+            project_down(passage, group.names, x_ski, weights.a_sci, h_skc)
         h_skc = (h_skc * group.window.scale_S[:, None, None]).to(x.dtype)  # the scale itself is never rounded first
         outputs = []
         for index, (base, b_sor) in enumerate(zip(group.bases, weights.b_sor, strict=True)):
@@ -63,7 +67,7 @@ class FusedLowRank(torch.autograd.Function):
             y.view(variants, -1, y.shape[-1]).baddbmm_(h_skr, b_sor.to(x.dtype).mT)
             outputs.append(y)
         ctx.save_for_backward(x, h_skc)
-        ctx.group, ctx.weights = group, weights
+        ctx.group, ctx.weights, ctx.passage = group, weights, passage
         ctx.scale_s = group.window.scale_S
         return tuple(outputs)
 
@@ -88,16 +92,12 @@ class FusedLowRank(torch.autograd.Function):
                 weight_oi = ctx.group.bases[index].weight
                 grad_x = grad_y_ko @ weight_oi if grad_x is None else grad_x.addmm_(grad_y_ko, weight_oi)
         grad_h_skc = (grad_h_skc * ctx.scale_s[:, None, None]).to(x.dtype)
+        taken = take_out(ctx.passage, grad_h_skc) if ctx.passage is not None else {}
         x_ski = x.reshape(variants, -1, width)
         weights.grad_a_sci.add_(product(grad_h_skc.mT, x_ski, weights.grad_a_sci.dtype))
-        if grad_x is None:
-            return None, None, None
-        grad_x.view(variants, -1, width).baddbmm_(grad_h_skc, weights.a_sci.to(x.dtype))
-        return grad_x.view(x.shape), None, None
-
-
-def product(left_sij: Tensor, right_sjk: Tensor, dtype: torch.dtype) -> Tensor:
-    """left right per variant in `dtype`; on CUDA the product of bf16 leaves the GEMM in fp32, unrounded."""
-    if left_sij.is_cuda and left_sij.dtype == torch.bfloat16 and dtype == torch.float32:
-        return torch.bmm(left_sij, right_sjk, out_dtype=torch.float32)
-    return torch.bmm(left_sij, right_sjk).to(dtype)
+        grad_x_ski = grad_x.view(variants, -1, width) if grad_x is not None else None
+        if grad_x_ski is not None:
+            grad_x_ski.baddbmm_(grad_h_skc, weights.a_sci.to(x.dtype))
+        if ctx.passage is not None:
+            project_back(ctx.passage, ctx.group.names, taken, x_ski, weights.a_sci, weights.grad_a_sci, grad_x_ski)
+        return (grad_x.view(x.shape) if grad_x is not None else None), None, None

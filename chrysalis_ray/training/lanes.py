@@ -22,6 +22,7 @@ from torch import Tensor
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.training.dropout import Dropout, LaneMask, Passage, passage_of
 from chrysalis_ray.training.loss import Labelled
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class MicroBatch:
     input_ids_NT: Tensor
     position_ids_NT: Tensor
     labelled: Labelled
+    passage: Passage | None = None  # what its lanes drop, in training
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class LaneStep:
 
     rows: tuple[Row, ...]
     label_counts: tuple[int, ...]
+    dropout: Dropout | None = None
 
     @property
     def labels(self) -> int:
@@ -62,6 +65,7 @@ class Feed:
 
     def __init__(self, variant: Variant, tokens: TokenStore) -> None:
         self.rows_per_step = variant.rows_per_step
+        self.dropout, self.rng_seed = variant.hyperparameters.dropout, variant.rng_seed
         sizes = {domain: tokens.token_count(domain, "train") for domain in tokens.domains}
         shares = shares_of(variant.epigenome, sizes)
         self.plan = MixPlan(shares, {domain: tokens.rows(domain, "train") for domain in shares}, variant.rng_seed)
@@ -70,7 +74,8 @@ class Feed:
     def step(self, number: int) -> LaneStep:
         drawn = self.plan.draw(number * self.rows_per_step, self.rows_per_step)
         rows = tuple((domain, row) for domain, _, row in drawn)
-        return LaneStep(rows, tuple(int(self.counts[domain][row]) for domain, row in rows))
+        dropout = Dropout(self.dropout, self.rng_seed, number) if self.dropout > 0.0 else None
+        return LaneStep(rows, tuple(int(self.counts[domain][row]) for domain, row in rows), dropout)
 
 
 def microbatches(
@@ -106,6 +111,7 @@ class _Lane:
     position_ids_bT: np.ndarray
     labels_bT: np.ndarray
     weight: float
+    mask: LaneMask | None = None
 
 
 def _lane(lane: LaneStep | None, own: Sequence[int], share: int, tokens: TokenStore) -> _Lane:
@@ -118,7 +124,8 @@ def _lane(lane: LaneStep | None, own: Sequence[int], share: int, tokens: TokenSt
         return _Lane(input_ids, position_ids, labels, 0.0)
     batch = tokens.batch([lane.rows[index] for index in own], "train")
     input_ids[: len(own)], position_ids[: len(own)], labels[: len(own)] = batch.input_ids, batch.position_ids, batch.labels
-    return _Lane(input_ids, position_ids, labels, 1.0 / max(1, lane.labels))
+    mask = LaneMask(lane.dropout, tuple(own), share) if lane.dropout is not None else None
+    return _Lane(input_ids, position_ids, labels, 1.0 / max(1, lane.labels), mask)
 
 
 def _collate(lanes: Sequence[_Lane], device: torch.device) -> MicroBatch:
@@ -127,6 +134,7 @@ def _collate(lanes: Sequence[_Lane], device: torch.device) -> MicroBatch:
         input_ids_NT=_to(np.concatenate([lane.input_ids_bT for lane in lanes]), device),
         position_ids_NT=_to(np.concatenate([lane.position_ids_bT for lane in lanes]), device),
         labelled=labelled,
+        passage=passage_of([lane.mask for lane in lanes]),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.core.records import Variant
+from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
@@ -30,8 +30,6 @@ from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -50,7 +48,10 @@ class Occupant:
         return self.skipped_in_a_row >= EVICT_AFTER
 
     def to_json(self) -> dict[str, Any]:
+        scalars = self.optimizer.scalars()
         return {
+            "optimizer": self.optimizer.kind,
+            **({"scalars": scalars} if scalars else {}),
             "optimizer_step": self.optimizer_step,
             "updates": self.optimizer.updates,
             "skipped": self.skipped,
@@ -97,28 +98,35 @@ class Pack:
     def place(self, slot: int, variant: Variant, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Put a variant into a slot, from the tensors of a seed.
 
-        `tensors`: ``weight/<module>.lora_A`` [r, in], ``weight/<module>.lora_B`` [out, r] and, unless it is fresh,
-        ``exp_avg/...`` and ``exp_avg_sq/...``. Of an adapter of higher rank than the variant's the first rows and columns
-        are taken. `meta` gives ``optimizer_step`` and what else `harvest` returned. Raises ModelError for what does not fit.
+        `tensors`: ``weight/<module>.lora_A`` [r, in], ``weight/<module>.lora_B`` [out, r] and, unless it is fresh, the moments
+        of its optimizer (``exp_avg/...``), which are taken if the variant's is of the same class. Of an adapter of higher
+        rank than the variant's the first rows and columns are taken. `meta` gives ``optimizer_step`` and what else `harvest`
+        returned. Raises ModelError for what does not fit.
         """
         row, rank = self._row_of[slot], variant.hyperparameters.rank
         self.bank.pack(_part(tensors, "weight"), rank, self.bank.flat_SP[row])
-        optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self.bank.gflat_SP[row])
-        step = int(meta["optimizer_step"])
-        if any(name.startswith("exp_avg/") for name in tensors):
-            moments = [torch.empty_like(self.bank.flat_SP[row]) for _ in MOMENTS]
-            for name, moment_P in zip(MOMENTS, moments, strict=True):
-                self.bank.pack(_part(tensors, name), rank, moment_P)
-            optimizer.restore(moments[0], moments[1], updates=int(meta.get("updates", step)))
+        optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self.bank.gflat_SP[row], self.bank.first_b)
+        if meta.get("optimizer", "adamw") == optimizer.kind:
+            self._remember(optimizer, tensors, meta, rank)
         self._occupy(slot, variant)
         self._occupants[slot] = Occupant(
             variant=variant,
             optimizer=optimizer,
-            optimizer_step=step,
+            optimizer_step=int(meta["optimizer_step"]),
             skipped=int(meta.get("skipped", 0)),
             skipped_in_a_row=int(meta.get("skipped_in_a_row", 0)),
             domain_tokens=dict(meta.get("domain_tokens", {})),
         )
+
+    def _remember(self, optimizer: SlotOptimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rank: int) -> None:
+        """Give an optimizer the moments of a seed. One that has updates but no moments is that of sgd without momentum."""
+        moments = {}
+        for name in MOMENTS[optimizer.kind]:
+            if part := _part(tensors, name):
+                moments[name] = torch.empty(self.bank.row_size, dtype=self.bank.flat_SP.dtype, device=self.bank.flat_SP.device)
+                self.bank.pack(part, rank, moments[name])
+        if moments or optimizer.kind == "sgd":
+            optimizer.restore(moments, meta.get("scalars", {}), int(meta.get("updates", meta["optimizer_step"])))
 
     def clone(self, source: int, target: int, variant: Variant) -> None:
         """Make `variant` in slot `target` a full copy of what slot `source` holds: weights, moments, position."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.training.bank import Target, Window
-from chrysalis_ray.training.fused import TOGETHER, Group, product
+from chrysalis_ray.training.dropout import Passage, product, project_back, project_down, take_out
+from chrysalis_ray.training.fused import TOGETHER, Group
 
 
 class LowRank(torch.autograd.Function):
@@ -30,10 +31,16 @@ class LowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, a_sri: Tensor, b_sor: Tensor, scale_s: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, a_sri: Tensor, b_sor: Tensor, scale_s: Tensor, passage: Passage | None, name: str
+    ) -> Tensor:
         variants = a_sri.shape[0]
         x_ski = x.reshape(variants, -1, x.shape[-1])
-        h_skr = _scaled(torch.bmm(x_ski, a_sri.to(x.dtype).mT), scale_s)
+        h_skr = torch.bmm(x_ski, a_sri.to(x.dtype).mT)
+        if passage is not None:
+            project_down(passage, [name], x_ski, a_sri, h_skr)
+        h_skr = _scaled(h_skr, scale_s)
+        ctx.passage, ctx.name = passage, name
         ctx.save_for_backward(x, h_skr, a_sri, b_sor, scale_s)
         y_sko = y.reshape(variants, -1, y.shape[-1])
         return torch.baddbmm(y_sko, h_skr, b_sor.to(x.dtype).mT).view(y.shape)
@@ -46,10 +53,14 @@ class LowRank(torch.autograd.Function):
         x_ski = x.reshape(variants, -1, x.shape[-1])
         grad_y_sko = grad_y.reshape(variants, -1, grad_y.shape[-1])
         grad_h_skr = _scaled(torch.bmm(grad_y_sko, b_sor.to(grad_y.dtype)), scale_s)
+        taken = take_out(ctx.passage, grad_h_skr) if ctx.passage is not None else {}
         grad_a_sri = product(grad_h_skr.mT, x_ski, a_sri.dtype)
         grad_b_sor = product(h_skr.mT, grad_y_sko, b_sor.dtype).mT  # few rows multiply faster than few columns
-        grad_x = torch.bmm(grad_h_skr, a_sri.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
-        return grad_y, grad_x, grad_a_sri, grad_b_sor, None
+        grad_x_ski = torch.bmm(grad_h_skr, a_sri.to(x.dtype)) if ctx.needs_input_grad[1] else None
+        if ctx.passage is not None:
+            project_back(ctx.passage, [ctx.name], taken, x_ski, a_sri, grad_a_sri, grad_x_ski)
+        grad_x = grad_x_ski.view(x.shape) if grad_x_ski is not None else None
+        return grad_y, grad_x, grad_a_sri, grad_b_sor, None, None, None
 
 
 def _scaled(h_skr: Tensor, scale_s: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ class PackedLinear(nn.Module):
             return self.group.output(self.name, x)
         y = self.base(x)
         a_sri, b_sor = self.window.factors(self.name)
-        return LowRank.apply(y, x, a_sri, b_sor, self.window.scale_S)
+        return LowRank.apply(y, x, a_sri, b_sor, self.window.scale_S, self.window.passage, self.name)
 
 
 def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:

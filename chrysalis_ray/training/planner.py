@@ -13,12 +13,13 @@ from chrysalis_ray.config.checks import domains_of
 from chrysalis_ray.config.population import Asha, LevelMixes, Population
 from chrysalis_ray.config.population_checks import largest_rank, search_ranges
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.plan import Memory, Plan, Time, gib
 from chrysalis_ray.training.shapes import ModelShape, shape_of
 
-# Bytes per LoRA parameter and slot: fp32 weight, gradient and two Adam moments.
-BANK_BYTES = 16
+# Bytes per LoRA parameter and slot: fp32 weight and gradient, and what each moment of the optimizer adds.
+BANK_BYTES, MOMENT_BYTES = 8, 4
 # Rows of logits formed at once (fp32 logits and their gradient), so that the full logits never exist.
 LOGITS_CHUNK = 1024
 # A worker before it holds anything: a CUDA context, or Python with torch and Ray.
@@ -115,7 +116,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int) -> Me
     tokens = math.ceil(slots * rows * lanes.sequence_length)
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
-    bank = slots * shape.lora_parameters(largest_rank(loaded), loaded.blueprint.lora.targets) * BANK_BYTES
+    bank = slots * shape.lora_parameters(largest_rank(loaded), loaded.blueprint.lora.targets) * bank_bytes(loaded)
     on_gpu = (body.gpus_per_worker or 0) > 0
     return Memory(
         base=shard - offloaded + gathered,
@@ -125,6 +126,13 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int) -> Me
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + offloaded if on_gpu else 0,
     )
+
+
+def bank_bytes(loaded: LoadedExperiment) -> int:
+    """Bytes per LoRA parameter and slot, by the most demanding optimizer that a variant can have."""
+    drawn = loaded.experiment.population.search.optimizer
+    kinds = [loaded.blueprint.optimizer.type, *(getattr(drawn, "values", ()))]
+    return BANK_BYTES + MOMENT_BYTES * max(len(MOMENTS[str(kind)]) for kind in kinds)
 
 
 def _admit(body: BodyPatch, memory: Memory | None, hardware: Hardware, bodies: int) -> tuple[int, list[str]]:

@@ -39,6 +39,7 @@ class Shard:
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
+        self.window.passage = batch.passage
         return self.trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
 
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, microbatches
-from chrysalis_ray.training.optimizer import clip_slots, learning_rate_at, slot_norms
+from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
 from chrysalis_ray.training.pack import Occupant, Pack
+from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def train_chunk(
             ledger.add(losses, batches, shards.rows)
         engine.reduce(gradients)
 
+        settings = [occupants[slot].variant.hyperparameters if slot is not None else None for slot in rows]
+        drop_frozen(gradients, pack.bank.first_b, [own is not None and own.freeze_a for own in settings])
         norms = slot_norms(gradients)
-        clip_slots(gradients, norms, [occupants[slot].variant.hyperparameters.clip if slot is not None else 0 for slot in rows])
+        clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in settings])
         finite = torch.isfinite(norms).tolist()
         for row, slot in enumerate(rows):
             if slot is not None:

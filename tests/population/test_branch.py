@@ -139,3 +139,31 @@ def test_variants_are_self_contained_files(tmp_path):
     layout.variant(variants[3].variant_id).write_text("{")
     with pytest.raises(RunError, match=r"branch\.json"):
         read_branch(layout)
+
+
+def test_every_recipe_of_a_blueprint_reaches_the_variants_and_can_be_searched():
+    chosen = {
+        "lora.plus_ratio": 16, "lora.freeze_a": True, "lora.dropout": 0.1,
+        "optimizer.type": "rmsprop", "optimizer.momentum": 0.8,
+        "schedule.decay": "wsd", "schedule.final_fraction": 0.2, "schedule.decay_fraction": 0.3,
+    }  # fmt: skip
+    rows = branched(*(f"blueprint.{path}={json.dumps(value)}" for path, value in chosen.items()))
+    for path, value in chosen.items():
+        name = "optimizer" if path == "optimizer.type" else path.partition(".")[2]
+        assert {getattr(row.hyperparameters, name) for row in rows} == {value}
+    searched = branched(
+        "population.search={optimizer: {type: grid, values: [adamw, sgd]}, freeze_a: {type: grid, values: [true, false]},"
+        " dropout: {type: uniform, low: 0, high: 0.3}, plus_ratio: {type: log_uniform, low: 1, high: 32},"
+        " final_fraction: {type: choice, values: [0.0, 0.1]}}"
+    )
+    settings = [row.hyperparameters for row in searched]
+    assert [(s.optimizer, s.freeze_a) for s in settings[:3]] == [("adamw", True), ("adamw", False), ("sgd", True)]
+    assert all(0 <= s.dropout <= 0.3 and 1 <= s.plus_ratio <= 32 and s.final_fraction in (0.0, 0.1) for s in settings)
+    assert len({s.dropout for s in settings}) == len(settings)
+
+
+def test_a_variant_written_before_there_were_recipes_is_read():
+    written = branched()[0].to_json()
+    for name in ("optimizer", "momentum", "plus_ratio", "freeze_a", "dropout", "final_fraction", "decay_fraction"):
+        del written["hyperparameters"][name]
+    assert Variant.from_json(written) == branched()[0]

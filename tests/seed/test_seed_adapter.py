@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_written_and_read_is_the_same_adapter_and_the_same_bytes(tmp_path):
         assert torch.equal(again.factors[module][1], b_or)
     assert (tmp_path / "a" / "README.md").read_text() == "# card\n"
     assert (tmp_path / "a" / "merge.json").read_bytes() == b"{}"
+
+
+def test_dropout_is_told_as_peft_spells_it(tmp_path):
+    write_adapter(tmp_path / "a", replace(adapter(), dropout=0.15))
+    assert json.loads((tmp_path / "a" / CONFIG).read_text())["lora_dropout"] == 0.15
+    assert LoraConfig.from_pretrained(str(tmp_path / "a")).lora_dropout == 0.15
+    assert read_adapter(tmp_path / "a").dropout == 0.15
+    for wrong in (1.0, -0.1, "much", True):
+        config = json.loads((tmp_path / "a" / CONFIG).read_text())
+        (tmp_path / "a" / CONFIG).write_text(json.dumps({**config, "lora_dropout": wrong}))
+        with pytest.raises(MergeError, match="lora_dropout"):
+            read_adapter(tmp_path / "a")
 
 
 def test_writing_again_keeps_foreign_files_and_leaves_no_litter(tmp_path):

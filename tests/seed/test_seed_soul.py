@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save
 
 from chrysalis_ray.core.errors import StoreCorrupt, VariantLost
+from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
 
 META = {
@@ -69,6 +70,37 @@ def test_keys_and_shapes_are_those_of_a_seed(change):
     )
     with pytest.raises(StoreCorrupt):
         unpack_seed(foreign)
+
+
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_every_class_keeps_its_own_moments_and_no_others(kind):
+    weights = {name: tensor for name, tensor in tensors().items() if name.startswith("weight/")}
+    full = dict(weights)
+    for moment in MOMENTS[kind]:
+        full |= {name.replace("weight/", f"{moment}/"): tensor + 1 for name, tensor in weights.items()}
+    back, meta = unpack_seed(pack_seed(full, {**META, "optimizer": kind, "scalars": {"mu_product": 0.25}}))
+    assert back.keys() == full.keys()
+    assert meta["scalars"] == {"mu_product": 0.25}
+    assert unpack_seed(pack_seed(weights, {"optimizer": kind}))[0].keys() == weights.keys()
+    other = next(name for name in MOMENTS if set(MOMENTS[name]) != set(MOMENTS[kind]))
+    with pytest.raises(ValueError, match="moments"):
+        pack_seed(full, {"optimizer": other})
+
+
+def test_an_unknown_optimizer_is_refused():
+    for wrong in ("lion", 3, None, ["adamw"]):
+        with pytest.raises(ValueError, match="optimizer"):
+            pack_seed(tensors(), {"optimizer": wrong})
+
+
+def test_a_seed_of_the_first_format_opens():
+    content = save(tensors(), {"seed": '{"format":"chrysalis.seed/1","meta":{"optimizer_step":4,"updates":3}}'})
+    back, meta = unpack_seed(content)
+    assert meta == {"optimizer_step": 4, "updates": 3}
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors().items())
+    odd = {name.replace("exp_avg_sq/", "exp_inf/"): tensor for name, tensor in tensors().items()}
+    with pytest.raises(StoreCorrupt, match="exp_inf"):
+        unpack_seed(save(odd, {"seed": '{"format":"chrysalis.seed/1","meta":{"optimizer":"adamax"}}'}))
 
 
 def test_one_moment_alone_is_refused():

@@ -200,3 +200,16 @@ def test_planning_imports_neither_torch_nor_ray() -> None:
         "print([name for name in ('torch', 'ray', 'numpy', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_bank_has_room_for_the_moments_of_the_optimizer() -> None:
+    def bank(*settings: str) -> int:
+        memory = plan(load_experiment(QUICKSTART, settings), LAPTOP).memory
+        assert memory is not None
+        return memory.bank
+
+    adamw = bank()
+    assert bank("blueprint.optimizer.type=sgd") == adamw * 12 // 16
+    assert bank("blueprint.optimizer.type=adadelta") == adamw
+    searched = "population.search.optimizer={type: choice, values: [adam, rmsprop]}"
+    assert bank("blueprint.optimizer.type=sgd", searched) == adamw

@@ -17,9 +17,10 @@ from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed, label, microbatches
 from chrysalis_ray.training.loss import chunks_within, head_cross_entropy, token_losses
-from chrysalis_ray.training.optimizer import clip_slots, learning_rate_at, slot_norms
+from chrysalis_ray.training.optimizer import clip_slots, slot_norms
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations, document_mask
 
