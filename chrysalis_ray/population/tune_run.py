@@ -27,19 +27,22 @@ def run_population(
     What came of it is omega's to tell (`summary`): Tune's own files are a transport and are thrown away.
     """
     from ray import tune
-    from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from chrysalis_ray.population.trial import VariantTrial
 
     population = experiment.population
     random.seed(experiment.rng_seed)  # PBT draws from the global generators of this process
     numpy.random.seed(experiment.rng_seed)
-    fixed = {"omega": body.plan.omega_name, "namespace": body.plan.namespace, "variants": str(layout.variants)}
+    fixed = {
+        "omega": body.plan.omega_name,
+        "namespace": body.plan.namespace,
+        "variants": str(layout.variants),
+        "memory": trial_memory(room_per_node(), body.plan.morphology.slots),
+    }
     mutable = mutable_fields(population)
     searcher, space = make_searcher(variants, fixed, mutable, body.plan.morphology.slots)
-    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), body.plan.morphology.slots)}])
     tune.Tuner(
-        tune.with_resources(VariantTrial, light),
+        VariantTrial,
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
