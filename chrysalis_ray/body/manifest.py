@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ def awaken_omega(
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
     omega: Any = ray.remote(Omega).options(**options).remote(str(store), str(weave), list(variants), slots, linger_seconds)
-    ray.get(omega.start.remote())
+    started = omega.start.remote()
+    importlib.import_module("chrysalis_ray.body.trainer")  # Ray Train and torch: that takes as long as a process to come up
+    ray.get(started)
     return omega
 
 
