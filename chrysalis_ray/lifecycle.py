@@ -244,7 +244,8 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         there = [] if population.proposes else variants
         barrier = Barrier(slots, population.variants, by_rest=population.pauses)
         omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, slots, barrier=barrier)
-        body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies).manifest()
+        autoscaling = address is not None  # a cluster of our own cannot grow
+        body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()
         run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
         yield body
         body.dissolve()

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would set up the logging of the process it runs in: the driver
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that is late must not start another Ray
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -66,10 +68,10 @@ def joined(address: str | None) -> Iterator[None]:
 
     Raises BodyError when the cluster cannot be reached.
     """
+    for name, value in ENVIRONMENT.items():  # first: Ray reads some of them when it is imported
+        os.environ.setdefault(name, value)
     import ray
 
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -43,41 +44,49 @@ def awaken_omega(
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
     arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier)
     omega: Any = ray.remote(Omega).options(**options).remote(*arguments)
-    ray.get(omega.start.remote())
+    started = omega.start.remote()
+    importlib.import_module("chrysalis_ray.body.trainer")  # Ray Train and torch: that takes as long as a process to come up
+    ray.get(started)
     return omega
 
 
 class Body:
-    """A worker group and the thread that watches over it. `manifest` starts it, `dissolve` ends it."""
+    """A worker group and the thread that watches over it. `manifest` starts it, `dissolve` ends it.
 
-    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, max_failures: int = -1) -> None:
+    `autoscaling` says that the cluster may add nodes when it is asked for room.
+    """
+
+    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, *, autoscaling: bool, max_failures: int = -1) -> None:
         self.plan = plan
         self.omega = omega
         self.folder = folder
+        self.autoscaling = autoscaling
         self.max_failures = max_failures
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._watch, name="body", daemon=True)
+        self.thread: threading.Thread | None = None
 
     def manifest(self) -> Body:
         """Start the workers; returns at once, the first turn waits until they are up."""
-        import ray.train.torch  # here, not first in the thread: two threads importing Ray's parts at once trip over each other
-
-        assert ray.is_initialized()
         self.folder.mkdir(parents=True, exist_ok=True)
+        trainer = self._trainer()  # not in the thread: two threads importing Ray's parts at once trip over each other
+        self.thread = threading.Thread(target=self._watch, args=(trainer,), name="body", daemon=True)
         self.thread.start()
         return self
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
+
+        from chrysalis_ray.body.trainer import BodyTrainer
 
         shape = self.plan.morphology
         resources = {"CPU": shape.cpus_per_worker}
         if shape.gpus_per_worker > 0:
             resources["GPU"] = shape.gpus_per_worker
         life = len([entry for entry in self.folder.iterdir() if entry.is_dir()])
-        return TorchTrainer(
+        return BodyTrainer(
             live,
+            autoscaling=self.autoscaling,
             train_loop_config={"plan": self.plan},
             torch_config=TorchConfig(backend="nccl" if shape.gpus_per_worker > 0 else "gloo"),
             scaling_config=ScalingConfig(
@@ -90,12 +99,12 @@ class Body:
             ),
         )
 
-    def _watch(self) -> None:
+    def _watch(self, trainer: Any) -> None:
         import ray
 
         reason = None
         try:
-            self._trainer().fit()
+            trainer.fit()
         except BaseException as error:  # whatever ends the group must reach the trials that wait for it
             self.error = error
             reason = error_line(error)
@@ -140,4 +149,5 @@ class Body:
         import ray
 
         ray.get(self.omega.dissolve.remote())
-        self.thread.join(timeout_seconds)
+        if self.thread is not None:
+            self.thread.join(timeout_seconds)

@@ -26,7 +26,8 @@ def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]]
         if row["state"] in ("failed", "evicted"):
             write_json(layout.failed / f"{variant_id}.json", {"variant_id": variant_id, **row})
         if "seed" in row:
-            row["adapter_sha256"] = write_adapter(layout.adapter(variant_id), adapter_of(layout, row, zero))
+            adapter = adapter_of(layout, row, zero)
+            row["adapter_sha256"] = write_adapter(layout.adapter(variant_id), adapter, like=layout.seed)
     write_json(layout.population_manifest, {"variants": standing, **facts})
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 
 from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.population.mixes import LEVEL
+from chrysalis_ray.population.postponed import postponed
 from chrysalis_ray.population.search import DIVERGED, METRIC
+
+with postponed():
+    from ray import tune
+    from ray.tune.execution.placement_groups import PlacementGroupFactory
 
 CHECKPOINT = "position.json"
 # What comes with the weights and moments when a trial takes over another's position.
@@ -26,13 +30,19 @@ TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 
 
 class VariantTrial(tune.Trainable):
-    """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `variant` and what Tune may change."""
+    """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `memory` (bytes that this process reserves),
+    `variant` and what Tune may change."""
 
     who: str
     omega: Any
     variant: Variant
     position: str
     chunk: int
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        # not tune.with_resources: that sends a class of its own, whose making imports Ray before this file can postpone
+        return PlacementGroupFactory([{"memory": config["memory"]}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self.who = uuid.uuid4().hex  # this process, told apart from one that it follows

@@ -29,7 +29,6 @@ def run_population(
     What came of it is omega's to tell (`summary`): Tune's own files are a transport and are thrown away.
     """
     from ray import tune
-    from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from chrysalis_ray.population.trial import VariantTrial
 
@@ -37,7 +36,13 @@ def run_population(
     population = experiment.population
     random.seed(experiment.rng_seed)  # PBT draws from the global generators of this process
     numpy.random.seed(experiment.rng_seed)
-    fixed = {"omega": body.plan.omega_name, "namespace": body.plan.namespace, "variants": str(layout.variants)}
+    trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
+    fixed = {
+        "omega": body.plan.omega_name,
+        "namespace": body.plan.namespace,
+        "variants": str(layout.variants),
+        "memory": trial_memory(room_per_node(), trials),
+    }
     mutable = mutable_fields(population)
     if population.proposes:
         from chrysalis_ray.population.propose import make_proposer
@@ -45,10 +50,8 @@ def run_population(
         searcher, space = make_proposer(branching, layout, body.omega, slots), fixed
     else:
         searcher, space = make_searcher(variants, fixed, mutable, slots)
-    trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
-    light = PlacementGroupFactory([{"memory": trial_memory(room_per_node(), trials)}])
     tune.Tuner(
-        tune.with_resources(VariantTrial, light),
+        VariantTrial,
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC,

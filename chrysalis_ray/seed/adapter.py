@@ -79,15 +79,21 @@ class AdapterWeights:
 
 
 def write_adapter(
-    folder: Path, weights: AdapterWeights, card: str | None = None, extra: Mapping[str, bytes] | None = None
+    folder: Path,
+    weights: AdapterWeights,
+    card: str | None = None,
+    extra: Mapping[str, bytes] | None = None,
+    like: Path | None = None,
 ) -> str:
     """Write a PEFT folder and return the sha256 over its config and weights; the same adapter gives the same bytes.
 
-    `card` becomes README.md, `extra` further plain files. The folder is built beside its place and renamed; files that an
-    older folder holds beside ours are kept. Raises MergeError for an adapter that plain peft could not load.
+    `card` becomes README.md, `extra` further plain files. `like` is a folder that this function wrote: what peft says of every
+    adapter is taken from its config, so that peft, seconds of import, need not be asked again. The folder is built beside its
+    place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that plain peft
+    could not load.
     """
     _check_weights(weights)
-    files = {CONFIG: _config_bytes(weights), WEIGHTS: _weight_bytes(weights)}
+    files = {CONFIG: _config_bytes(weights, like), WEIGHTS: _weight_bytes(weights)}
     for name, content in (extra or {}).items():
         if name in (*files, CARD) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise MergeError(f"{name!r} cannot be a file beside an adapter", "give a plain file name of your own")
@@ -145,25 +151,26 @@ def _check_weights(weights: AdapterWeights) -> None:
             raise MergeError(f"module {module} is none of the targets {', '.join(sorted(weights.targets))}")
 
 
-def _config_bytes(weights: AdapterWeights) -> bytes:
+def _config_bytes(weights: AdapterWeights, like: Path | None) -> bytes:
+    own = {
+        "base_model_name_or_path": weights.base_model,
+        "revision": weights.revision,
+        "r": weights.rank,
+        "lora_alpha": int(weights.alpha) if float(weights.alpha).is_integer() else weights.alpha,
+        "use_rslora": weights.use_rslora,
+        "target_modules": sorted(weights.targets),
+        "lora_dropout": weights.dropout,
+        "fan_in_fan_out": weights.fan_in_fan_out,
+    }
+    plain = {**(_peft_config() if like is None else _read_config(like)), **own}
+    return (json.dumps(json.loads(canonical_json(plain)), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _peft_config() -> dict[str, Any]:
+    """What this version of peft writes into the config of a plain LoRA."""
     from peft import LoraConfig
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=weights.base_model,
-        revision=weights.revision,
-        inference_mode=True,
-        r=weights.rank,
-        lora_alpha=int(weights.alpha) if float(weights.alpha).is_integer() else weights.alpha,  # type: ignore[arg-type]
-        use_rslora=weights.use_rslora,
-        target_modules=sorted(weights.targets),
-        lora_dropout=weights.dropout,
-        bias="none",
-        fan_in_fan_out=weights.fan_in_fan_out,
-    ).to_dict()
-    # peft keeps target_modules in a set, whose order is not ours to trust
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    return (json.dumps(json.loads(canonical_json(plain)), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return LoraConfig(task_type="CAUSAL_LM", inference_mode=True, bias="none").to_dict()
 
 
 def _weight_bytes(weights: AdapterWeights) -> bytes:

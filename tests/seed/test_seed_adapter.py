@@ -52,6 +52,13 @@ def test_plain_peft_loads_what_we_write(tmp_path, use_rslora):
     torch.testing.assert_close(loaded, dense(ids).logits, atol=2e-5, rtol=1e-4)
 
 
+def test_a_config_like_anothers_is_the_config_that_peft_would_give(tmp_path):
+    write_adapter(tmp_path / "first", adapter(rank=5, alpha=7.5, use_rslora=True))
+    asked = write_adapter(tmp_path / "asked", adapter(rank=3))
+    like = write_adapter(tmp_path / "like", adapter(rank=3), like=tmp_path / "first")
+    assert like == asked
+
+
 def test_written_and_read_is_the_same_adapter_and_the_same_bytes(tmp_path):
     weights = adapter(alpha=5.5)
     first = write_adapter(tmp_path / "a", weights, card="# card\n", extra={"merge.json": b"{}"})
