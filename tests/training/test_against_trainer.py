@@ -15,8 +15,8 @@ from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed
-from chrysalis_ray.training.optimizer import learning_rate_at
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.step import train_chunk
 
 STEPS = 20  # the whole schedule of `variant`
