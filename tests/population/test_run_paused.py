@@ -17,6 +17,10 @@ HYPERBAND = (
     "population.reports=4",
     "body={slots: 8}",
 )
+PBT = (
+    "population.scheduler={type: pbt, perturb_every_reports: 1, quantile: 0.5}",
+    "population.search={learning_rate: {type: log_uniform, low: 1e-5, high: 1e-2}}",
+)
 PB2 = (
     "population.scheduler={type: pb2, perturb_every_reports: 1, quantile: 0.5, mutate: [learning_rate, levels]}",
     "population.search={learning_rate: {type: log_uniform, low: 1e-5, high: 3e-2}}",
@@ -91,6 +95,15 @@ def test_pb2_proposes_rates_and_levels_within_their_ranges_while_variants_train(
     assert pairs - started  # proposed, not only copied
     assert all(9.9e-6 <= rate <= 3.01e-2 and 0.099 <= level <= 10.01 for rate, level in pairs)
     assert all(row["epigenome"]["express"]["reference"] == 1 for row in metrics)
+
+
+@pytest.mark.slow
+def test_a_kill_under_pbt_changes_no_byte(garden):
+    """Tune draws from the generators that PBT draws from, as often as it polls: no two runs poll alike."""
+    undisturbed = garden.run("bred-whole", *PBT)
+    run = killed_and_resumed(garden, "bred-killed", PBT, after=4)
+    assert turns(run) == turns(undisturbed)
+    assert adapters(run) == adapters(undisturbed)
 
 
 @pytest.mark.slow
