@@ -34,6 +34,11 @@ def banded(garden):
 
 
 @pytest.fixture(scope="module")
+def copied(garden):
+    return garden.run("copied", *PBT)
+
+
+@pytest.fixture(scope="module")
 def bandits(garden):
     pytest.importorskip("sklearn")
     return garden.run("bandits", *PB2)
@@ -74,6 +79,7 @@ def test_hyperband_halves_its_brackets_and_who_was_paused_goes_on(banded):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_under_hyperband_changes_no_byte(garden, banded):
     run = killed_and_resumed(garden, "banded-killed", HYPERBAND, after=2)
     assert turns(run) == turns(banded)
@@ -98,15 +104,16 @@ def test_pb2_proposes_rates_and_levels_within_their_ranges_while_variants_train(
 
 
 @pytest.mark.slow
-def test_a_kill_under_pbt_changes_no_byte(garden):
+@pytest.mark.timeout(1800)
+def test_a_kill_under_pbt_changes_no_byte(garden, copied):
     """Tune draws from the generators that PBT draws from, as often as it polls: no two runs poll alike."""
-    undisturbed = garden.run("bred-whole", *PBT)
     run = killed_and_resumed(garden, "bred-killed", PBT, after=4)
-    assert turns(run) == turns(undisturbed)
-    assert adapters(run) == adapters(undisturbed)
+    assert turns(run) == turns(copied)
+    assert adapters(run) == adapters(copied)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_under_pb2_changes_no_byte(garden, bandits):
     run = killed_and_resumed(garden, "bandits-killed", PB2, after=4)
     assert turns(run) == turns(bandits)
