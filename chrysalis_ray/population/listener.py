@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import ray
 from ray.tune import Callback, Stopper
 
 from chrysalis_ray.core.errors import error_line
+from chrysalis_ray.core.records import sha256_of
 from chrysalis_ray.population.search import DIVERGED, METRIC
 
 Row = dict[str, Any]
@@ -102,19 +105,32 @@ class PopulationListener(Callback):
 
 
 class UntilBodyLost(Stopper):
-    """Ends the tune run when no body is left to train in: trials cannot be retried into nothing."""
+    """Ends the tune run when no body is left to train in: trials cannot be retried into nothing.
 
-    def __init__(self, lost: Callable[[], bool]) -> None:
+    Tune asks its stopper about a result before its scheduler decides on it. Schedulers draw from the generators of this
+    process, and so does Tune itself, as often as it happens to poll: here they are seeded by what was reported.
+    """
+
+    def __init__(self, lost: Callable[[], bool], rng_seed: int) -> None:
         self.lost = lost
+        self.rng_seed = rng_seed
 
     def __call__(self, trial_id: str, result: Row) -> bool:
+        seed_generators(self.rng_seed, result["position"])
         return False
 
     def stop_all(self) -> bool:
         return self.lost()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return UntilBodyLost, (_never,)  # Tune writes its stopper to disk; nothing is ever restored from there
+        return UntilBodyLost, (_never, self.rng_seed)  # Tune writes its stopper to disk; nothing is ever restored from there
+
+
+def seed_generators(*name: Any) -> None:
+    """Seed Python's and numpy's global generators by a name."""
+    rng_seed = int(sha256_of(name)[:8], 16)
+    random.seed(rng_seed)
+    numpy.random.seed(rng_seed)
 
 
 def _never() -> bool:

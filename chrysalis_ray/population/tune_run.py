@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-
-import numpy
 
 from chrysalis_ray.body.cluster import room_per_node
 from chrysalis_ray.body.ledger import HOLDS
@@ -13,7 +10,7 @@ from chrysalis_ray.body.manifest import Body
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.branch import Branching
-from chrysalis_ray.population.listener import PopulationListener, UntilBodyLost
+from chrysalis_ray.population.listener import PopulationListener, UntilBodyLost, seed_generators
 from chrysalis_ray.population.search import METRIC, MODE, make_scheduler, make_searcher, mutable_fields
 
 TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves where there is room; it takes no CPU from the body
@@ -34,8 +31,7 @@ def run_population(
 
     experiment, slots = branching.experiment, body.plan.morphology.slots
     population = experiment.population
-    random.seed(experiment.rng_seed)  # PBT draws from the global generators of this process
-    numpy.random.seed(experiment.rng_seed)
+    seed_generators(experiment.rng_seed)
     trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
     fixed = {
         "omega": body.plan.omega_name,
@@ -65,7 +61,7 @@ def run_population(
         run_config=tune.RunConfig(
             name="population",
             storage_path=str(layout.tune),
-            stop=UntilBodyLost(body.lost),
+            stop=UntilBodyLost(body.lost, experiment.rng_seed),
             verbose=0,
             callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=population.max_failures),

@@ -10,7 +10,7 @@ from garden import adapters, cuts, end, population
 from chrysalis_ray.core.store import Store
 
 pytest.importorskip("hpbandster")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = (
     "population.searcher={type: bohb}",

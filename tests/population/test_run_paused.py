@@ -17,6 +17,10 @@ HYPERBAND = (
     "population.reports=4",
     "body={slots: 8}",
 )
+PBT = (
+    "population.scheduler={type: pbt, perturb_every_reports: 1, quantile: 0.5}",
+    "population.search={learning_rate: {type: log_uniform, low: 1e-5, high: 1e-2}}",
+)
 PB2 = (
     "population.scheduler={type: pb2, perturb_every_reports: 1, quantile: 0.5, mutate: [learning_rate, levels]}",
     "population.search={learning_rate: {type: log_uniform, low: 1e-5, high: 3e-2}}",
@@ -27,6 +31,11 @@ PB2 = (
 @pytest.fixture(scope="module")
 def banded(garden):
     return garden.run("banded", *HYPERBAND)
+
+
+@pytest.fixture(scope="module")
+def copied(garden):
+    return garden.run("copied", *PBT)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +79,7 @@ def test_hyperband_halves_its_brackets_and_who_was_paused_goes_on(banded):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_under_hyperband_changes_no_byte(garden, banded):
     run = killed_and_resumed(garden, "banded-killed", HYPERBAND, after=2)
     assert turns(run) == turns(banded)
@@ -94,6 +104,16 @@ def test_pb2_proposes_rates_and_levels_within_their_ranges_while_variants_train(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_kill_under_pbt_changes_no_byte(garden, copied):
+    """Tune draws from the generators that PBT draws from, as often as it polls: no two runs poll alike."""
+    run = killed_and_resumed(garden, "bred-killed", PBT, after=4)
+    assert turns(run) == turns(copied)
+    assert adapters(run) == adapters(copied)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_under_pb2_changes_no_byte(garden, bandits):
     run = killed_and_resumed(garden, "bandits-killed", PB2, after=4)
     assert turns(run) == turns(bandits)

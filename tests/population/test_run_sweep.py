@@ -5,7 +5,7 @@ from garden import population
 
 from chrysalis_ray.core.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = (
     "population.variants=64",
