@@ -18,6 +18,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.training.base import load_base, prepare_base
 from chrysalis_ray.training.embedded import END
+from chrysalis_ray.training.muon import Muon, orthogonalised
 
 SPEC = EmbeddedBase(
     type="embedded",
@@ -162,3 +163,24 @@ def test_without_network_the_remedy_says_what_to_do(tmp_path: Path, monkeypatch:
     spec = PretrainedBase(type="pretrained", model="owner/a-model-that-is-not-cached-here")
     with pytest.raises(ModelError, match="without network copy the model folder here"):
         prepare_base(spec, ModuleText(), CacheLayout(tmp_path), 0, silent)  # type: ignore[arg-type]
+
+
+def test_muon_is_torchs_muon_without_its_rounding() -> None:
+    """torch's rounds to bf16 while it orthogonalises; ours must stay as near to it as that lets it be."""
+    generator = torch.Generator().manual_seed(3)
+    for shape in ((24, 40), (40, 24), (32, 32)):
+        mine, theirs = (torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for _ in range(2))
+        ours = Muon([mine], lr=0.02)
+        reference = torch.optim.Muon(
+            [theirs], lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+        start = mine.detach().clone()
+        for _ in range(4):
+            mine.grad = torch.randn(shape, generator=generator)
+            theirs.grad = mine.grad.clone()
+            ours.step()
+            reference.step()
+        moved = (theirs - start).norm()
+        assert (mine - theirs).norm() <= 0.02 * moved
+        spread = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=generator)))
+        assert 0.5 < spread.min() <= spread.max() < 1.3
