@@ -49,6 +49,7 @@ class Bank:
         self.targets = tuple(targets)
         self.slots = slots
         self.rank = rank
+        self.widest = max(target.in_features for target in self.targets)
         self.offsets: dict[tuple[str, str], tuple[int, tuple[int, int]]] = {}
         end = 0
         for target in self.targets:

@@ -66,7 +66,7 @@ class FusedLowRank(torch.autograd.Function):
             h_skr = h_skc[..., index * rank : (index + 1) * rank]
             y.view(variants, -1, y.shape[-1]).baddbmm_(h_skr, b_sor.to(x.dtype).mT)
             outputs.append(y)
-        ctx.save_for_backward(x, h_skc)
+        ctx.save_for_backward(x, h_skc)  # and not the factors: see packed.LowRank
         ctx.group, ctx.weights, ctx.passage = group, weights, passage
         ctx.scale_s = group.window.scale_S
         return tuple(outputs)

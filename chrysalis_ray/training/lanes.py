@@ -79,18 +79,11 @@ class Feed:
 
 
 def microbatches(
-    lanes: Sequence[LaneStep | None],
-    shards: Sequence[slice],
-    tokens: TokenStore,
-    rows_per_microstep: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> Iterator[list[MicroBatch]]:
-    """The micro-steps of one step for this worker: one batch for every shard of the lanes.
+    lanes: Sequence[LaneStep | None], tokens: TokenStore, rows_per_microstep: int, rank: int, world: int, device: torch.device
+) -> Iterator[MicroBatch]:
+    """The micro-batches of one step for this worker; a lane that is None is filled with tokens that carry no label.
 
-    A lane that is None is filled with tokens that carry no label. Raises ModelError where the rows of a step do not divide
-    into micro-steps.
+    Raises ModelError where the rows of a step do not divide into micro-steps.
     """
     rows_per_step = max(len(lane.rows) for lane in lanes if lane is not None)
     if rows_per_step % rows_per_microstep:
@@ -101,8 +94,7 @@ def microbatches(
     for start in range(0, rows_per_step, rows_per_microstep):
         own = range(start + rank, start + rows_per_microstep, world)
         share = -(-rows_per_microstep // world)  # every worker computes as many sequences, the last of some without labels
-        filled = [_lane(lane, own, share, tokens) for lane in lanes]
-        yield [_collate(filled[shard], device) for shard in shards]
+        yield _collate([_lane(lane, own, share, tokens) for lane in lanes], device)
 
 
 @dataclass(frozen=True)

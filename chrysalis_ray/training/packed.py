@@ -41,14 +41,17 @@ class LowRank(torch.autograd.Function):
             project_down(passage, [name], x_ski, a_sri, h_skr)
         h_skr = _scaled(h_skr, scale_s)
         ctx.passage, ctx.name = passage, name
-        ctx.save_for_backward(x, h_skr, a_sri, b_sor, scale_s)
+        ctx.save_for_backward(x, h_skr)
+        # Not saved: all rows of the bank share a version, and other threads move theirs meanwhile. Ours wait for this pass.
+        ctx.factors = a_sri, b_sor, scale_s
         y_sko = y.reshape(variants, -1, y.shape[-1])
         return torch.baddbmm(y_sko, h_skr, b_sor.to(x.dtype).mT).view(y.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = grad_outputs
-        x, h_skr, a_sri, b_sor, scale_s = ctx.saved_tensors
+        x, h_skr = ctx.saved_tensors
+        a_sri, b_sor, scale_s = ctx.factors
         variants = a_sri.shape[0]
         x_ski = x.reshape(variants, -1, x.shape[-1])
         grad_y_sko = grad_y.reshape(variants, -1, grad_y.shape[-1])

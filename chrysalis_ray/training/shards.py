@@ -2,8 +2,9 @@
 
 On CPUs the operations of a small base are too short to be split: with two threads inside each, as torch does it, a step of
 a variant costs about 1.5 times the core time that it costs with one. So the live variants are split instead. A shard is a
-copy of the trunk's modules that shares every frozen tensor and looks at its own rows of the bank; shards meet nowhere, so
-that they need neither locks nor sums. Threads that are left over when few variants live go into the operations.
+copy of the trunk's modules that shares every frozen tensor and looks at its own rows of the bank. Shards meet nowhere before
+a chunk ends: they need neither locks nor sums, and none waits for another at every step. Threads that are left over when
+few variants live go into the operations, if the base is wide enough for that to pay.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
+WIDE = 1024  # input features from which an operation is worth splitting over threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +38,11 @@ class Shard:
         self.head = head
         self.window = window
         self.engine = engine
+
+    @property
+    def gradients(self) -> Tensor:
+        """The gradients of its variants, a row each: a part of the bank."""
+        return self.window.bank.gflat_SP[self.window.rows]
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
@@ -65,7 +72,8 @@ class Shards:
 
     def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
         bank = window.bank
-        count = min(threads, bank.slots, MOST_SHARDS) if engine.device.type == "cpu" and engine.copyable else 1
+        alone = engine.device.type == "cpu" and engine.copyable and engine.world == 1  # threads would mix up collectives
+        count = min(threads, bank.slots, MOST_SHARDS) if alone else 1
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
             count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
         self.threads = threads
@@ -91,7 +99,8 @@ class Shards:
         """`work(shard, item)` for every live shard and its item, side by side. What one of them raises is raised here."""
         if self._pool is None:
             return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
-        inside = self.threads // len(self.live)
+        wide = self.live[0].window.bank.widest >= WIDE
+        inside = self.threads // len(self.live) if wide else 1
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
         return [future.result() for future in futures]

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, microbatches
+from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.schedules import learning_rate_at
@@ -61,39 +63,47 @@ def train_chunk(
     """
     occupants = {slot: pack.occupant(slot) for slot in slots}
     rows_per_step = _common_shape([occupant.variant for occupant in occupants.values()], tokens)
-    feeds = {slot: Feed(occupant.variant, tokens) for slot, occupant in occupants.items()}
     rows = pack.arrange(slots)
-    engine, shards, live = pack.engine, pack.shards, len(rows)
-    gradients = pack.bank.gflat_SP[:live]
-    ledger = Ledger(live, pack.bank.flat_SP)
+    seats = [occupants[slot] if slot is not None else None for slot in rows]
+    train = partial(train_rows, tokens=tokens, steps=steps, rows_per_microstep=rows_per_microstep or rows_per_step)
+    with strided_gradients():
+        parts = pack.shards.each(train, [seats[part] for part in pack.shards.rows])
+    metrics = dict(zip(rows, (metric for part in parts for metric in part), strict=True))
+    return [told for slot in slots if (told := metrics[slot]) is not None]
+
+
+def train_rows(
+    shard: Shard, seats: Sequence[Occupant | None], tokens: TokenStore, steps: int, rows_per_microstep: int
+) -> list[SlotMetrics | None]:
+    """The steps of one shard; `seats` says who sits in each of its rows, None for a row that only keeps the shape."""
+    if not any(seats):
+        return [None for _ in seats]
+    feeds = [Feed(occupant.variant, tokens) if occupant else None for occupant in seats]
+    engine, gradients = shard.engine, shard.gradients
+    ledger = Ledger(len(seats), gradients)
 
     for _ in range(steps):
-        lanes = [feeds[slot].step(occupants[slot].optimizer_step) if slot is not None else None for slot in rows]
-        pack.zero_gradients()
-        for batches in microbatches(
-            lanes, shards.rows, tokens, rows_per_microstep or rows_per_step, engine.rank, engine.world, engine.device
-        ):
-            with strided_gradients():
-                losses = shards.each(forward_backward, batches)
-            ledger.add(losses, batches, shards.rows)
+        lanes = [feed.step(seat.optimizer_step) if feed and seat else None for feed, seat in zip(feeds, seats, strict=True)]
+        gradients.zero_()
+        for batch in microbatches(lanes, tokens, rows_per_microstep, engine.rank, engine.world, engine.device):
+            ledger.add(forward_backward(shard, batch), batch.labelled)
         engine.reduce(gradients)
 
-        settings = [occupants[slot].variant.hyperparameters if slot is not None else None for slot in rows]
-        drop_frozen(gradients, pack.bank.first_b, [own is not None and own.freeze_a for own in settings])
+        settings = [seat.variant.hyperparameters if seat else None for seat in seats]
+        drop_frozen(gradients, shard.window.bank.first_b, [own is not None and own.freeze_a for own in settings])
         norms = slot_norms(gradients)
         clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in settings])
-        finite = torch.isfinite(norms).tolist()
-        for row, slot in enumerate(rows):
-            if slot is not None:
-                step_variant(occupants[slot], lanes[row], finite[row])
+        for seat, lane, finite in zip(seats, lanes, torch.isfinite(norms).tolist(), strict=True):
+            if seat and lane:
+                step_variant(seat, lane, finite)
         ledger.close(norms, lanes)
 
     engine.reduce(ledger.loss_N)
-    return ledger.read(slots, rows, occupants)
+    return ledger.read(seats)
 
 
 def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
-    """One pass of a shard's variants: their gradients are added to the bank, their token losses returned."""
+    """One pass: the gradients of a shard's variants are added to the bank, their token losses [K] returned."""
     hidden = shard.hidden(batch)
     loss, token_losses = shard.loss(hidden, batch.labelled)
     loss.backward()
@@ -108,9 +118,8 @@ def strided_gradients() -> Iterator[None]:
         yield
 
 
-def step_variant(occupant: Occupant, lane: LaneStep | None, finite: bool) -> None:
+def step_variant(occupant: Occupant, lane: LaneStep, finite: bool) -> None:
     """Move one variant by its own optimizer, or skip a step whose gradient is not finite; either way its data moves on."""
-    assert lane is not None
     if finite and not occupant.evicted:
         occupant.optimizer.step(current_learning_rate(occupant))
         occupant.skipped_in_a_row = 0
@@ -134,11 +143,10 @@ class Ledger:
         self.norm_N = torch.zeros(live, dtype=torch.float64, device=like.device)
         self.labels = [0] * live
 
-    def add(self, losses: Sequence[Tensor], batches: Sequence[MicroBatch], shards: Sequence[slice]) -> None:
-        """Sum the losses [K] of a micro-step's batches lane by lane."""
-        for losses_K, batch, rows in zip(losses, batches, shards, strict=True):
-            parts = losses_K.detach().to(torch.float64).split(batch.labelled.counts)
-            self.loss_N[rows] += torch.stack([part.sum() for part in parts])
+    def add(self, losses_K: Tensor, labelled: Labelled) -> None:
+        """Sum a micro-batch's losses lane by lane."""
+        parts = losses_K.detach().to(torch.float64).split(labelled.counts)
+        self.loss_N += torch.stack([part.sum() for part in parts])
 
     def close(self, norms_N: Tensor, lanes: Sequence[LaneStep | None]) -> None:
         """End a step."""
@@ -146,25 +154,25 @@ class Ledger:
         for row, lane in enumerate(lanes):
             self.labels[row] += lane.labels if lane is not None else 0
 
-    def read(self, slots: Sequence[int], rows: Sequence[int | None], occupants: dict[int, Occupant]) -> list[SlotMetrics]:
+    def read(self, seats: Sequence[Occupant | None]) -> list[SlotMetrics | None]:
+        """The metrics of whoever sits in each row."""
         losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
-        metrics = []
-        for slot in slots:
-            row, occupant = rows.index(slot), occupants[slot]
-            variant, step = occupant.variant, occupant.optimizer_step
-            metrics.append(
-                SlotMetrics(
-                    step=step,
-                    tokens=step * variant.tokens_per_step,
-                    train_loss=_finite(losses[row] / max(1, self.labels[row])),
-                    gradient_norm=_finite(norms[row]),
-                    learning_rate=learning_rate_at(variant.hyperparameters, max(0, step - 1), variant.steps),
-                    skipped=occupant.skipped,
-                    state="evicted" if occupant.evicted else "training",
-                    domain_tokens=dict(occupant.domain_tokens),
-                )
-            )
-        return metrics
+        told = zip(seats, losses, self.labels, norms, strict=True)
+        return [metrics_of(seat, loss / max(1, labels), norm) if seat else None for seat, loss, labels, norm in told]
+
+
+def metrics_of(occupant: Occupant, loss: float, norm: float) -> SlotMetrics:
+    variant, step = occupant.variant, occupant.optimizer_step
+    return SlotMetrics(
+        step=step,
+        tokens=step * variant.tokens_per_step,
+        train_loss=_finite(loss),
+        gradient_norm=_finite(norm),
+        learning_rate=learning_rate_at(variant.hyperparameters, max(0, step - 1), variant.steps),
+        skipped=occupant.skipped,
+        state="evicted" if occupant.evicted else "training",
+        domain_tokens=dict(occupant.domain_tokens),
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -96,7 +96,7 @@ def test_a_row_drops_the_same_on_whatever_worker(world: int, tokens: TextTokens)
     lane = Feed(variant(0, dropout=0.2), tokens).step(5)
     seen = {}
     for rank in range(world):
-        for (batch,) in microbatches([None, lane], [slice(0, 2)], tokens, 2, rank, world, CPU):  # type: ignore[arg-type]
+        for batch in microbatches([None, lane], tokens, 2, rank, world, CPU):  # type: ignore[arg-type]
             if batch.passage is None:
                 continue
             ((row, mask),) = batch.passage.dropping()
@@ -129,7 +129,7 @@ def test_no_mask_is_kept_for_the_backward_pass(tiny_base: Path, tokens: TextToke
             return tensor
 
         lane = Feed(pack.occupant(0).variant, tokens).step(0)
-        (batches,) = microbatches([lane], pack.shards.rows, tokens, 2, 0, 1, CPU)  # type: ignore[arg-type]
+        batches = list(microbatches([lane], tokens, 2, 0, 1, CPU))  # type: ignore[arg-type]
         with strided_gradients(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             pack.shards.each(forward_backward, batches)
         assert isinstance(pack.shards.all[0], Shard)

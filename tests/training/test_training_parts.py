@@ -95,7 +95,7 @@ def test_workers_divide_a_step_between_them(world: int, rows_per_microstep: int,
     expected = tokens.batch(lane.rows, "train")
     seen, weight = [], 0.0
     for rank in range(world):
-        for (batch,) in microbatches([None, lane], [slice(0, 2)], tokens, rows_per_microstep, rank, world, CPU):  # type: ignore[arg-type]
+        for batch in microbatches([None, lane], tokens, rows_per_microstep, rank, world, CPU):  # type: ignore[arg-type]
             assert batch.labelled.counts[0] == 0
             weight += batch.labelled.weights_K.sum().item()
             seen += batch.input_ids_NT[len(batch.input_ids_NT) // 2 :].tolist()
