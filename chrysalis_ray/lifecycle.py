@@ -247,7 +247,11 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         autoscaling = address is not None  # a cluster of our own cannot grow
         body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()
         run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
-        yield body
+        try:
+            yield body
+        except BaseException:
+            body.abandon()
+            raise
         body.dissolve()
 
 

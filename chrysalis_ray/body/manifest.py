@@ -63,13 +63,14 @@ class Body:
         self.autoscaling = autoscaling
         self.max_failures = max_failures
         self.error: BaseException | None = None
+        self.trainer: Any = None
         self.thread: threading.Thread | None = None
 
     def manifest(self) -> Body:
         """Start the workers; returns at once, the first turn waits until they are up."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        trainer = self._trainer()  # not in the thread: two threads importing Ray's parts at once trip over each other
-        self.thread = threading.Thread(target=self._watch, args=(trainer,), name="body", daemon=True)
+        self.trainer = self._trainer()  # not in the thread: two threads importing Ray's parts at once trip over each other
+        self.thread = threading.Thread(target=self._watch, name="body", daemon=True)
         self.thread.start()
         return self
 
@@ -99,16 +100,16 @@ class Body:
             ),
         )
 
-    def _watch(self, trainer: Any) -> None:
+    def _watch(self) -> None:
         import ray
 
         reason = None
         try:
-            trainer.fit()
+            self.trainer.fit()
         except BaseException as error:  # whatever ends the group must reach the trials that wait for it
             self.error = error
             reason = error_line(error)
-        if ray.is_initialized():
+        if ray.is_initialized() and not self.trainer.abandoned.is_set():
             with contextlib.suppress(ray.exceptions.RayError):  # the driver is leaving, and omega with it
                 ray.get(self.omega.ended.remote(reason))
 
@@ -143,6 +144,12 @@ class Body:
         reason = ray.get(self.omega.lost_because.remote()) or self.error
         if reason is not None:
             raise BodyError(f"the body was lost: {reason}", f"see the workers' logs in {self.folder}; the same command goes on")
+
+    def abandon(self, timeout_seconds: float = 3.0) -> None:
+        """The driver leaves early: let go of the workers, which end with the job, before it leaves Ray."""
+        self.trainer.abandoned.set()
+        if self.thread is not None:
+            self.thread.join(timeout_seconds)
 
     def dissolve(self, timeout_seconds: float = 60.0) -> None:
         """Let the workers go home and wait for them. How they end is in the weave: all they did is on disk by now."""

@@ -12,6 +12,7 @@ This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` p
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import ray
@@ -40,6 +41,7 @@ class BodyTrainer(TorchTrainer):
     def __init__(self, *arguments: Any, autoscaling: bool, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.autoscaling = autoscaling
+        self.abandoned = threading.Event()  # set by a driver that is about to leave Ray
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, NOT_NEEDED)]
@@ -48,6 +50,7 @@ class BodyTrainer(TorchTrainer):
         if not self.autoscaling:
             parts["scaling_policy"] = FixedSize(parts["scaling_policy"].scaling_config)
         controller = ControllerInDriver(**parts)
+        controller.abandoned = self.abandoned
         asyncio.run(controller.run())
         return controller.get_result()
 
@@ -97,8 +100,9 @@ class ControllerInDriver(TrainController):
     """Ray's controller as a plain object; it ends when the driver leaves Ray, as the actor would."""
 
     worker_group_cls = WorkersOfDriver
+    abandoned: threading.Event
 
     async def _run_control_loop_iteration(self) -> None:
-        if not ray.is_initialized():  # a call now would start another Ray, and every failure would be retried
-            raise BodyError("the driver left Ray while the body lived")
+        if self.abandoned.is_set() or not ray.is_initialized():  # a failed call would be retried, or start another Ray
+            raise BodyError("the driver left while the body lived")
         await super()._run_control_loop_iteration()
