@@ -242,8 +242,7 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         if lack := check_room(plan.morphology, address):
             run.story.stage("body", lack)
         there = [] if population.proposes else variants
-        ahead = [] if run.layout.population_manifest.exists() else there[:slots]
-        barrier = Barrier(slots, population.variants, population.pauses, ahead)
+        barrier = Barrier(slots, population.variants, by_rest=population.pauses)
         omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, slots, barrier=barrier)
         autoscaling = address is not None  # a cluster of our own cannot grow
         body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()

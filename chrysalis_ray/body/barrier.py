@@ -9,24 +9,17 @@ Two ways to know that Tune has had its say:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-
-from chrysalis_ray.core.records import Variant
 
 
 @dataclass
 class Barrier:
-    """`slots` variants train at once, of `expected` in all; `by_rest` says which of the two ways is used.
-
-    `ahead` are the variants that will ask first. Their first chunks are trained before they do: trials start more slowly
-    than a body, and it is known what they will ask for.
-    """
+    """`slots` variants train at once, of `expected` in all; `by_rest` says which of the two ways is used."""
 
     slots: int
     expected: int
     by_rest: bool = False
-    ahead: Sequence[Variant] = ()
     heard: Mapping[str, str] = field(default_factory=dict)  # variant -> position of the last result that Tune has dealt with
     running: frozenset[str] | None = None  # variants whose trials run; None until Tune has come to rest once
 

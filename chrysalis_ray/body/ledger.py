@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from chrysalis_ray.body.turn import Ask, Outcome, Turn, Work, first_position, next_position
+from chrysalis_ray.body.turn import Ask, Outcome, Turn, first_position
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
 
@@ -53,12 +53,6 @@ class Ledger:
             self.newest[work[outcome.target].variant.variant_id] = outcome.target
         self.recent = [*self.recent[-1:], {outcome.seed for outcome in outcomes}]
         return number
-
-    def first_chunks(self, variants: Sequence[Variant]) -> tuple[Work, ...]:
-        """The first chunk of each of these variants, as its trial will ask for it; those that no cut knows yet."""
-        starts = [(variant, first_position(variant)) for variant in variants]
-        work = [Work(variant, start, next_position(start, variant), 0, None) for variant, start in starts]
-        return tuple(item for item in work if item.target not in self.known)
 
     def hold(self, variant_id: str, position: str) -> None:
         """Keep the seed of `position` until the variant has held four newer ones."""

@@ -289,8 +289,6 @@ class Omega:
 
     async def _steer(self) -> None:
         """For ever: gather asks, train what is not known, answer in order."""
-        if work := self.ledger.first_chunks(self.barrier.ahead):
-            await self._publish(Turn(self.turn_number, "train", work=work))
         while True:
             asks = await self._gather()
             if self.judgements:

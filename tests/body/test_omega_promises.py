@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.omega import Omega
 from chrysalis_ray.body.turn import Candidate, Outcome, first_position, next_position
 from chrysalis_ray.core.errors import BodyError, VariantLost
@@ -247,36 +246,3 @@ def test_judging_goes_through_the_same_body(tmp_path):
         return scores
 
     assert asyncio.run(story()) == {"seed": [("code", 0, 1.0, 2)], "v0": [("code", 0, 1.0, 2)]}
-
-
-def test_first_chunks_train_before_anybody_asks_and_are_trained_once(tmp_path):
-    """Three variants in two slots: the first two have their first chunk when their trials come, and after a restart too."""
-
-    async def story():
-        people = variants(3)
-        for life in range(2):
-            omega = Omega(
-                str(tmp_path / "store"), str(tmp_path / "weave.jsonl"), people, 2, 20.0, Barrier(2, 3, ahead=people[:2])
-            )
-            await omega.start()
-            body = CountingBody(omega)
-            living = asyncio.create_task(body.live())
-            if life == 0:
-                while (await omega.describe())["cuts"] == 0:
-                    await asyncio.sleep(0.01)
-                assert body.turns == [[(people[0].variant_id, 0, None), (people[1].variant_id, 0, None)]]
-            heard: list = []
-            gate = asyncio.Semaphore(2)
-
-            async def run(variant, gate=gate, omega=omega, heard=heard):
-                async with gate:
-                    await trial(omega, variant, 2, heard)
-
-            await asyncio.gather(*(run(variant) for variant in people))
-            trained = [(name, chunk) for turn in body.turns for name, chunk, _ in turn]
-            assert len(trained) == len(set(trained)) == (6 if life == 0 else 0)
-            assert len(heard) == 6
-            await omega.dissolve()
-            await living
-
-    asyncio.run(story())
