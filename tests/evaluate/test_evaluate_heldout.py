@@ -150,6 +150,16 @@ def _worker(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.fixture
+def _one_thread():
+    """Workers compute with one thread each; another number of threads rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_two_workers_end_with_the_scores_of_one(tmp_path):
     mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
