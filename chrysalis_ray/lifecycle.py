@@ -249,10 +249,10 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
         try:
             yield body
-        except BaseException:
+            body.dissolve()
+        except BaseException:  # Ctrl-C while the workers go home, too
             body.abandon()
             raise
-        body.dissolve()
 
 
 def train(run: Run, branching: Branching, variants: Sequence[Variant], body: Body) -> None:

@@ -112,7 +112,7 @@ def grow(plan: BodyPlan) -> Flesh:
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device)
     pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
     if len(pack.shards.all) > 1:
-        torch.set_num_threads(1)  # of this thread, which only steps optimizers; shards set their own
+        torch.set_num_threads(1)  # of this thread, which waits for those of the shards; they set their own
     return Flesh(
         plan=plan,
         pack=pack,
