@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chrysalis_ray.config.claim import claim_run, run_directory
 from chrysalis_ray.config.loading import LoadedExperiment
+from chrysalis_ray.config.population_checks import rows_at_once
 from chrysalis_ray.core.layout import CacheLayout, RunLayout
 from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.core.records import Variant, read_json, write_json
@@ -232,7 +233,7 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         store_folder=str(run.layout.store),
         targets=run.loaded.blueprint.lora.targets,
         rank=bank_rank(run),
-        rows_per_microstep=run.loaded.blueprint.lanes.rows_per_microstep or run.loaded.blueprint.lanes.rows_per_step,
+        rows_per_microstep=rows_at_once(run.loaded),
         rows_per_report=run.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
         namespace="",

@@ -140,7 +140,8 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
 
     slots = settle(flesh, turn.work)
     started = time.perf_counter()
-    metrics = train_chunk(flesh.pack, slots, flesh.tokens, turn.work[0].variant.chunk_steps, flesh.plan.rows_per_microstep)
+    steps = [work.variant.chunk_steps for work in turn.work]
+    metrics = train_chunk(flesh.pack, slots, flesh.tokens, steps, flesh.plan.rows_per_microstep)
     seconds = time.perf_counter() - started
     scores = score_rows(flesh.pack, slots, flesh.tokens, "select", flesh.plan.rows_per_report)
     outcomes = []

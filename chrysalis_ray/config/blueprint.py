@@ -128,7 +128,7 @@ class Lanes(Written):
 
     @property
     def microsteps(self) -> int:
-        return self.rows_per_step // (self.rows_per_microstep or self.rows_per_step)
+        return -(-self.rows_per_step // (self.rows_per_microstep or self.rows_per_step))
 
 
 class BodyPatch(Written):

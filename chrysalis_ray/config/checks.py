@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource
-from chrysalis_ray.config.population_checks import check_population
+from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
 from chrysalis_ray.config.search_checks import check_search
@@ -32,6 +32,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *(_base(loaded.experiment.base) if loaded.experiment.base else ()),
         *_local_base(loaded),
         *_sources(loaded.experiment.genome, loaded.folder),
+        *_kinds(loaded.experiment.genome),
         *check_search(loaded, domains_of(loaded.experiment.genome)),
         *check_population(loaded),
         *_truth_as_number(tree),
@@ -140,9 +141,18 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
 
 def _lanes(loaded: LoadedExperiment) -> Iterator[Finding]:
     lanes, workers = loaded.blueprint.lanes, loaded.body.workers or 1
-    micro = lanes.rows_per_microstep or lanes.rows_per_step
+    micro = rows_at_once(loaded)
     name = "rows_per_microstep" if lanes.rows_per_microstep else "rows_per_step"
-    if micro % workers:
+    if micro % workers and loaded.experiment.population.search.rows_per_step and not lanes.rows_per_microstep:
+        yield (
+            ("body", "workers"),
+            (
+                f"{workers} workers cannot share the {micro} rows of the smallest step in population.search.rows_per_step; "
+                f"write workers that divide {micro}, or lanes.rows_per_microstep: {math.ceil(micro / workers) * workers} "
+                "in the blueprint"
+            ),
+        )
+    elif micro % workers:
         yield (
             ("body", "workers"),
             (
@@ -172,6 +182,20 @@ def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
                 (f"{source.glob!r} leaves the folder; write a pattern below it, e.g. '**/*.md', and the folder as `path`"),
             )
         yield from _source_path(source, (*at, "path"), folder)
+
+
+def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
+    """A domain is text or conversations: only these have tokens that are not learned."""
+    first: dict[str, bool] = {}
+    for position, source in enumerate(genome.sources):
+        of_source = source.domains if isinstance(source, PythonSource) else (source.domain,)
+        chat = getattr(source, "messages_key", None) is not None
+        for domain in of_source:
+            if first.setdefault(domain, chat) != chat:
+                kinds = "conversations here, text in another source" if chat else "text here, conversations in another source"
+                at: Location = ("genome", "sources", position)
+                path = at if isinstance(source, PythonSource) else (*at, "domain")
+                yield path, f"the domain {domain!r} would hold {kinds}; give one of them a domain of its own"
 
 
 def _source_path(source: FolderSource | JsonlSource | DatasetSource, at: Location, folder: Path) -> Iterator[Finding]:

@@ -70,6 +70,7 @@ class SearchSpace(Written):
     plus_ratio: Range | None = None
     freeze_a: Range | None = None
     dropout: Range | None = None
+    rows_per_step: Range | None = None  # batch size; a report is equally many tokens for all
 
 
 # epigenomes ---------------------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, OptimizerType
+from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, Lanes, OptimizerType
 from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
 from chrysalis_ray.config.population import (
     Asha,
@@ -30,12 +30,14 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 
 WORDS: dict[str, tuple[str, ...]] = {"decay": get_args(Decay), "optimizer": get_args(OptimizerType)}
 SWITCHES = ("freeze_a",)
+WHOLE = {"rank": "[4, 8, 16]", "rows_per_step": "[2, 4, 8]"}  # whole numbers, and an example of values
 BELOW_ONE = math.nextafter(1.0, 0.0)
 # name -> (smallest, whether the smallest itself is allowed, largest)
 LIMITS: dict[str, tuple[float, bool, float]] = {
     "learning_rate": (0.0, False, math.inf), "rank": (1, True, 1024), "alpha": (0.0, False, math.inf),
     "weight_decay": (0.0, True, math.inf), "clip": (0.0, True, math.inf), "warmup_fraction": (0.0, True, 1.0),
     "final_fraction": (0.0, True, 1.0), "plus_ratio": (0.0, False, math.inf), "dropout": (0.0, True, BELOW_ONE),
+    "rows_per_step": (1, True, 2**20),
 }  # fmt: skip
 
 
@@ -50,9 +52,13 @@ def check_population(loaded: LoadedExperiment) -> Iterator[Finding]:
 
 def _budget(loaded: LoadedExperiment) -> Iterator[Finding]:
     population, lanes = loaded.experiment.population, loaded.blueprint.lanes
-    per_step = lanes.rows_per_step * lanes.sequence_length
+    sizes = step_sizes(population.search, lanes)
+    rows = common_rows(sizes)
+    per_step = rows * lanes.sequence_length
     steps = population.tokens_per_variant // per_step
-    product = f"{lanes.rows_per_step} rows x {lanes.sequence_length} tokens"
+    product = f"{rows} rows x {lanes.sequence_length} tokens"
+    if len(sizes) > 1:
+        product += f": {rows} rows are whole steps of {', '.join(map(str, sizes))}, and a report is equally many for all"
     if steps < 1:
         yield (
             ("population", "tokens_per_variant"),
@@ -70,6 +76,23 @@ def _budget(loaded: LoadedExperiment) -> Iterator[Finding]:
                 f"or tokens_per_variant: {per_step * population.reports} or more"
             ),
         )
+
+
+def step_sizes(search: SearchSpace, lanes: Lanes) -> tuple[int, ...]:
+    """The rows per step that variants can have, ascending."""
+    drawn = getattr(search.rows_per_step, "values", ())
+    return tuple(sorted({size for size in drawn if isinstance(size, int) and size >= 1})) or (lanes.rows_per_step,)
+
+
+def common_rows(sizes: Sequence[int]) -> int:
+    """The fewest rows that are whole steps of every size. Reports are multiples of them: equally many tokens for all."""
+    return math.lcm(*sizes)
+
+
+def rows_at_once(loaded: LoadedExperiment) -> int:
+    """Rows of every variant in one pass: those of the smallest step, where the blueprint does not say."""
+    lanes = loaded.blueprint.lanes
+    return lanes.rows_per_microstep or step_sizes(loaded.experiment.population.search, lanes)[0]
 
 
 def search_ranges(search: SearchSpace) -> dict[str, Range]:
@@ -91,8 +114,9 @@ def _ranges(search: SearchSpace) -> Iterator[Finding]:
             yield (*at, "type"), f"{name} is a word; write type: choice, values: [{', '.join(WORDS[name])}]"
         elif name in SWITCHES:
             yield (*at, "type"), f"{name} is true or false; write type: choice, values: [true, false]"
-        elif name == "rank":
-            yield (*at, "type"), f"rank is a whole number, {drawn.type} draws fractions; write type: choice, values: [4, 8, 16]"
+        elif name in WHOLE:
+            kind = f"{name} is a whole number, {drawn.type} draws fractions"
+            yield (*at, "type"), f"{kind}; write type: choice, values: {WHOLE[name]}"
         else:
             yield from _bad_ends(name, drawn, at)
 
@@ -122,8 +146,8 @@ def bad_number(name: str, value: object, limits: tuple[float, bool, float] | Non
         return f"{value!r} is text; a number was meant: write it without quotes"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{str(value).lower()} is true/false; a number was meant"
-    if name == "rank" and not isinstance(value, int):
-        return f"{value:g} is no whole number; a rank such as 8 was meant"
+    if name in WHOLE and not isinstance(value, int):
+        return f"{value:g} is no whole number; a {name} such as 8 was meant"
     if value < low or (value == low and not low_allowed) or value > high:
         least = f"{'at least' if low_allowed else 'above'} {low:g}"
         most = "" if high == math.inf else " and below 1" if high == BELOW_ONE else f" and at most {high:g}"

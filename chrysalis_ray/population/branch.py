@@ -12,7 +12,7 @@ from typing import Any
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.population import Choice, Grid, LevelMixes, LogUniform, Population, Range, SearchSpace, Uniform
-from chrysalis_ray.config.population_checks import largest_rank, search_ranges
+from chrysalis_ray.config.population_checks import common_rows, largest_rank, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
@@ -20,6 +20,9 @@ from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, sha2
 from chrysalis_ray.population.mixes import LEVEL, MIX, epigenome_of
 from chrysalis_ray.population.sobol import sobol_point
 from chrysalis_ray.training.planner import optimizer_steps
+
+ROWS = "rows_per_step"  # of the search space, but no hyperparameter: it makes the steps that those speak of
+HYPERPARAMETERS = frozenset(SearchSpace.model_fields) - {ROWS}
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,14 @@ class Branching:
         """Variant `index` with these values; the same for the same arguments on every machine."""
         experiment, lanes = self.experiment, self.blueprint.lanes
         population = experiment.population
-        steps, chunk_steps = optimizer_steps(
-            population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports
+        rows = values.get(ROWS, lanes.rows_per_step)
+        common = common_rows(step_sizes(population.search, lanes))
+        strides, chunk_strides = optimizer_steps(
+            population.tokens_per_variant, common, lanes.sequence_length, population.reports
         )
         number = values.get(MIX, mix_number(population, index))
         epigenome, mix = epigenome_of(population.epigenomes, number, self.domains, experiment.rng_seed, values)
-        drawn = {name: value for name, value in values.items() if name in SearchSpace.model_fields}
+        drawn = {name: value for name, value in values.items() if name in HYPERPARAMETERS}
         return Variant(
             variant_id=f"v{index:03d}-{mix}",
             index=index,
@@ -52,9 +57,9 @@ class Branching:
             base_sha256=self.base_sha256,
             hyperparameters=replace(blueprint_hyperparameters(self.blueprint), **drawn),
             epigenome=epigenome,
-            steps=steps,
-            chunk_steps=chunk_steps,
-            rows_per_step=lanes.rows_per_step,
+            steps=strides * (common // rows),
+            chunk_steps=chunk_strides * (common // rows),
+            rows_per_step=rows,
             sequence_length=lanes.sequence_length,
             parents=(self.seed_sha256,),
         )
@@ -91,7 +96,7 @@ def hyperparameters_of(experiment: Experiment, blueprint: Blueprint) -> list[Hyp
     """The hyperparameters of every variant whose values are drawn before the first one trains."""
     base = blueprint_hyperparameters(blueprint)
     drawn = [drawn_values(experiment, index) for index in range(experiment.population.variants)]
-    return [replace(base, **{name: row[name] for name in row if name in SearchSpace.model_fields}) for row in drawn]
+    return [replace(base, **{name: row[name] for name in row if name in HYPERPARAMETERS}) for row in drawn]
 
 
 def branched_rank(loaded: LoadedExperiment) -> int:

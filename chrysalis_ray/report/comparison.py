@@ -257,7 +257,11 @@ def _variant_row(
         report_loss=scores.intervals.get(name),
         tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
         seconds=sum(number(row.get("seconds")) or 0.0 for row in reports),
-        hyperparameters={**variant.hyperparameters.to_json(), **mapping(last.get("hyperparameters"))},
+        hyperparameters={
+            **variant.hyperparameters.to_json(),
+            **mapping(last.get("hyperparameters")),
+            "rows_per_step": variant.rows_per_step,
+        },
         asked=asked_shares(epigenome, tokens),
         realised=_shares(numbers(last.get("domain_tokens"))),
         parents=variant.parents,

@@ -12,7 +12,7 @@ from chrysalis_ray.report.scores import Interval
 
 _SETTINGS = (
     "learning_rate", "rank", "alpha", "weight_decay", "clip", "warmup_fraction", "decay", "optimizer", "plus_ratio", "freeze_a",
-    "dropout", "final_fraction",
+    "dropout", "final_fraction", "rows_per_step",
 )  # fmt: skip
 
 

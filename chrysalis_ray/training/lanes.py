@@ -1,9 +1,12 @@
-"""From the variants' data mixes to the micro-batches of one optimizer step.
+"""From the variants' data mixes to micro-batches.
 
 Every row of the bank that takes part in the forward pass has a lane of `b` sequences of T tokens in each micro-batch, and
 lanes stand variant-major: N = lanes x b sequences in all. Step s of a variant uses the positions
 [s x rows_per_step, (s + 1) x rows_per_step) of its MixPlan, whoever trains beside it and on however many workers. Worker r
 of W takes every W-th sequence of each micro-step, starting with its r-th.
+
+Variants need not agree in rows per step. Each takes as many rows at a time as the others, out of its own step; the last
+micro-step of a step that does not divide is shorter and filled up with sequences without labels.
 
 A token's weight in the loss is 1 / Z, Z the labelled tokens of its variant in the whole step over all workers: known from
 the token store's counts, so workers need not ask each other. Summed over micro-steps and workers, that is the mean loss.
@@ -11,7 +14,7 @@ the token store's counts, so workers need not ask each other. Summed over micro-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.genome.mix import MixPlan, shares_of
 from chrysalis_ray.training.dropout import Dropout, LaneMask, Passage, passage_of
@@ -77,24 +79,48 @@ class Feed:
         dropout = Dropout(self.dropout, self.rng_seed, number) if self.dropout > 0.0 else None
         return LaneStep(rows, tuple(int(self.counts[domain][row]) for domain, row in rows), dropout)
 
+    def steps(self, first: int, count: int) -> Iterator[LaneStep]:
+        """`count` steps from step `first` on."""
+        return (self.step(number) for number in range(first, first + count))
 
-def microbatches(
-    lanes: Sequence[LaneStep | None], tokens: TokenStore, rows_per_microstep: int, rank: int, world: int, device: torch.device
-) -> Iterator[MicroBatch]:
-    """The micro-batches of one step for this worker; a lane that is None is filled with tokens that carry no label.
 
-    Raises ModelError where the rows of a step do not divide into micro-steps.
-    """
-    rows_per_step = max(len(lane.rows) for lane in lanes if lane is not None)
-    if rows_per_step % rows_per_microstep:
-        raise ModelError(
-            f"{rows_per_step} rows per step do not divide into micro-steps of {rows_per_microstep}",
-            "choose rows_per_microstep so that it divides rows_per_step",
-        )
-    for start in range(0, rows_per_step, rows_per_microstep):
-        own = range(start + rank, start + rows_per_microstep, world)
-        share = -(-rows_per_microstep // world)  # every worker computes as many sequences, the last of some without labels
-        yield _collate([_lane(lane, own, share, tokens) for lane in lanes], device)
+@dataclass(frozen=True)
+class Take:
+    """What one variant brings to one micro-step: rows [start, stop) of its step."""
+
+    step: LaneStep
+    start: int
+    stop: int
+
+    @property
+    def opens(self) -> bool:
+        """Whether its step begins here."""
+        return self.start == 0
+
+    @property
+    def closes(self) -> bool:
+        """Whether its step is complete with these rows."""
+        return self.stop == len(self.step.rows)
+
+
+def takes(steps: Iterable[LaneStep], rows_per_microstep: int) -> Iterator[Take]:
+    """The micro-steps of one variant, step after step."""
+    for step in steps:
+        for start in range(0, len(step.rows), rows_per_microstep):
+            yield Take(step, start, min(start + rows_per_microstep, len(step.rows)))
+
+
+def microsteps(rows_per_step: int, rows_per_microstep: int) -> int:
+    """How many micro-steps make one step."""
+    return -(-rows_per_step // rows_per_microstep)
+
+
+def microbatch(
+    lanes: Sequence[Take | None], tokens: TokenStore, rows_per_microstep: int, rank: int, world: int, device: torch.device
+) -> MicroBatch:
+    """This worker's part of one micro-step; a lane that is None is filled with tokens that carry no label."""
+    share = -(-rows_per_microstep // world)  # every worker computes as many sequences, the last of some without labels
+    return _collate([_lane(take, rank, world, share, tokens) for take in lanes], device)
 
 
 @dataclass(frozen=True)
@@ -106,14 +132,16 @@ class _Lane:
     mask: LaneMask | None = None
 
 
-def _lane(lane: LaneStep | None, own: Sequence[int], share: int, tokens: TokenStore) -> _Lane:
+def _lane(take: Take | None, rank: int, world: int, share: int, tokens: TokenStore) -> _Lane:
     """The sequences of one variant in one micro-step on this worker, filled up to `share` with unlabelled ones."""
     shape = (share, tokens.sequence_length)
     input_ids = np.zeros(shape, dtype=np.int64)
     position_ids = np.tile(np.arange(tokens.sequence_length), (share, 1))
     labels = np.full(shape, -100, dtype=np.int64)
-    if lane is None or not own:
+    own = range(take.start + rank, take.stop, world) if take is not None else range(0)
+    if take is None or not own:
         return _Lane(input_ids, position_ids, labels, 0.0)
+    lane = take.step
     batch = tokens.batch([lane.rows[index] for index in own], "train")
     input_ids[: len(own)], position_ids[: len(own)], labels[: len(own)] = batch.input_ids, batch.position_ids, batch.labels
     mask = LaneMask(lane.dropout, tuple(own), share) if lane.dropout is not None else None

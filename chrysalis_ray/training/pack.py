@@ -53,6 +53,7 @@ class Occupant:
             "optimizer": self.optimizer.kind,
             **({"scalars": scalars} if scalars else {}),
             "optimizer_step": self.optimizer_step,
+            "rows": self.optimizer_step * self.variant.rows_per_step,
             "updates": self.optimizer.updates,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -112,7 +113,7 @@ class Pack:
         self._occupants[slot] = Occupant(
             variant=variant,
             optimizer=optimizer,
-            optimizer_step=int(meta["optimizer_step"]),
+            optimizer_step=steps_of(variant, meta),
             skipped=int(meta.get("skipped", 0)),
             skipped_in_a_row=int(meta.get("skipped_in_a_row", 0)),
             domain_tokens=dict(meta.get("domain_tokens", {})),
@@ -144,6 +145,7 @@ class Pack:
                 "place it anew from a seed of at least that rank",
             )
         occupant.optimizer.configure(new)
+        occupant.optimizer_step = steps_of(variant, occupant.to_json())
         occupant.variant = variant
         self._occupy(slot, variant)
 
@@ -231,6 +233,11 @@ class Pack:
             if moved in self._occupants:
                 place = self._row_of[moved]
                 self._occupants[moved].optimizer.move(self.bank.flat_SP[place], self.bank.gflat_SP[place])
+
+
+def steps_of(variant: Variant, meta: Mapping[str, Any]) -> int:
+    """Steps of `variant` that the rows of a seed make: schedule and data go on there, whatever the batch was before."""
+    return int(meta["rows"]) // variant.rows_per_step if "rows" in meta else int(meta["optimizer_step"])
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ variants a scheduler stops early is not known before they have trained.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from chrysalis_ray.config.blueprint import BodyPatch, EmbeddedBase
 from chrysalis_ray.config.checks import domains_of
 from chrysalis_ray.config.population import Asha, LevelMixes, Population
-from chrysalis_ray.config.population_checks import largest_rank, search_ranges
+from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.hardware import GIB, Hardware
@@ -63,6 +64,7 @@ def optimizer_steps(tokens: int, rows_per_step: int, sequence_length: int, repor
 
 def plan(loaded: LoadedExperiment, hardware: Hardware) -> Plan:
     """What `loaded` would build on `hardware`. Raises ModelError if the base's config.json is broken."""
+    loaded = with_largest_steps(loaded)
     population, lanes, body = loaded.experiment.population, loaded.blueprint.lanes, loaded.body
     steps, chunk = optimizer_steps(
         population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports
@@ -97,6 +99,15 @@ def plan(loaded: LoadedExperiment, hardware: Hardware) -> Plan:
         obstacles=tuple(obstacles),
         notes=tuple(_notes(loaded, shape, time, population.tokens_per_variant - tokens)),
     )
+
+
+def with_largest_steps(loaded: LoadedExperiment) -> LoadedExperiment:
+    """`loaded` with the lanes of its largest searched step: what costs most at once, and what takes the fewest steps."""
+    search, lanes = loaded.experiment.population.search, loaded.blueprint.lanes
+    if search.rows_per_step is None:
+        return loaded
+    largest = {"rows_per_step": step_sizes(search, lanes)[-1], "rows_per_microstep": rows_at_once(loaded)}
+    return replace(loaded, blueprint=loaded.blueprint.model_copy(update={"lanes": lanes.model_copy(update=largest)}))
 
 
 # memory -------------------------------------------------------------------------------------------------------------
@@ -285,6 +296,9 @@ def _notes(loaded: LoadedExperiment, shape: ModelShape | None, time: Time | None
             f"memory and time follow once the config.json of {model} is on this machine (a folder, or the hub's cache)"
         )
     notes.append(_search_note(loaded.experiment.population))
+    if loaded.experiment.population.search.rows_per_step:
+        sizes = ", ".join(map(str, step_sizes(loaded.experiment.population.search, loaded.blueprint.lanes)))
+        notes.append(f"steps of {sizes} rows: the steps told here are the largest; a report is equally many tokens for all")
     if time is not None:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0))
     if (body.slots or 1) > variants:

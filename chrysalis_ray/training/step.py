@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, microbatches
+from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, takes
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
 from chrysalis_ray.training.pack import Occupant, Pack
@@ -53,53 +53,110 @@ class SlotMetrics:
         return asdict(self)
 
 
-def train_chunk(
-    pack: Pack, slots: Sequence[int], tokens: TokenStore, steps: int, rows_per_microstep: int | None = None
-) -> list[SlotMetrics]:
-    """Train the variants in `slots` for `steps` optimizer steps, all in the same passes; metrics in the order of `slots`.
+class Seat(NamedTuple):
+    """Who sits in a row of a shard, and how many optimizer steps it is to make."""
 
-    They must agree in rows per step and sequence length. A step takes `rows_per_microstep` rows of each variant at a time,
-    all by default. Raises ModelError where variants, tokens and micro-steps do not fit together.
+    occupant: Occupant
+    steps: int
+
+
+def train_chunk(
+    pack: Pack, slots: Sequence[int], tokens: TokenStore, steps: int | Sequence[int], rows_per_microstep: int | None = None
+) -> list[SlotMetrics]:
+    """Train the variants in `slots` for `steps` optimizer steps (of each, or of all), together; metrics in their order.
+
+    Each pass takes `rows_per_microstep` rows of every variant; all rows of a step by default, where they agree in how many
+    that are. Raises ModelError where variants, tokens and micro-steps do not fit together.
     """
-    occupants = {slot: pack.occupant(slot) for slot in slots}
-    rows_per_step = _common_shape([occupant.variant for occupant in occupants.values()], tokens)
-    rows = pack.arrange(slots)
-    seats = [occupants[slot] if slot is not None else None for slot in rows]
-    train = partial(train_rows, tokens=tokens, steps=steps, rows_per_microstep=rows_per_microstep or rows_per_step)
+    counts = [steps] * len(slots) if isinstance(steps, int) else steps
+    seats = {slot: Seat(pack.occupant(slot), count) for slot, count in zip(slots, counts, strict=True)}
+    variants = [seat.occupant.variant for seat in seats.values()]
+    _check_lengths(variants, tokens)
+    at_once = rows_per_microstep or _rows_of_all(variants)
+    passes = {slot: seat.steps * microsteps(seat.occupant.variant.rows_per_step, at_once) for slot, seat in seats.items()}
+    rows = pack.arrange(sorted(slots, key=lambda slot: -passes[slot]))  # who is done first stands last
+    train = partial(train_rows, tokens=tokens, rows_per_microstep=at_once, lanes=pack.lanes)
     with strided_gradients():
-        parts = pack.shards.each(train, [seats[part] for part in pack.shards.rows])
+        seated = [seats[slot] if slot is not None else None for slot in rows]
+        parts = pack.shards.each(train, [seated[part] for part in pack.shards.rows])
     metrics = dict(zip(rows, (metric for part in parts for metric in part), strict=True))
     return [told for slot in slots if (told := metrics[slot]) is not None]
 
 
 def train_rows(
-    shard: Shard, seats: Sequence[Occupant | None], tokens: TokenStore, steps: int, rows_per_microstep: int
+    shard: Shard,
+    seats: Sequence[Seat | None],
+    tokens: TokenStore,
+    rows_per_microstep: int,
+    lanes: Literal["compacted", "fixed"],
 ) -> list[SlotMetrics | None]:
-    """The steps of one shard; `seats` says who sits in each of its rows, None for a row that only keeps the shape."""
+    """The steps of one shard; `seats` says who sits in each of its rows, None for a row that only keeps the shape.
+
+    Every variant accumulates over its own step: the one whose step is complete is summed, clipped and moved alone. "fixed"
+    `lanes` compute all rows until the last variant is done, "compacted" ones leave out those at the end that are.
+    """
     if not any(seats):
         return [None for _ in seats]
-    feeds = [Feed(occupant.variant, tokens) if occupant else None for occupant in seats]
-    engine, gradients = shard.engine, shard.gradients
+    engine, gradients, rows = shard.engine, shard.gradients, shard.window.rows
     ledger = Ledger(len(seats), gradients)
+    gradients.zero_()
 
-    for _ in range(steps):
-        lanes = [feed.step(seat.optimizer_step) if feed and seat else None for feed, seat in zip(feeds, seats, strict=True)]
-        gradients.zero_()
-        for batch in microbatches(lanes, tokens, rows_per_microstep, engine.rank, engine.world, engine.device):
-            ledger.add(forward_backward(shard, batch), batch.labelled)
-        engine.reduce(gradients)
+    for takes_N in _together(seats, tokens, rows_per_microstep):
+        computed = len(seats) if lanes == "fixed" else 1 + max(row for row, take in enumerate(takes_N) if take)
+        shard.window.show(slice(rows.start, rows.start + computed))
+        for part in runs([row for row, take in enumerate(takes_N) if take and take.opens]):
+            gradients[part].zero_()
+        batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, engine.rank, engine.world, engine.device)
+        ledger.add(forward_backward(shard, batch), batch.labelled)
+        complete = [take.step if take and take.closes else None for take in takes_N]
+        if any(complete):
+            ledger.close(move(shard, gradients, seats, complete, lanes), complete)
 
-        settings = [seat.variant.hyperparameters if seat else None for seat in seats]
-        drop_frozen(gradients, shard.window.bank.first_b, [own is not None and own.freeze_a for own in settings])
-        norms = slot_norms(gradients)
-        clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in settings])
-        for seat, lane, finite in zip(seats, lanes, torch.isfinite(norms).tolist(), strict=True):
-            if seat and lane:
-                step_variant(seat, lane, finite)
-        ledger.close(norms, lanes)
-
+    shard.window.show(rows)
     engine.reduce(ledger.loss_N)
     return ledger.read(seats)
+
+
+def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microstep: int) -> Iterator[list[Take | None]]:
+    """What every row brings to each pass, None where nobody sits or all steps are done, until nobody brings anything."""
+    queues: list[Iterator[Take]] = []
+    for seat in seats:
+        feed = Feed(seat.occupant.variant, tokens) if seat else None
+        queues.append(
+            takes(feed.steps(seat.occupant.optimizer_step, seat.steps), rows_per_microstep) if seat and feed else iter(())
+        )
+    while any(takes_N := [next(queue, None) for queue in queues]):
+        yield takes_N
+
+
+def move(
+    shard: Shard, gradients: Tensor, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str
+) -> Tensor:
+    """Move the variants whose steps are `complete`: sum over workers, clip, step. Returns the gradient norms [N] of all rows.
+
+    Workers sum exactly the rows that move. In "fixed" lanes row by row: in which order three workers add up a number
+    depends on where in a message it stands, and must not on who else moves.
+    """
+    due = [row for row, step in enumerate(complete) if step is not None]
+    for part in [slice(row, row + 1) for row in due] if lanes == "fixed" else runs(due):
+        shard.engine.reduce(gradients[part])
+    moving = [
+        seat.occupant.variant.hyperparameters if seat and step else None for seat, step in zip(seats, complete, strict=True)
+    ]
+    drop_frozen(gradients, shard.window.bank.first_b, [own is not None and own.freeze_a for own in moving])
+    norms = slot_norms(gradients)
+    clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in moving])
+    for seat, step, finite in zip(seats, complete, torch.isfinite(norms).tolist(), strict=True):
+        if seat and step:
+            step_variant(seat.occupant, step, finite)
+    return norms
+
+
+def runs(rows: Sequence[int]) -> Iterator[slice]:
+    """Ascending rows as slices of neighbours."""
+    starts = [row for row in rows if row - 1 not in rows]
+    ends = [row + 1 for row in rows if row + 1 not in rows]
+    return (slice(start, end) for start, end in zip(starts, ends, strict=True))
 
 
 def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
@@ -118,7 +175,7 @@ def strided_gradients() -> Iterator[None]:
         yield
 
 
-def step_variant(occupant: Occupant, lane: LaneStep, finite: bool) -> None:
+def step_variant(occupant: Occupant, step: LaneStep, finite: bool) -> None:
     """Move one variant by its own optimizer, or skip a step whose gradient is not finite; either way its data moves on."""
     if finite and not occupant.evicted:
         occupant.optimizer.step(current_learning_rate(occupant))
@@ -127,7 +184,7 @@ def step_variant(occupant: Occupant, lane: LaneStep, finite: bool) -> None:
         occupant.skipped += 1
         occupant.skipped_in_a_row += 1
     occupant.optimizer_step += 1
-    for domain, labels in lane.labels_by_domain().items():
+    for domain, labels in step.labels_by_domain().items():
         occupant.domain_tokens[domain] = occupant.domain_tokens.get(domain, 0) + labels
 
 
@@ -144,21 +201,22 @@ class Ledger:
         self.labels = [0] * live
 
     def add(self, losses_K: Tensor, labelled: Labelled) -> None:
-        """Sum a micro-batch's losses lane by lane."""
+        """Sum a micro-batch's losses lane by lane; its lanes are the first rows."""
         parts = losses_K.detach().to(torch.float64).split(labelled.counts)
-        self.loss_N += torch.stack([part.sum() for part in parts])
+        self.loss_N[: len(parts)] += torch.stack([part.sum() for part in parts])
 
-    def close(self, norms_N: Tensor, lanes: Sequence[LaneStep | None]) -> None:
-        """End a step."""
-        self.norm_N = norms_N
-        for row, lane in enumerate(lanes):
-            self.labels[row] += lane.labels if lane is not None else 0
+    def close(self, norms_N: Tensor, complete: Sequence[LaneStep | None]) -> None:
+        """End the steps that are complete."""
+        for part in runs([row for row, step in enumerate(complete) if step is not None]):
+            self.norm_N[part] = norms_N[part]
+        for row, step in enumerate(complete):
+            self.labels[row] += step.labels if step is not None else 0
 
-    def read(self, seats: Sequence[Occupant | None]) -> list[SlotMetrics | None]:
+    def read(self, seats: Sequence[Seat | None]) -> list[SlotMetrics | None]:
         """The metrics of whoever sits in each row."""
         losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
         told = zip(seats, losses, self.labels, norms, strict=True)
-        return [metrics_of(seat, loss / max(1, labels), norm) if seat else None for seat, loss, labels, norm in told]
+        return [metrics_of(seat.occupant, loss / max(1, labels), norm) if seat else None for seat, loss, labels, norm in told]
 
 
 def metrics_of(occupant: Occupant, loss: float, norm: float) -> SlotMetrics:
@@ -179,15 +237,18 @@ def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _common_shape(variants: Sequence[Variant], tokens: TokenStore) -> int:
-    """Rows per step that all variants share. Raises ModelError where they differ."""
-    shapes = {(variant.rows_per_step, variant.sequence_length) for variant in variants}
-    if len(shapes) != 1:
-        raise ModelError(f"variants of one pack differ in rows per step and length: {sorted(shapes)}", "pack equals together")
-    rows_per_step, length = shapes.pop()
-    if length != tokens.sequence_length:
+def _check_lengths(variants: Sequence[Variant], tokens: TokenStore) -> None:
+    """Raises ModelError unless all variants train on rows as long as those of the token store."""
+    for length in sorted({variant.sequence_length for variant in variants} - {tokens.sequence_length}):
         raise ModelError(
             f"variants train on rows of {length} tokens, the token store has rows of {tokens.sequence_length}",
             "tokenise the genome for this sequence length",
         )
-    return rows_per_step
+
+
+def _rows_of_all(variants: Sequence[Variant]) -> int:
+    """Rows per step, where all variants have the same: how many are taken at a time must not depend on who is there."""
+    sizes = sorted({variant.rows_per_step for variant in variants})
+    if len(sizes) != 1:
+        raise ModelError(f"variants of one pack have steps of {sizes} rows", "say rows_per_microstep: how many go at a time")
+    return sizes[0]

@@ -544,6 +544,8 @@ RULES = [
 
 ASHA = "type: asha\n    grace_reports: 1\n    reduction_factor: 2"
 RANGES = "  search:\n" + EXPERIMENT.partition("  search:\n")[2].partition("  epigenomes:")[0] + "  epigenomes:\n"
+RANKS = "    rank: {type: choice, values: [4, 8]}"
+SHARED = EXPERIMENT[EXPERIMENT.index(RANKS) : EXPERIMENT.index("evaluate:")]
 NOTHING = "  epigenomes:\n    type: listed\n    mixes:\n      - {name: a, express: {code: 1}}\n  searcher: {type: optuna}\n"
 SILENT = (
     "    type: levels\n    levels: {"
@@ -658,6 +660,40 @@ SEARCH = [
     exp("hyperband without a halving", ASHA, "type: hyperband\n    reduction_factor: 5", "reports: 4", "less than one halving"),
 ]
 
+BATCHES = [
+    exp("batch of none", RANKS, f"{RANKS}\n    rows_per_step: {{type: choice, values: [0, 4]}}", "rows_per_step", "at least 1"),
+    exp(
+        "half a row", RANKS, f"{RANKS}\n    rows_per_step: {{type: grid, values: [2.5, 4]}}", "rows_per_step", "no whole number"
+    ),
+    exp("batch as text", RANKS, f"{RANKS}\n    rows_per_step: {{type: grid, values: ['2']}}", "rows_per_step", "'2' is text"),
+    exp(
+        "batch by uniform",
+        RANKS,
+        f"{RANKS}\n    rows_per_step: {{type: uniform, low: 2, high: 8}}",
+        "rows_per_step",
+        "rows_per_step is a whole number",
+        "values: [2, 4, 8]",
+    ),
+    exp("one batch", RANKS, f"{RANKS}\n    rows_per_step: 8", "rows_per_step", "a mapping with `type`"),
+    exp(
+        "batches without a common report",
+        RANKS,
+        f"{RANKS}\n    rows_per_step: {{type: choice, values: [3, 5, 7]}}",
+        "tokens_per_variant: 4096",
+        "105 rows x 64 tokens: 105 rows are whole steps of 3, 5, 7",
+        "write at least 26880",
+    ),
+    exp(
+        "batches that workers cannot share",
+        SHARED,
+        SHARED.replace(RANKS, f"{RANKS}\n    rows_per_step: {{type: choice, values: [1, 4]}}") + "body: {workers: 2}\n",
+        "body: {workers: 2}",
+        "2 workers cannot share the 1 rows",
+        "lanes.rows_per_microstep: 2",
+    ),
+    exp("pbt of batches", ASHA, "type: pbt\n    mutate: [rows_per_step]", "mutate: [rows", "'rows_per_step' is not known"),
+]
+
 SYNTAX = [
     exp("key given twice", "rng_seed: 17", "name: other", "name: other", "the key is given twice", "first at"),
     exp("tab", "  variants: 4", "\tvariants: 4", "\tvariants", "a tab; YAML indents with spaces"),
@@ -699,4 +735,4 @@ SYNTAX = [
     blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "d: &d", "expands to"),
 ]
 
-CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *SYNTAX]
+CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *SYNTAX]

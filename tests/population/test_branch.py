@@ -131,6 +131,15 @@ def test_the_budget_is_whole_reports_and_never_above_what_was_asked():
         assert variant.steps * variant.tokens_per_step <= 49152
 
 
+def test_reports_are_equally_many_tokens_whatever_the_batch():
+    rows = branched("population.search.rows_per_step={type: grid, values: [1, 2, 3, 8]}")
+    assert [row.rows_per_step for row in rows] == [1, 2, 3, 8] * 2
+    assert {row.chunk_steps * row.tokens_per_step for row in rows} == {96 * 64}  # the budget's 96, whole steps of all sizes
+    assert {row.steps // row.chunk_steps for row in rows} == {8}
+    assert all(row.steps * row.tokens_per_step <= 49152 for row in rows)
+    assert not hasattr(rows[0].hyperparameters, "rows_per_step")
+
+
 def test_variants_are_self_contained_files(tmp_path):
     layout, variants = RunLayout(tmp_path), branched()
     write_branch(layout, variants)

@@ -1,11 +1,12 @@
 """One of several gloo processes of a data-parallel pack; run by the tests, not collected by them.
 
-python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...      CASE: whole | sharded | offloaded
+python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...      CASE: whole | sharded | offloaded | batches | fixed
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,23 +23,26 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     offload = "cpu" if case == "offloaded" else "none"
-    engine = ReplicatedEngine(cpu) if case == "whole" else ShardedEngine(cpu, offload, "fp32", persist=0)
-    pack = new_pack(base, 3, engine=engine)
+    replicated = case in ("whole", "batches", "fixed")
+    engine = ReplicatedEngine(cpu) if replicated else ShardedEngine(cpu, offload, "fp32", persist=0)
+    pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" else "compacted")
+    sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up
-        place_fresh(pack, index, variant(index, rank=(8, 4, 2)[index], epsilon=1e-4))
+        member = variant(index, rank=(8, 4, 2)[index], epsilon=1e-4)
+        place_fresh(pack, index, replace(member, rows_per_step=sizes[index]))
     tokens = text_tokens(base)
     result, losses = {}, []
     for steps in (1, 4):
-        metrics = train_chunk(pack, [0, 1, 2], tokens, steps)  # type: ignore[arg-type]
+        metrics = train_chunk(pack, [0, 1, 2], tokens, steps, at_once)  # type: ignore[arg-type]
         losses.append([metric.train_loss for metric in metrics])
         result.setdefault("gradient", pack.bank.gflat_SP.clone())
-    train_chunk(pack, [2, 0], tokens, 2)  # type: ignore[arg-type]
+    train_chunk(pack, [2, 0], tokens, 2, at_once)  # type: ignore[arg-type]
     result["scores"] = pack.score([0, 1, 2], tokens.batch([("code", 0), ("prose", 1)], "select"))  # type: ignore[arg-type]
     result["losses"] = torch.tensor(losses, dtype=torch.float64)
     for slot in range(3):
         result |= {f"{slot}/{name}": tensor for name, tensor in pack.harvest(slot)[0].items()}
-    if case != "whole":
+    if not replicated:
         parameters = list(pack.shards.all[0].trunk.parameters())
         result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))
     return result

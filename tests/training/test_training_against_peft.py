@@ -24,7 +24,7 @@ VARIANTS = (
 
 
 def train_alone(base: Path, pack: Pack, variant: Variant, tokens: TextTokens, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Twenty steps of PEFT, full logits, torch's cross entropy, clip and AdamW."""
+    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW."""
     from peft import LoraConfig, get_peft_model
 
     hyper = variant.hyperparameters
@@ -40,7 +40,7 @@ def train_alone(base: Path, pack: Pack, variant: Variant, tokens: TextTokens, dt
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(parameters, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon, weight_decay=hyper.weight_decay)
     feed = Feed(variant, tokens)
-    for step in range(STEPS):
+    for step in range(variant.steps):
         rows = tokens.batch(feed.step(step).rows, "train")
         adamw.param_groups[0]["lr"] = learning_rate_at(hyper, step, variant.steps)
         logits = model(

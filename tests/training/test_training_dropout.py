@@ -11,7 +11,7 @@ from training_texts import LENGTH, PROJECTIONS, TextTokens, distance, new_pack, 
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.dropout import GRAIN, Dropout, LaneMask
 from chrysalis_ray.training.engine import make_engine
-from chrysalis_ray.training.lanes import Feed, microbatches
+from chrysalis_ray.training.lanes import Feed, microbatch, takes
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import PackedLinear
 from chrysalis_ray.training.shards import Shard
@@ -96,7 +96,8 @@ def test_a_row_drops_the_same_on_whatever_worker(world: int, tokens: TextTokens)
     lane = Feed(variant(0, dropout=0.2), tokens).step(5)
     seen = {}
     for rank in range(world):
-        for batch in microbatches([None, lane], tokens, 2, rank, world, CPU):  # type: ignore[arg-type]
+        for take in takes([lane], 2):
+            batch = microbatch([None, take], tokens, 2, rank, world, CPU)  # type: ignore[arg-type]
             if batch.passage is None:
                 continue
             ((row, mask),) = batch.passage.dropping()
@@ -129,7 +130,7 @@ def test_no_mask_is_kept_for_the_backward_pass(tiny_base: Path, tokens: TextToke
             return tensor
 
         lane = Feed(pack.occupant(0).variant, tokens).step(0)
-        batches = list(microbatches([lane], tokens, 2, 0, 1, CPU))  # type: ignore[arg-type]
+        batches = [microbatch([take], tokens, 2, 0, 1, CPU) for take in takes([lane], 2)]  # type: ignore[arg-type]
         with strided_gradients(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             pack.shards.each(forward_backward, batches)
         assert isinstance(pack.shards.all[0], Shard)

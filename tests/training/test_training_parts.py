@@ -15,7 +15,7 @@ from chrysalis_ray.core.records import Hyperparameters
 from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
-from chrysalis_ray.training.lanes import Feed, label, microbatches
+from chrysalis_ray.training.lanes import Feed, label, microbatch, takes
 from chrysalis_ray.training.loss import chunks_within, head_cross_entropy, token_losses
 from chrysalis_ray.training.optimizer import clip_slots, slot_norms
 from chrysalis_ray.training.pack import Pack
@@ -87,7 +87,7 @@ def test_the_mask_keeps_documents_apart() -> None:
     assert torch.equal(mask, expected)
 
 
-@pytest.mark.parametrize(("world", "rows_per_microstep"), [(1, 4), (2, 4), (3, 4), (2, 2)])
+@pytest.mark.parametrize(("world", "rows_per_microstep"), [(1, 4), (2, 4), (3, 4), (2, 2), (2, 3), (3, 8)])
 def test_workers_divide_a_step_between_them(world: int, rows_per_microstep: int, tokens: TextTokens) -> None:
     """Together they see every row of the step once, and their weights sum to one per variant."""
     step = Feed(variant(0), tokens).step(3)
@@ -95,7 +95,8 @@ def test_workers_divide_a_step_between_them(world: int, rows_per_microstep: int,
     expected = tokens.batch(lane.rows, "train")
     seen, weight = [], 0.0
     for rank in range(world):
-        for batch in microbatches([None, lane], tokens, rows_per_microstep, rank, world, CPU):  # type: ignore[arg-type]
+        for take in takes([lane], rows_per_microstep):
+            batch = microbatch([None, take], tokens, rows_per_microstep, rank, world, CPU)  # type: ignore[arg-type]
             assert batch.labelled.counts[0] == 0
             weight += batch.labelled.weights_K.sum().item()
             seen += batch.input_ids_NT[len(batch.input_ids_NT) // 2 :].tolist()

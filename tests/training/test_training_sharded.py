@@ -42,7 +42,15 @@ def run(folder: Path, world: int, *cases: str) -> list[list[Result]]:
 @pytest.fixture(scope="module")
 def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[Result]]:
     folder = tmp_path_factory.mktemp("workers")
-    return run(folder, 2, f"whole={tiny_base}", f"sharded={tiny_base}", f"offloaded={tiny_untied_base}")
+    return run(
+        folder,
+        2,
+        f"whole={tiny_base}",
+        f"sharded={tiny_base}",
+        f"offloaded={tiny_untied_base}",
+        f"batches={tiny_base}",
+        f"fixed={tiny_base}",
+    )
 
 
 def assert_equal(found: list[Result], expected: Result) -> None:
@@ -55,6 +63,12 @@ def assert_equal(found: list[Result], expected: Result) -> None:
 
 def test_two_workers_equal_one(two_workers: list[list[Result]], tiny_base: Path) -> None:
     assert_equal(two_workers[0], train_case("whole", tiny_base))
+
+
+@pytest.mark.parametrize("case", ["batches", "fixed"])
+def test_two_workers_equal_one_where_batches_differ(case: str, two_workers: list[list[Result]], tiny_base: Path) -> None:
+    """Sums over workers are asked for by all of them in one order, whoever moves."""
+    assert_equal(two_workers[("batches", "fixed").index(case) + 3], train_case(case, tiny_base))
 
 
 def test_a_sharded_base_equals_a_whole_one(two_workers: list[list[Result]], tiny_base: Path) -> None:
