@@ -206,7 +206,7 @@ def branch(run: Run, branching: Branching) -> list[Variant]:
     write_branch(run.layout, variants)
     run.record("population.branch", {"variants": [variant.variant_id for variant in variants], "seed": branching.seed_sha256})
     proposed = "" if variants else f", proposed by {population.searcher.type} as slots fall free"
-    length = f"{first.steps} steps of {first.tokens_per_step} tokens each at the most"
+    length = f"{first.steps * first.tokens_per_step:,} tokens each at the most"
     run.story.stage("branch", f"{population.variants} variants, {length}{proposed}")
     return variants
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Positive, Written
 from chrysalis_ray.config.population import Name, Population
@@ -38,18 +38,31 @@ class FolderSource(Written):
     max_megabytes: Positive | None = None
 
 
-class JsonlSource(Written):
-    """One document per line; the text stands under `text_key`."""
+class Records(Written):
+    """Records of text under `text_key`, or of conversations under `messages_key`: lists of {role, content}, of which what the
+    assistant says is learned."""
+
+    text_key: str = "text"
+    messages_key: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Records:
+        if self.messages_key is not None and "text_key" in self.model_fields_set:
+            raise ValueError("text_key and messages_key: a source is text or conversations; leave one of them out")
+        return self
+
+
+class JsonlSource(Records):
+    """One document per line."""
 
     type: Literal["jsonl"]
     path: str
     domain: Name
-    text_key: str = "text"
     licence: str = "NOASSERTION"
     max_megabytes: Positive | None = None
 
 
-class DatasetSource(Written):
+class DatasetSource(Records):
     """A Hugging Face data set, from the hub or from a local folder."""
 
     type: Literal["dataset"]
@@ -58,7 +71,6 @@ class DatasetSource(Written):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
-    text_key: str = "text"
     licence: str = "NOASSERTION"
     max_megabytes: Positive | None = None
 

@@ -53,6 +53,12 @@ class Genome:
         """Names of the domains, sorted."""
         return tuple(sorted(self.manifest["content"]["totals"]))
 
+    @property
+    def chats(self) -> frozenset[str]:
+        """Domains whose documents are conversations (`chat.py`)."""
+        sources = self.manifest["content"]["recipe"]["sources"]
+        return frozenset(source["domain"] for source in sources if source.get("messages_key") is not None)
+
     def documents(self, domain: str, split: str) -> Iterator[Document]:
         """Documents of one domain and split, by doc_id. Raises GenomeError for a domain or split that does not exist."""
         if domain not in self.manifest["content"]["totals"] or split not in SPLITS:

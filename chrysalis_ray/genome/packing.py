@@ -18,6 +18,7 @@ class Packing:
     document: Integers  # ordinal of the document it is of
     start: Integers  # its first token, in that document
     length: Integers  # its tokens
+    labels: Integers  # those of them that are predicted
     row: Integers  # the row it lies in
     column: Integers  # its first column there
     rows: int
@@ -41,10 +42,21 @@ def cut(lengths: Integers, row_length: int) -> tuple[Integers, Integers, Integer
     return document, start, end - start
 
 
-def pack(lengths: Integers, row_length: int) -> Packing:
+def pack(lengths: Integers, row_length: int, learned: NDArray[np.bool_] | None = None) -> Packing:
     """Place documents of `lengths` tokens in rows of `row_length`: the longest piece first, each into the fullest row that has
-    room for it. Equal lengths go in the order of the documents. O(n log n) in pieces."""
+    room for it. Equal lengths go in the order of the documents. O(n log n) in pieces.
+
+    `learned` says of every token of all documents, end to end, whether it is to be predicted (all, by default). The first
+    token of a piece never is. A piece in which nothing is predicted is left out.
+    """
     document, start, length = cut(lengths, row_length)
+    labels = length - 1
+    if learned is not None:
+        before = np.concatenate([[0], np.cumsum(learned, dtype=np.int64)])
+        begin = (np.cumsum(lengths) - lengths)[document] + start
+        labels = before[begin + length] - before[begin + 1]
+        told = labels > 0
+        document, start, length, labels = document[told], start[told], length[told], labels[told]
     row = np.empty(len(document), np.int64)
     column = np.empty(len(document), np.int64)
     open_rows: dict[int, list[int]] = {}  # free tokens -> rows with exactly that many
@@ -67,4 +79,4 @@ def pack(lengths: Integers, row_length: int) -> Packing:
                 insort(rooms, room - size)
                 open_rows[room - size] = []
             open_rows[room - size].append(chosen)
-    return Packing(document, start, length, row, column, rows)
+    return Packing(document, start, length, labels, row, column, rows)

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Source
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.genome.chat import conversation_text
 from chrysalis_ray.genome.documents import Document, capped, hash_order, make_document
 from chrysalis_ray.genome.python_text import read_python
 
@@ -45,7 +46,7 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Ite
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "nothing there"
         raise GenomeError(
             f"domain {source.domain!r}: no document in {source.path!r} ({reasons})",
-            "point `path` (and `glob`, `text_key`) at UTF-8 text, or raise `max_megabytes`",
+            "point `path` (and `glob`, `text_key`, `messages_key`) at UTF-8 text, or raise `max_megabytes`",
         )
 
 
@@ -125,7 +126,8 @@ def _text_of(content: bytes) -> str | None:
 def read_jsonl(source: JsonlSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per line; in order of content when capped, so that a cap takes a spread of the file. Counts ``empty``.
 
-    Raises GenomeError naming ``file:line`` at the first line that is no JSON object, lacks `text_key`, or holds no text there.
+    Raises GenomeError naming ``file:line`` at the first line that is no JSON object, lacks its key, or holds something else
+    there than text or a conversation.
     """
     path = _located(source.path, relative_to)
     if not path.is_file():
@@ -142,7 +144,7 @@ def _lines(path: Path, source: JsonlSource, skipped: Counter[str]) -> Iterator[D
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            text = _text_of_record(_parse(line, path, number), source.text_key, f"{path}:{number}")
+            text = _text_of_record(_parse(line, path, number), source, f"{path}:{number}")
             if text.strip():
                 yield _document(text, f"{PurePosixPath(source.path)}#{number}", f"{path}:{number}", source)
             else:
@@ -163,14 +165,27 @@ def _parse(line: bytes, path: Path, number: int) -> Any:
         raise GenomeError(f"{path}:{number}: JSON nested too deeply", "one flat JSON object per line") from error
 
 
-def _text_of_record(record: Any, text_key: str, where: str) -> str:
+def _text_of_record(record: Any, source: JsonlSource, where: str) -> str:
+    name, key = _written_key(source)
     if not isinstance(record, dict):
-        raise GenomeError(f"{where}: a JSON object is wanted, this is {type(record).__name__}", f'{{"{text_key}": "..."}}')
-    if text_key not in record:
-        raise GenomeError(f"{where}: no key {text_key!r}; it has {sorted(record)[:12]}", "set `text_key` to one of them")
-    if not isinstance(record[text_key], str):
-        raise GenomeError(f"{where}: {text_key!r} is {type(record[text_key]).__name__}, not text", "set `text_key` to a text")
-    return record[text_key]
+        raise GenomeError(f"{where}: a JSON object is wanted, this is {type(record).__name__}", f'{{"{key}": ...}}')
+    if key not in record:
+        raise GenomeError(f"{where}: no key {key!r}; it has {sorted(record)[:12]}", f"set `{name}` to one of them")
+    return _text_of_value(record[key], source, where)
+
+
+def _written_key(source: Records) -> tuple[str, str]:
+    """Where the content of a record stands: the name of the setting, and the key."""
+    return ("messages_key", source.messages_key) if source.messages_key else ("text_key", source.text_key)
+
+
+def _text_of_value(value: Any, source: Records, where: str) -> str:
+    name, key = _written_key(source)
+    if source.messages_key:
+        return conversation_text(value, f"{where}: {key!r}")
+    if not isinstance(value, str):
+        raise GenomeError(f"{where}: {key!r} is {type(value).__name__}, not text", f"set `{name}` to a text")
+    return value
 
 
 def _document(text: str, key: str, where: str, source: JsonlSource | DatasetSource) -> Document:
@@ -191,16 +206,14 @@ def read_dataset(source: DatasetSource, relative_to: Path, skipped: Counter[str]
     are, without a copy in a cache; a capped set of the hub is streamed from its beginning, so that a megabyte of a terabyte
     costs a megabyte. Counts ``empty``."""
     for number, row in enumerate(_rows(source, relative_to)):
-        if source.text_key not in row:
+        name, key = _written_key(source)
+        if key not in row:
             raise GenomeError(
-                f"data set {source.path!r} has no column {source.text_key!r}; it has {sorted(row)[:12]}",
-                "set `text_key` to one of them",
+                f"data set {source.path!r} has no column {key!r}; it has {sorted(row)[:12]}", f"set `{name}` to one of them"
             )
-        text = row[source.text_key]
         where = f"{source.path}[{number}]"
-        if text is not None and not isinstance(text, str):
-            raise GenomeError(f"{where}: {source.text_key!r} is {type(text).__name__}, not text", "set `text_key` to a text")
-        if text is None or not text.strip():
+        text = "" if row[key] is None else _text_of_value(row[key], source, where)
+        if not text.strip():
             skipped["empty"] += 1
             continue
         yield _document(text, f"{source.path}#{number}", where, source)

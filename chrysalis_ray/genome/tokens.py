@@ -3,7 +3,10 @@
     manifest.json                         written last
     <domain>-<split>.input_ids.npy        [rows, T] uint16 or uint32
     <domain>-<split>.document.npy         [rows, T] int32: ordinal of the document each token is of, -1 for padding
-    <domain>-<split>.label_counts.npy     [rows] int64: tokens of the row that have a next token of the same piece
+    <domain>-<split>.label_counts.npy     [rows] int64: labelled tokens of the row
+    <domain>-<split>.learned.npy          [rows, T] bool, of conversations only: tokens that an assistant says
+
+Of text every token is learned that has one before it in its piece; of conversations those among them that an assistant says.
 
 Rows never mix domains, so a mix of rows is a mix of tokens and a loss per domain costs nothing. They lie in a keyed order: any
 prefix is a fair sample of the domain. Opening needs numpy only.
@@ -30,9 +33,9 @@ from chrysalis_ray.genome.packing import Packing, pack
 if TYPE_CHECKING:
     from chrysalis_ray.genome.build import Genome
 
-FORMAT = 1
+FORMAT = 2
 NO_LABEL = -100
-ARRAYS = ("input_ids", "document", "label_counts")
+ARRAYS = ("input_ids", "document", "label_counts", "learned")
 REBUILD = "delete the tokens folder; it is made again from the genome"
 
 
@@ -40,7 +43,8 @@ REBUILD = "delete the tokens folder; it is made again from the genome"
 class RowBatch:
     """Rows ready for a causal language model; all arrays [n rows, T].
 
-    `labels` are ALREADY SHIFTED: labels[i, t] is what follows input_ids[i, t], -100 where nothing of the same piece does.
+    `labels` are ALREADY SHIFTED: labels[i, t] is what follows input_ids[i, t], -100 where nothing of the same piece does, or
+    nothing that is learned.
     `position_ids` restart at 0 with every document (or piece of a long one), padding at a row's end being a segment of its own.
     `document` is the ordinal inside its domain and split, in the order of `Genome.documents`, -1 for padding.
     """
@@ -91,6 +95,7 @@ class TokenStore:
         """The rows named, in that order. Raises GenomeError for a domain, split or row that does not exist."""
         shape = (len(domain_rows), self.sequence_length)
         input_ids, document = np.empty(shape, np.int64), np.empty(shape, np.int32)
+        learned = np.ones(shape, np.bool_)
         places: dict[str, list[int]] = {}
         for place, (domain, _) in enumerate(domain_rows):
             places.setdefault(domain, []).append(place)
@@ -102,7 +107,9 @@ class TokenStore:
                 )
             input_ids[where] = self.arrays[domain, split]["input_ids"][chosen]
             document[where] = self.arrays[domain, split]["document"][chosen]
-        return RowBatch(input_ids, *_positions_and_labels(input_ids, document), document)
+            if "learned" in self.arrays[domain, split]:
+                learned[where] = self.arrays[domain, split]["learned"][chosen]
+        return RowBatch(input_ids, *_positions_and_labels(input_ids, document, learned), document)
 
     def _part(self, domain: str, split: str) -> dict[str, Any]:
         if domain not in self.manifest["parts"] or split not in SPLITS:
@@ -114,16 +121,16 @@ class TokenStore:
 
 
 def _positions_and_labels(
-    input_ids: NDArray[np.int64], document: NDArray[np.int32]
+    input_ids: NDArray[np.int64], document: NDArray[np.int32], learned: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """position_ids and shifted labels, both [n, T], from tokens and whose they are. Neighbouring pieces in a row are always of
-    different documents: two pieces of one document together are longer than a row."""
+    """position_ids and shifted labels, both [n, T], from tokens, whose they are and which are learned. Neighbouring pieces in a
+    row are always of different documents: two pieces of one document together are longer than a row."""
     same = document[:, 1:] == document[:, :-1]
     places = np.arange(input_ids.shape[1], dtype=np.int64)
     begins = np.zeros(input_ids.shape, np.int64)
     begins[:, 1:] = np.where(same, 0, places[1:])
     labels = np.full(input_ids.shape, NO_LABEL, np.int64)
-    labels[:, :-1] = np.where(same & (document[:, 1:] >= 0), input_ids[:, 1:], NO_LABEL)
+    labels[:, :-1] = np.where(same & (document[:, 1:] >= 0) & learned[:, 1:], input_ids[:, 1:], NO_LABEL)
     return places - np.maximum.accumulate(begins, axis=1), labels
 
 
@@ -133,6 +140,8 @@ def open_tokens(folder: Path) -> TokenStore:
     manifest = _read_manifest(folder)
     if manifest is None:
         raise GenomeError(f"no tokens in {folder}: there is no manifest.json", "`chrysalis run` makes them from the genome")
+    if manifest["key"]["format"] != FORMAT:
+        raise GenomeError(f"{folder} holds tokens of format {manifest['key']['format']}, this program reads {FORMAT}", REBUILD)
     arrays: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
     for domain, splits in manifest["parts"].items():
         for split, part in splits.items():
@@ -140,7 +149,8 @@ def open_tokens(folder: Path) -> TokenStore:
                 path = folder / name
                 if not path.is_file() or path.stat().st_size != sealed["bytes"]:
                     raise GenomeCorrupt(f"{path}: missing, or not the {sealed['bytes']} bytes that were written", REBUILD)
-            arrays[domain, split] = {array: _mapped(folder / _file_name(domain, split, array)) for array in ARRAYS}
+            names = {array: _file_name(domain, split, array) for array in ARRAYS}
+            arrays[domain, split] = {array: _mapped(folder / name) for array, name in names.items() if name in part["files"]}
     return TokenStore(folder, manifest, arrays)
 
 
@@ -171,19 +181,23 @@ def tokenize_genome(genome: Genome, tokenizer_folder: Path, folder: Path, sequen
     tokenizer and length is opened instead.
 
     The tokenizer's own template is kept (a beginning token, where the model wants one) and each document ends with the end
-    token that the folder names, if any. Text that spells a special token stays text. Raises ModelError when there is no usable
-    tokenizer, GenomeError when a split has nothing to predict.
+    token that the folder names, if any. Text that spells a special token stays text. Conversations are what the folder's chat
+    template makes of them (`chat.py`). Raises ModelError when there is no usable tokenizer, or no chat template where there are
+    conversations, GenomeError for a conversation that cannot be rendered and when a split has nothing to predict.
     """
+    from chrysalis_ray.genome.chat import load_chat_tokenizer
     from chrysalis_ray.genome.tokenizer import load_tokenizer
 
     if sequence_length < 4:
         raise GenomeError(f"sequence_length is {sequence_length}: too short a row to learn from", "use at least 8")
     tokenizer = load_tokenizer(tokenizer_folder)
+    chat = load_chat_tokenizer(tokenizer_folder) if genome.chats else None
     key = {
         "format": FORMAT,
         "genome_id": genome.genome_id,
         "tokenizer_sha256": tokenizer.sha256,
         "end_id": tokenizer.end_id,
+        "chat_template_sha256": chat.sha256 if chat else None,
         "sequence_length": sequence_length,
     }
     present = _read_manifest(folder)
@@ -196,24 +210,35 @@ def tokenize_genome(genome: Genome, tokenizer_folder: Path, folder: Path, sequen
     parts: dict[str, dict[str, Any]] = {}
     for domain in genome.domains:
         for split in SPLITS:
-            tokens = tokenizer.encode([document.text for document in genome.documents(domain, split)])
-            parts.setdefault(domain, {})[split] = _write_part(folder, domain, split, tokens, sequence_length)
+            documents, learned = list(genome.documents(domain, split)), None
+            if chat and domain in genome.chats:
+                tokens, learned = map(list, zip(*chat.encode(documents), strict=True))
+            else:
+                tokens = tokenizer.encode([document.text for document in documents])
+            parts.setdefault(domain, {})[split] = _write_part(folder, domain, split, tokens, learned, sequence_length)
     write_json(folder / "manifest.json", {"key": key, "sha256": sha256_of(parts), "parts": parts})
     return open_tokens(folder)
 
 
 def _write_part(
-    folder: Path, domain: str, split: str, tokens: Sequence[NDArray[np.uint32]], sequence_length: int
+    folder: Path,
+    domain: str,
+    split: str,
+    tokens: Sequence[NDArray[np.uint32]],
+    learned: Sequence[NDArray[np.bool_]] | None,
+    sequence_length: int,
 ) -> dict[str, Any]:
     """Pack the documents of one domain and split, write its arrays, return its manifest entry."""
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    packing = pack(lengths, sequence_length)
+    flat_learned = None if learned is None else np.concatenate(learned)
+    packing = pack(lengths, sequence_length, flat_learned)
     if not packing.rows:
+        why = "all are shorter than 2 tokens" if learned is None else "no answer of an assistant is in their tokens"
         raise GenomeError(
-            f"{split} of domain {domain!r} has {len(tokens)} documents but nothing to predict: all are shorter than 2 tokens",
+            f"{split} of domain {domain!r} has {len(tokens)} documents but nothing to predict: {why}",
             "give the domain longer documents",
         )
-    arrays = _rows(tokens, packing, sequence_length)
+    arrays = _rows(tokens, flat_learned, packing, sequence_length)
     order = permutation(packing.rows, "rows", domain, split)
     files = {}
     for array, values in arrays.items():
@@ -233,8 +258,10 @@ def _write_part(
     }
 
 
-def _rows(tokens: Sequence[NDArray[np.uint32]], packing: Packing, sequence_length: int) -> dict[str, NDArray[Any]]:
-    """input_ids and document [rows, T] and label_counts [rows], rows in the order of the packing."""
+def _rows(
+    tokens: Sequence[NDArray[np.uint32]], learned: NDArray[np.bool_] | None, packing: Packing, sequence_length: int
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a part, rows in the order of the packing."""
     flat = np.concatenate(tokens)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     offsets = np.cumsum(lengths) - lengths
@@ -245,9 +272,13 @@ def _rows(tokens: Sequence[NDArray[np.uint32]], packing: Packing, sequence_lengt
     document = np.full(packing.rows * sequence_length, -1, np.int32)
     input_ids[target] = flat[source]
     document[target] = np.repeat(packing.document, packing.length)
-    label_counts = np.bincount(packing.row, packing.length - 1, minlength=packing.rows).astype(np.int64)
+    label_counts = np.bincount(packing.row, packing.labels, minlength=packing.rows).astype(np.int64)
     shape = (packing.rows, sequence_length)
-    return {"input_ids": input_ids.reshape(shape), "document": document.reshape(shape), "label_counts": label_counts}
+    arrays = {"input_ids": input_ids.reshape(shape), "document": document.reshape(shape), "label_counts": label_counts}
+    if learned is not None:
+        arrays["learned"] = np.zeros(shape, np.bool_)
+        arrays["learned"].reshape(-1)[target] = learned[source]
+    return arrays
 
 
 def _file_name(domain: str, split: str, array: str) -> str:
@@ -261,7 +292,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_json(path)
-        intact = sha256_of(manifest["parts"]) == manifest["sha256"] and manifest["key"]["format"] == FORMAT
+        intact = sha256_of(manifest["parts"]) == manifest["sha256"] and isinstance(manifest["key"]["format"], int)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise GenomeCorrupt(f"{path}: not a token manifest ({error})", REBUILD) from error
     if not intact:

@@ -80,24 +80,25 @@ class LiveTable:
     def eta_seconds(self) -> float | None:
         """Seconds until every variant still at work has its steps, at the pace of the newest turn; None before the first.
 
-        A turn moves all variants of a pack by its steps in `seconds`; those that do not fit into one pack take turns. Variants
-        that stopped no longer count: their lanes are free for the others.
+        A turn moves all variants of a pack by one share of their budgets in `seconds`; those that do not fit into one pack take
+        turns. Variants that stopped no longer count: their lanes are free for the others.
         """
         left = [
-            max(self._steps.get(name, 0) - int(row.get("step") or 0), 0)
+            max(1.0 - int(row.get("step") or 0) / self._steps[name], 0.0)
             for name, row in self._states.items()
-            if row["state"] in _AT_WORK
+            if row["state"] in _AT_WORK and self._steps.get(name)
         ]
         if self._newest is None:
             return None
-        seconds, steps, pack = self._newest
-        return max([*left, sum(left) / pack], default=0) * seconds / steps
+        seconds, share, pack = self._newest
+        return max([*left, sum(left) / pack], default=0) * seconds / share
 
     def _keep_pace(self, row: Mapping[str, Any]) -> None:
-        """Remember how long the newest turn took, for how many steps of how many variants."""
+        """Remember how long the newest turn took, for which share of the budgets of how many variants."""
         seconds, step, report = (row.get(key) for key in ("seconds", "step", "report"))
-        if seconds and step and report:
-            self._newest = (float(seconds), step / report, int(row.get("packed_with") or 0) + 1)
+        steps = self._steps.get(str(row.get("variant")))
+        if seconds and step and report and steps:
+            self._newest = (float(seconds), step / report / steps, int(row.get("packed_with") or 0) + 1)
 
     def line(self, variant_id: str) -> str:
         """One report of one variant as a line of plain text."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.config.blueprint import EmbeddedBase
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.genome.chat import as_plain_text
 from chrysalis_ray.training.muon import Muon
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ END = "<|endoftext|>"
 LENGTH = 128  # tokens in a row of pre-training
 ROWS = 4  # rows in a step: at this size many small steps teach more than few large ones
 CHARACTERS = 400_000  # of each domain, for the tokenizer
+# How this base writes a conversation down: no word of its own but the end token, and its answers marked.
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ':\\n' }}{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + eos_token }}{% endgeneration %}{% else %}{{ message.content }}{% endif %}{{ '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
 CHOICE = 2  # times the tokens needed are read of each domain, and rows drawn from them
 
 
@@ -38,7 +45,8 @@ def grow(spec: EmbeddedBase, genome: Genome, rng_seed: int, folder: Path, progre
 
     progress(f"training a tokenizer of {spec.vocabulary} tokens on {len(genome.domains)} domains")
     tokenizer = train_tokenizer(genome, spec.vocabulary)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END).save_pretrained(folder)
+    template = {"chat_template": TEMPLATE} if genome.chats else {}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, **template).save_pretrained(folder)
     tokenizer.encode_special_tokens = True  # text that spells the end token is text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng_seed)
@@ -70,11 +78,17 @@ def train_tokenizer(genome: Genome, vocabulary: int) -> Tokenizer:
 def _head(genome: Genome, domain: str) -> Iterator[str]:
     """Train texts of a domain, up to the characters that the tokenizer needs."""
     left = CHARACTERS
-    for document in genome.documents(domain, "train"):
-        yield document.text[:left]
-        left -= len(document.text)
+    for text in _texts(genome, domain):
+        yield text[:left]
+        left -= len(text)
         if left <= 0:
             return
+
+
+def _texts(genome: Genome, domain: str) -> Iterator[str]:
+    """The train texts of a domain; conversations as the template will write them."""
+    chat = domain in genome.chats
+    return (as_plain_text(document) if chat else document.text for document in genome.documents(domain, "train"))
 
 
 def build(spec: EmbeddedBase, end_id: int) -> Qwen3ForCausalLM:
@@ -121,8 +135,8 @@ def training_rows(genome: Genome, tokenizer: Tokenizer, count: int, rng_seed: in
 def _pieces(genome: Genome, tokenizer: Tokenizer, domain: str) -> Iterator[list[int]]:
     """The train documents of a domain, end to end, cut into rows."""
     end, pending = _end_id(tokenizer), list[int]()
-    for document in genome.documents(domain, "train"):
-        pending += [*tokenizer.encode(document.text).ids, end]
+    for text in _texts(genome, domain):
+        pending += [*tokenizer.encode(text).ids, end]
         whole = len(pending) // (LENGTH + 1) * (LENGTH + 1)
         for start in range(0, whole, LENGTH + 1):
             yield pending[start : start + LENGTH + 1]

@@ -694,6 +694,49 @@ BATCHES = [
     exp("pbt of batches", ASHA, "type: pbt\n    mutate: [rows_per_step]", "mutate: [rows", "'rows_per_step' is not known"),
 ]
 
+CHATS = "- {type: jsonl, path: chats.jsonl, domain: chats}"
+
+CONVERSATIONS = [
+    exp(
+        "text and conversations at once",
+        CHATS,
+        "- {type: jsonl, path: chats.jsonl, domain: chats, text_key: text, messages_key: messages}",
+        "messages_key: messages",
+        "text_key and messages_key",
+        "leave one of them out",
+    ),
+    exp("no key at all", CHATS, CHATS.replace("}", ", messages_key: ''}"), "messages_key: ''", "messages_key", "is empty"),
+    exp(
+        "a key that is true", CHATS, CHATS.replace("}", ", messages_key: true}"), "messages_key: true", "true", "text was meant"
+    ),
+    exp(
+        "conversations in a domain of text",
+        CHATS,
+        f"{CHATS}\n    - {{type: jsonl, path: chats.jsonl, domain: notes, messages_key: messages}}",
+        "domain: notes, messages_key",
+        "'notes' would hold conversations here, text in another source",
+        "a domain of its own",
+    ),
+    exp(
+        "text in a domain of conversations",
+        CHATS,
+        CHATS.replace("}", f", messages_key: m}}\n    {CHATS}"),
+        CHATS + "\n  split",
+        "'chats' would hold text here, conversations in another source",
+    ),
+    exp(
+        "typo in messages_key", CHATS, CHATS.replace("}", ", message_key: m}"), "message_key: m", "did you mean 'messages_key'"
+    ),
+    exp(
+        "axolotl field_messages",
+        CHATS,
+        CHATS.replace("}", ", field_messages: m}"),
+        "field_messages",
+        "the name here is genome.sources.messages_key",
+    ),
+    exp("messages of a folder", 'glob: "**/*.md"', "messages_key: m", "messages_key: m", "unknown key 'messages_key'"),
+]
+
 SYNTAX = [
     exp("key given twice", "rng_seed: 17", "name: other", "name: other", "the key is given twice", "first at"),
     exp("tab", "  variants: 4", "\tvariants: 4", "\tvariants", "a tab; YAML indents with spaces"),
@@ -735,4 +778,4 @@ SYNTAX = [
     blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "d: &d", "expands to"),
 ]
 
-CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *SYNTAX]
+CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *CONVERSATIONS, *SYNTAX]

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 from example_run import metrics_row, write_branch
@@ -76,3 +77,15 @@ def test_names_are_text_and_missing_numbers_are_dashes(layout: RunLayout) -> Non
     assert "train -" in console.file.getvalue()
     with pytest.raises(ValueError, match="mode"):
         LiveTable(variants, mode="loud")
+
+
+def test_the_time_left_is_the_same_for_steps_of_any_size(layout: RunLayout) -> None:
+    """A report is one share of every budget, whether it is many small steps or few large ones."""
+    small, large = write_branch(layout)[:2]
+    large = replace(large, rows_per_step=4 * large.rows_per_step, steps=large.steps // 4, chunk_steps=large.chunk_steps // 4)
+    for newest in (small, large):
+        live = LiveTable([small, large], mode="quiet", console=_console("pipe"))
+        told = {"seconds": 10.0, "packed_with": 1}
+        for member in sorted((small, large), key=lambda member: member is newest):
+            live.update([{**metrics_row(member, 1), "step": member.chunk_steps, **told}])
+        assert live.eta_seconds == pytest.approx(10 * (small.steps / small.chunk_steps - 1))

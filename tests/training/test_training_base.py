@@ -42,6 +42,7 @@ class ModuleText:
     """As much of a genome as a base reads: two modules' source as two domains."""
 
     genome_id = "modules"
+    chats: frozenset[str] = frozenset()
     domains = ("json", "textwrap")
 
     def documents(self, domain: str, split: str) -> Iterator[Text]:
