@@ -22,7 +22,7 @@ class Stopwatch:
 
     def __init__(self, layout: RunLayout) -> None:
         self.layout = layout
-        self.body: Any = None
+        self.bodies: Any = None
         self.stages: dict[str, float] = {}
         self.training_began = 0.0
 
@@ -34,7 +34,7 @@ class Stopwatch:
 
     def row(self, row: dict[str, Any]) -> None:
         if not self.training_began:  # nobody has decided yet, so the first turn is the only one
-            self.training_began = cuts(self.layout)[0]["written"] - self.body.describe()["train_seconds"]
+            self.training_began = cuts(self.layout)[0]["written"] - self.bodies.describe()["train_seconds"]
 
     def conclusion(self, variant_id: str, state: str, reason: str | None) -> None:
         pass
@@ -73,9 +73,9 @@ def measure(experiment: Path, runs: Path, name: str, overrides: Sequence[str]) -
     run, base, branching, variants = prepared(experiment, runs, name, overrides)
     watch = run.story
     began = time.time()
-    with lifecycle.body_for(run, base, variants, None) as body:
-        watch.body = body
-        lifecycle.train(run, branching, variants, body)
+    with lifecycle.bodies_for(run, base, variants, None) as bodies:
+        watch.bodies = bodies
+        lifecycle.train(run, branching, variants, bodies)
         ended = time.time()
     manifest, written = read_json(run.layout.population_manifest), cuts(run.layout)
     return {

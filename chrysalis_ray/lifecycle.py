@@ -34,7 +34,7 @@ from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.core.weave import Weave
 
 if TYPE_CHECKING:
-    from chrysalis_ray.body.manifest import Body
+    from chrysalis_ray.body.manifest import Bodies
     from chrysalis_ray.genome.build import Genome
     from chrysalis_ray.population.branch import Branching
 
@@ -90,12 +90,12 @@ def grow(
         branching = branching_of(run, genome, base, write_seed(run, base))
         variants = branch(run, branching)
         if not layout.report_scores.exists():
-            with body_for(run, base, variants, address) as body:
-                train(run, branching, variants, body)
-                judge_variants(run, body)
+            with bodies_for(run, base, variants, address) as bodies:
+                train(run, branching, variants, bodies)
+                judge_variants(run, bodies)
                 merge_population(run)
-                judge_merges(run, body)
-                tell_report(run, body)
+                judge_merges(run, bodies)
+                tell_report(run, bodies)
         verdict = reach_verdict(run)
         emerge(run, verdict)
         compare(run)
@@ -215,18 +215,18 @@ def branch(run: Run, branching: Branching) -> list[Variant]:
 
 
 @contextmanager
-def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None) -> Iterator[Body]:
-    """A body that hosts these variants, on a cluster of our own or on the one at `address`."""
+def bodies_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None) -> Iterator[Bodies]:
+    """Bodies that host these variants, on a cluster of our own or on the one at `address`."""
     from chrysalis_ray.body.barrier import Barrier
     from chrysalis_ray.body.cluster import check_room, joined
-    from chrysalis_ray.body.manifest import Body, awaken_omega, namespace
+    from chrysalis_ray.body.manifest import Bodies, awaken_omega, namespace
     from chrysalis_ray.body.morphology import Morphology
     from chrysalis_ray.body.worker import BodyPlan
 
-    shape, population = Morphology() >> run.loaded.body, run.experiment.population
-    slots = min(shape.slots, population.variants)
+    population = run.experiment.population
+    shape = (Morphology() >> run.loaded.body).hosting(population.variants)
     plan = BodyPlan(
-        morphology=shape.with_slots(slots),
+        morphology=shape,
         base_folder=base["path"],
         tokens_folder=str(run.layout.tokens),
         seed_folder=str(run.layout.seed),
@@ -240,23 +240,24 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
     )
     run.layout.store.mkdir(exist_ok=True)
     with joined(address):
-        if lack := check_room(plan.morphology, address):
+        if lack := check_room(shape, address):
             run.story.stage("body", lack)
         there = [] if population.proposes else variants
-        barrier = Barrier(slots, population.variants, by_rest=population.pauses)
-        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, slots, barrier=barrier)
+        barrier = Barrier(shape.places, population.variants, by_rest=population.pauses)
+        kept = {"barrier": barrier, "bodies": shape.count, "run_ahead": population.runs_ahead}
+        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, shape.places, **kept)
         autoscaling = address is not None  # a cluster of our own cannot grow
-        body = Body(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()
-        run.story.stage("body", f"{shape.workers} worker(s), {slots} slots, ZeRO stage {shape.zero_stage}, {shape.precision}")
+        bodies = Bodies(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()
+        run.story.stage("body", shape.sentence)
         try:
-            yield body
-            body.dissolve()
+            yield bodies
+            bodies.dissolve()
         except BaseException:  # Ctrl-C while the workers go home, too
-            body.abandon()
+            bodies.abandon()
             raise
 
 
-def train(run: Run, branching: Branching, variants: Sequence[Variant], body: Body) -> None:
+def train(run: Run, branching: Branching, variants: Sequence[Variant], bodies: Bodies) -> None:
     from chrysalis_ray.population.harvest import harvest_population
     from chrysalis_ray.population.listener import PopulationListener
     from chrysalis_ray.population.tune_run import run_population
@@ -276,18 +277,18 @@ def train(run: Run, branching: Branching, variants: Sequence[Variant], body: Bod
     run.story.population(variants)
     started = time.monotonic()
     shutil.rmtree(run.layout.tune, ignore_errors=True)  # Tune's files are transport: the cuts are the truth
-    listener = PopulationListener(body.omega, on_row, run.story.conclusion, tell_rest=run.experiment.population.pauses)
-    run_population(branching, variants, run.layout, body, listener)
-    body.check()
-    facts = body.describe()
+    listener = PopulationListener(bodies.omega, on_row, run.story.conclusion, tell_rest=run.experiment.population.pauses)
+    run_population(branching, variants, run.layout, bodies, listener)
+    bodies.check()
+    facts = bodies.describe()
     harvest_population(
         run.layout,
-        body.summary(),
+        bodies.summary(),
         {"wall_seconds": time.monotonic() - started, "train_seconds": facts["train_seconds"], "turns": facts["turns"]},
     )
 
 
-def judge_variants(run: Run, body: Body) -> None:
+def judge_variants(run: Run, bodies: Bodies) -> None:
     from chrysalis_ray.body.turn import Candidate
     from chrysalis_ray.evaluate.candidates import sound_scores
     from chrysalis_ray.population.harvest import emerged
@@ -296,7 +297,7 @@ def judge_variants(run: Run, body: Body) -> None:
         return
     names = emerged(run.layout)
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
-    scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+    scores = bodies.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
     sound = sound_scores(run.layout, scores, "select", needed=["seed"])
     write_json(run.layout.select_scores, {"split": "select", "candidates": sound})
     diverged = [name for name in scores if name not in sound]
@@ -316,7 +317,7 @@ def merge_population(run: Run) -> None:
     run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
 
 
-def judge_merges(run: Run, body: Body) -> None:
+def judge_merges(run: Run, bodies: Bodies) -> None:
     """Add the merges to the select scores: the same rows, the same pass."""
     from chrysalis_ray.body.turn import Candidate
     from chrysalis_ray.evaluate.candidates import sound_scores
@@ -325,13 +326,13 @@ def judge_merges(run: Run, body: Body) -> None:
     names = [name for name in read_json(run.layout.merges_manifest)["candidates"] if name not in written["candidates"]]
     if names:
         candidates = [Candidate(name, str(run.layout.merge(name))) for name in names]
-        scores = body.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
+        scores = bodies.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
         written["candidates"] |= sound_scores(run.layout, scores, "select", needed=[])
         write_json(run.layout.select_scores, written)
         run.story.stage("judge", f"{len(names)} merges on the select split")
 
 
-def tell_report(run: Run, body: Body) -> None:
+def tell_report(run: Run, bodies: Bodies) -> None:
     """Score what will be told on the report split: the seed, every variant and the one that was chosen."""
     from chrysalis_ray.body.turn import Candidate
     from chrysalis_ray.evaluate.candidates import choice_on_select, judged, sound_scores
@@ -343,7 +344,7 @@ def tell_report(run: Run, body: Body) -> None:
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
     if chosen not in {candidate.name for candidate in candidates}:
         candidates.append(Candidate(chosen, str(run.layout.merge(chosen))))
-    scores = body.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
+    scores = bodies.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
     sound = sound_scores(run.layout, scores, "report", needed=["seed", choice.winner, chosen])
     write_json(run.layout.report_scores, {"split": "report", "candidates": sound})
     run.story.stage("report", f"{len(candidates)} candidates told on the report split")

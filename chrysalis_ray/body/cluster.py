@@ -102,15 +102,16 @@ def check_room(morphology: Morphology, address: str | None) -> str | None:
 
     have = ray.cluster_resources()
     for name, each in (("CPU", morphology.cpus_per_worker), ("GPU", morphology.gpus_per_worker)):
-        wanted, there = morphology.workers * each, have.get(name, 0.0)
+        wanted, there = morphology.count * morphology.workers * each, have.get(name, 0.0)
         if wanted <= there:
             continue
-        lack = f"the body wants {morphology.workers} worker(s) x {each:g} {name} = {wanted:g}"
+        who = "the body wants" if morphology.count == 1 else f"{morphology.count} bodies want {morphology.count} x"
+        lack = f"{who} {morphology.workers} worker(s) x {each:g} {name} = {wanted:g}"
         if address is not None:
             return f"{lack}; the cluster has {there:g}: waiting until it grows (Ctrl-C ends the waiting)"
         raise BodyError(
             f"{lack}; this machine has {there:g}",
-            f"lower body.workers or body.{name.lower()}s_per_worker, or join a larger cluster with --address",
+            f"lower body.count, body.workers or body.{name.lower()}s_per_worker, or join a larger cluster with --address",
         )
     return None
 

@@ -16,13 +16,13 @@ class BodyContext:
     """A worker's side of the conversation with omega. Every rank asks for turn *n* and gets the same answer."""
 
     omega: Any
-    epoch: int
+    life: int
     rank: int
     world: int
 
     @classmethod
-    def enter(cls, omega_name: str, namespace: str) -> BodyContext:
-        """Say hello. Rank 0 opens a new life of the body; the others hear its number from rank 0."""
+    def enter(cls, omega_name: str, namespace: str, body: int) -> BodyContext:
+        """Say hello. Rank 0 opens a new life of the body of this number; the others hear the life's number from rank 0."""
         import ray
         import ray.train
 
@@ -30,33 +30,33 @@ class BodyContext:
         rank, world = train.get_world_rank(), train.get_world_size()
         omega = ray.get_actor(omega_name, namespace=namespace)
         node = ray.get_runtime_context().get_node_id()
-        epoch: list[Any] = [ray.get(omega.hello.remote(world, os.getpid(), node))] if rank == 0 else [0]
+        life: list[Any] = [ray.get(omega.hello.remote(world, os.getpid(), node, body))] if rank == 0 else [0]
         if world > 1:
             import torch.distributed
 
-            torch.distributed.broadcast_object_list(epoch, src=0)
-        ray.get(omega.present.remote(epoch[0], rank, os.getpid(), node))
-        return cls(omega=omega, epoch=epoch[0], rank=rank, world=world)
+            torch.distributed.broadcast_object_list(life, src=0)
+        ray.get(omega.present.remote(life[0], rank, os.getpid(), node))
+        return cls(omega=omega, life=life[0], rank=rank, world=world)
 
     def next_turn(self, after: int) -> Turn:
-        """The turn that follows number `after`; waits until there is one."""
+        """This body's part of the turn that follows number `after`; waits until there is one."""
         import ray
 
-        return ray.get(self.omega.next_turn.remote(self.epoch, after))
+        return ray.get(self.omega.next_turn.remote(self.life, after))
 
     def commit(self, turn: Turn, outcomes: list[Outcome], seconds: float) -> None:
         """Rank 0 hands in a train turn. Returns when the cut is on disk."""
         import ray
 
         if self.rank == 0:
-            ray.get(self.omega.commit.remote(self.epoch, turn.number, outcomes, seconds))
+            ray.get(self.omega.commit.remote(self.life, turn.number, outcomes, seconds))
 
     def judged(self, turn: Turn, scores: dict[str, list[tuple[str, int, float, int]]]) -> None:
         """Rank 0 hands in a judge turn."""
         import ray
 
         if self.rank == 0:
-            ray.get(self.omega.judged.remote(self.epoch, turn.number, scores))
+            ray.get(self.omega.judged.remote(self.life, turn.number, scores))
 
     def give_up(self, error: ChrysalisError) -> None:
         """Tell omega that no life of this body can do its work. Does nothing if this life is over already."""
@@ -64,7 +64,7 @@ class BodyContext:
 
         # not str(error): an error that omega raised carries its own traceback in there
         reason = f"{error.message} ({error.remedy})" if error.remedy else error.message
-        ray.get(self.omega.give_up.remote(self.epoch, reason))
+        ray.get(self.omega.give_up.remote(self.life, reason))
 
 
 def visible(path: str) -> Path:

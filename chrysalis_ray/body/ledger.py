@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from chrysalis_ray.body.turn import Ask, Outcome, Turn, first_position
@@ -58,11 +58,11 @@ class Ledger:
         """Keep the seed of `position` until the variant has held four newer ones."""
         self.held.setdefault(variant_id, deque(maxlen=HOLDS)).append(position)
 
-    def collect(self) -> int:
-        """Delete the seeds that nobody can ask for any more; returns the bytes freed."""
+    def collect(self, keep: Set[str] = frozenset()) -> int:
+        """Delete the seeds that nobody can ask for any more, but for those to `keep`; returns the bytes freed."""
         positions = [*self.newest.values(), *(position for held in self.held.values() for position in held)]
         seeds = {self.known[position].seed for position in positions if position in self.known}
-        return self.store.collect(set().union(*self.recent) | seeds)
+        return self.store.collect(set().union(*self.recent) | seeds | keep)
 
     def can_start(self, position: str) -> bool:
         """Whether the seed of a known position is still there to start from."""

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def awaken_omega(
     slots: int,
     linger_seconds: float = LINGER_SECONDS,
     barrier: Barrier | None = None,
+    bodies: int = 1,
+    run_ahead: bool = False,
 ) -> Any:
     """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
     import ray
@@ -42,7 +45,7 @@ def awaken_omega(
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
-    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier)
+    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier, bodies, run_ahead)
     omega: Any = ray.remote(Omega).options(**options).remote(*arguments)
     started = omega.start.remote()
     importlib.import_module("chrysalis_ray.body.trainer")  # Ray Train and torch: that takes as long as a process to come up
@@ -51,7 +54,7 @@ def awaken_omega(
 
 
 class Body:
-    """A worker group and the thread that watches over it. `manifest` starts it, `dissolve` ends it.
+    """A worker group and the thread that watches over it.
 
     `autoscaling` says that the cluster may add nodes when it is asked for room.
     """
@@ -66,13 +69,15 @@ class Body:
         self.trainer: Any = None
         self.thread: threading.Thread | None = None
 
-    def manifest(self) -> Body:
-        """Start the workers; returns at once, the first turn waits until they are up."""
+    def prepare(self) -> None:
+        """What must not happen in the thread: two threads importing Ray's parts at once trip over each other."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.trainer = self._trainer()  # not in the thread: two threads importing Ray's parts at once trip over each other
-        self.thread = threading.Thread(target=self._watch, name="body", daemon=True)
+        self.trainer = self._trainer()
+
+    def start(self) -> None:
+        """Start the workers; returns at once."""
+        self.thread = threading.Thread(target=self._watch, name=f"body-{self.plan.number}", daemon=True)
         self.thread.start()
-        return self
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -84,7 +89,8 @@ class Body:
         resources = {"CPU": shape.cpus_per_worker}
         if shape.gpus_per_worker > 0:
             resources["GPU"] = shape.gpus_per_worker
-        life = len([entry for entry in self.folder.iterdir() if entry.is_dir()])
+        number = self.plan.number
+        life = len(list(self.folder.glob(f"body-{number:02d}-life-*")))
         return BodyTrainer(
             live,
             autoscaling=self.autoscaling,
@@ -94,7 +100,7 @@ class Body:
                 num_workers=shape.workers, use_gpu=shape.gpus_per_worker > 0, resources_per_worker=resources
             ),
             run_config=RunConfig(
-                name=f"life-{life:03d}",
+                name=f"body-{number:02d}-life-{life:03d}",
                 storage_path=str(self.folder),
                 failure_config=FailureConfig(max_failures=self.max_failures),
             ),
@@ -113,8 +119,36 @@ class Body:
             with contextlib.suppress(ray.exceptions.RayError):  # the driver is leaving, and omega with it
                 ray.get(self.omega.ended.remote(reason))
 
+    def abandon(self) -> None:
+        """The driver leaves early: let go of the workers, which end with the job, before it leaves Ray."""
+        self.trainer.abandoned.set()
+
+    def join(self, timeout_seconds: float) -> None:
+        """Wait for the thread, which ends when the workers have gone."""
+        if self.thread is not None:
+            self.thread.join(timeout_seconds)
+
+
+class Bodies:
+    """The bodies of a run, all of one shape, and omega, who speaks for them."""
+
+    def __init__(self, plan: BodyPlan, omega: Any, folder: Path, *, autoscaling: bool) -> None:
+        self.plan = plan
+        self.omega = omega
+        self.folder = folder
+        numbers = range(plan.morphology.count)
+        self.all = [Body(plan.of_body(n), omega, folder, autoscaling=autoscaling) for n in numbers]
+
+    def manifest(self) -> Bodies:
+        """Start the workers of all; returns at once, the first turn waits until they are up."""
+        for body in self.all:
+            body.prepare()
+        for body in self.all:
+            body.start()
+        return self
+
     def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
-        """Held-out scores of adapters; all candidates share one packed pass as far as slots go."""
+        """Held-out scores of adapters; the candidates of a body share one packed pass as far as slots go."""
         import ray
 
         return ray.get(self.omega.judge.remote(list(candidates), split, rows_per_domain))
@@ -126,35 +160,42 @@ class Body:
         return ray.get(self.omega.summary.remote())
 
     def describe(self) -> dict[str, Any]:
-        """A snapshot of omega: life, turn, workers, cuts."""
+        """A snapshot of omega: lives, turn, workers, cuts."""
         import ray
 
         return ray.get(self.omega.describe.remote())
 
     def lost(self) -> bool:
-        """Whether the body will not come back."""
+        """Whether a body will not come back."""
         import ray
 
-        return self.error is not None or ray.get(self.omega.lost_because.remote()) is not None
+        return self._error() is not None or ray.get(self.omega.lost_because.remote()) is not None
 
     def check(self) -> None:
-        """Raises BodyError if the body was lost for good."""
+        """Raises BodyError if a body was lost for good."""
         import ray
 
-        reason = ray.get(self.omega.lost_because.remote()) or self.error
+        reason = ray.get(self.omega.lost_because.remote()) or self._error()
         if reason is not None:
             raise BodyError(f"the body was lost: {reason}", f"see the workers' logs in {self.folder}; the same command goes on")
 
+    def _error(self) -> BaseException | None:
+        return next((body.error for body in self.all if body.error is not None), None)
+
     def abandon(self, timeout_seconds: float = 3.0) -> None:
         """The driver leaves early: let go of the workers, which end with the job, before it leaves Ray."""
-        self.trainer.abandoned.set()
-        if self.thread is not None:
-            self.thread.join(timeout_seconds)
+        for body in self.all:
+            body.abandon()
+        self._join(timeout_seconds)
 
     def dissolve(self, timeout_seconds: float = 60.0) -> None:
         """Let the workers go home and wait for them. How they end is in the weave: all they did is on disk by now."""
         import ray
 
         ray.get(self.omega.dissolve.remote())
-        if self.thread is not None:
-            self.thread.join(timeout_seconds)
+        self._join(timeout_seconds)
+
+    def _join(self, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        for body in self.all:
+            body.join(max(0.0, deadline - time.monotonic()))

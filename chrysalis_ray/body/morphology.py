@@ -17,8 +17,9 @@ COSMETIC = ("threads",)
 
 @dataclass(frozen=True)
 class Morphology:
-    """Workers, what each holds, and how the base lies on them."""
+    """Workers, what each holds, and how the base lies on them. `count` bodies of this shape stand at once."""
 
+    count: int = 1
     workers: int = 1
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
@@ -33,9 +34,20 @@ class Morphology:
     def __rshift__(self, patch: BodyPatch) -> Morphology:
         return replace(self, **patch.model_dump(exclude_none=True))
 
-    def with_slots(self, slots: int) -> Morphology:
-        """The same body with another number of slots."""
-        return replace(self, slots=slots)
+    def hosting(self, variants: int) -> Morphology:
+        """No more bodies and slots than so many variants can fill."""
+        count = min(self.count, variants)
+        return replace(self, count=count, slots=min(self.slots, -(-variants // count)))
+
+    @property
+    def places(self) -> int:
+        """Variants that train at once, in all bodies together."""
+        return self.count * self.slots
+
+    @property
+    def sentence(self) -> str:
+        bodies = "" if self.count == 1 else f"{self.count} bodies, each of "
+        return f"{bodies}{self.workers} worker(s), {self.slots} slots, ZeRO stage {self.zero_stage}, {self.precision}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

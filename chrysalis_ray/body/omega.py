@@ -7,6 +7,12 @@ Trials ask `advance`; the body asks `next_turn` and hands in `commit`. Between t
   asynchronous scheduler takes the same decisions in every run;
 * **cut**: the results of a turn are on disk before anyone hears of them.
 
+Several bodies share a turn (`roster.py`); what one of them loses by dying is its part of one turn.
+
+With `run_ahead` the bodies do not wait for Tune: while the answers leave, the next chunk of everyone who may go on is trained
+already. Who asks for something else (an exploit, another learning rate) is trained after it, and a chunk that nobody asks for
+rests in its cut. What trains together then still depends on nothing but the turn before.
+
 After a kill the same asks come again and are answered from the cuts on disk without any training, until the first one that
 is not there. Nothing else has to be restored: neither Tune's state nor the scheduler's.
 """
@@ -20,9 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chrysalis_ray.body.asks import Asks
 from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.ledger import Ledger, standing_row
-from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_position
+from chrysalis_ray.body.roster import Roster
+from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_ask
 from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
@@ -34,7 +42,10 @@ VAIN_LIVES = 6  # a spot machine may die any number of times, but not always bef
 
 
 class Omega:
-    """One per run; lives on the driver's node. All methods run on one event loop, so that none needs a lock."""
+    """One per run; lives on the driver's node. All methods run on one event loop, so that none needs a lock.
+
+    `slots` are those of all `bodies` together.
+    """
 
     def __init__(
         self,
@@ -44,6 +55,8 @@ class Omega:
         slots: int,
         linger_seconds: float = LINGER_SECONDS,
         barrier: Barrier | None = None,
+        bodies: int = 1,
+        run_ahead: bool = False,
     ) -> None:
         self.store = Store(Path(store))
         self.weave = Weave(Path(weave))
@@ -51,24 +64,18 @@ class Omega:
         self.slots = slots
         self.barrier = barrier or Barrier(slots, len(variants))
         self.linger_seconds = linger_seconds
+        self.run_ahead = run_ahead
         self.ledger = Ledger(self.store)
         self.known = self.ledger.known  # target position -> what it came to, from the cuts
-        self.asks: dict[str, Ask] = {}
-        self.flight: set[str] = set()
-        self.waiting: dict[str, list[asyncio.Future[Answer]]] = {}
-        self.delivered: dict[str, Answer] = {}
-        self.standing: dict[str, tuple[Ask, Outcome]] = {}  # variant -> where its trial knows it to stand
+        self.asks = Asks()
+        self.roster = Roster(bodies)
         self.concluded: dict[str, tuple[str, str | None]] = {}
         self.detached: dict[str, float] = {}  # variant -> when its trial last went away
-        self.serving: dict[str, str] = {}  # variant -> the process that last asked for it
         self.identities: dict[str, str] = {}
         self.judgements: list[Judgement] = []
-        self.turn: Turn | None = None
-        self.turn_done: asyncio.Future[None] | None = None
         self.turn_number = 0
-        self.epoch = 0
-        self.lives_without_work = 0
-        self.workers: dict[int, tuple[int, str]] = {}
+        self.turn_done: asyncio.Future[None] | None = None
+        self.ahead: asyncio.Task[list[Ask]] | None = None
         self.lost: str | None = None
         self.dissolving = False
         self.changed = asyncio.Condition()
@@ -86,25 +93,26 @@ class Omega:
             self.last_change = time.monotonic()
             self.changed.notify_all()
 
+    async def _changes(self) -> None:
+        """Wait for a change, or a second; called and left with `changed` held."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):  # not wait_for: before Python 3.12 it can lose a cancellation
+                await self.changed.wait()
+
     # the trials' side -----------------------------------------------------------------------------------------------
 
     async def advance(self, variant: Variant, position: str, chunk: int, who: str = "") -> Answer:
         """Train one chunk of `variant` from `position`, or look it up. `who` names the process that asks.
 
-        Raises BodyError when the body is lost for good, VariantLost when the store has no seed to start from.
+        Raises BodyError when a body is lost for good, VariantLost when the store has no seed to start from.
         """
         self._check_alive()
-        self.serving[variant.variant_id] = who
-        target = next_position(position, variant)
-        if target in self.delivered:
-            return self.delivered[target]
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(target, []).append(answer)
-        if target not in self.flight:
-            self.asks[variant.variant_id] = Ask(variant, position, target, chunk, who)
+        heard = self.asks.hear(variant, position, chunk, who)
+        if isinstance(heard, Answer):
+            return heard
         self.concluded.pop(variant.variant_id, None)
         await self._notify()
-        return await answer
+        return await heard
 
     async def identify(self, trial_id: str, variant_id: str) -> str:
         """Which variant a trial is: settled at its first start, whatever config it is given later."""
@@ -129,118 +137,97 @@ class Omega:
 
         What a process says that another has followed already comes late and changes nothing.
         """
-        if self.serving.get(variant_id, who) != who:
+        if self.asks.is_served_by_another(variant_id, who):
             return
-        self.asks.pop(variant_id, None)
+        self.asks.withdraw(variant_id)
         self.detached[variant_id] = time.monotonic()
         await self._notify()
 
     async def conclude(self, variant_id: str, state: str, reason: str | None) -> None:
         """Tune is done with this variant for good: its lane is free."""
-        self.asks.pop(variant_id, None)
+        self.asks.withdraw(variant_id)
         self.concluded[variant_id] = (state, reason)
         self.weave.append(f"variant.{state}", {"variant": variant_id, "reason": reason})
         await self._notify()
 
-    # the body's side ------------------------------------------------------------------------------------------------
+    # the bodies' side -----------------------------------------------------------------------------------------------
 
-    async def hello(self, world: int, pid: int, node: str) -> int:
-        """Rank 0 of a worker group that just came to life; everything older is stale from now on.
+    async def hello(self, world: int, pid: int, node: str, body: int = 0) -> int:
+        """Rank 0 of a worker group that just came to life; everything older of this body is stale from now on.
 
-        Raises BodyError when the body was given up, so that a group that is restarted in vain ends.
+        Raises BodyError when the run was given up, so that a group that is restarted in vain ends.
         """
         self._check_alive()
-        self.epoch += 1
-        self.lives_without_work += 1
-        self.workers = {}
-        if self.lives_without_work > VAIN_LIVES:
+        life = self.roster.begin(body)
+        if self.roster.in_vain[body] > VAIN_LIVES:
             await self.body_lost(f"{VAIN_LIVES} lives in a row ended before they finished a turn")
             self._check_alive()
-        self.weave.append("body.manifest", {"epoch": self.epoch, "workers": world, "pid": pid, "node": node})
+        self.weave.append("body.manifest", {"epoch": life, "body": body, "workers": world, "pid": pid, "node": node})
         await self._notify()
-        return self.epoch
+        return life
 
-    async def present(self, epoch: int, rank: int, pid: int, node: str) -> None:
+    async def present(self, life: int, rank: int, pid: int, node: str) -> None:
         """A worker tells where it runs, for `describe`."""
-        if epoch == self.epoch:
-            self.workers[rank] = (pid, node)
+        if self.roster.is_current(life):
+            self.roster.life(life).workers[rank] = (pid, node)
 
-    async def next_turn(self, epoch: int, after: int) -> Turn:
-        """The turn that follows number `after`. Raises BodyError to a worker of an older life."""
+    async def next_turn(self, life: int, after: int) -> Turn:
+        """This body's part of the turn that follows number `after`. Raises BodyError to a worker of an older life."""
         async with self.changed:
-            while epoch == self.epoch and (self.turn is None or self.turn.number <= after):
+            while (part := self.roster.part(life, after)) is None:
                 await self.changed.wait()
-        if epoch != self.epoch or self.turn is None:
-            raise BodyError(f"this worker belongs to life {epoch} of the body; it is in life {self.epoch} now")
-        return self.turn
+        return part
 
-    async def commit(self, epoch: int, number: int, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """Write the cut of a train turn; only then the trials hear of it."""
-        turn = self._turn_of(epoch, number)
-        cut = self.ledger.commit(turn, outcomes)
+    async def commit(self, life: int, number: int, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """A body's part of a train turn is done. With the last part the cut is written; only then the trials hear of it."""
+        if not self.roster.hand_in(life, number, (tuple(outcomes), seconds)):
+            return
+        turn, results = self.roster.turn, self.roster.collected()
+        assert turn is not None
+        together = [outcome for outcomes, _ in results for outcome in outcomes]
+        cut = self.ledger.commit(turn, together)
         self.weave.append("turn.committed", {"cut": cut, "variants": sorted(w.variant.variant_id for w in turn.work)})
         self.trained["turns"] += 1
-        self.trained["variant_chunks"] += len(outcomes)
-        self.trained["train_seconds"] += seconds
-        self.ledger.collect()
+        self.trained["variant_chunks"] += len(together)
+        self.trained["train_seconds"] += max(seconds for _, seconds in results)
+        self.ledger.collect(self.asks.kept_seeds())
         self._finish_turn()
 
-    async def judged(self, epoch: int, number: int, scores: Scores) -> None:
-        """Hand in the scores of a judge turn."""
-        self._turn_of(epoch, number)
+    async def judged(self, life: int, number: int, scores: Scores) -> None:
+        """Hand in a body's part of the scores of a judge turn."""
+        if not self.roster.hand_in(life, number, scores):
+            return
         answer = self.judgements.pop(0).answer
+        together = {name: rows for part in self.roster.collected() for name, rows in part.items()}
         if not answer.done():  # who asked may be gone
-            answer.set_result(scores)
+            answer.set_result(together)
         self._finish_turn()
-
-    def _turn_of(self, epoch: int, number: int) -> Turn:
-        if epoch != self.epoch or self.turn is None or self.turn.number != number:
-            raise BodyError(f"turn {number} of life {epoch} is over: the body is in life {self.epoch}")
-        return self.turn
 
     def _finish_turn(self) -> None:
-        self.turn = None
-        self.lives_without_work = 0
         if self.turn_done is not None:
             self.turn_done.set_result(None)
             self.turn_done = None
 
-    # the lifecycle's side -------------------------------------------------------------------------------------------
-
-    async def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
-        """Score adapters on held-out rows in one packed pass; domain, document, loss sum in nats, tokens."""
-        self._check_alive()
-        answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        self.judgements.append(Judgement(tuple(candidates), split, rows_per_domain, answer))
-        await self._notify()
-        return await answer
-
-    async def dissolve(self) -> None:
-        """The body may go home."""
-        self.dissolving = True
-        await self._notify()
-
-    async def give_up(self, epoch: int, reason: str) -> None:
+    async def give_up(self, life: int, reason: str) -> None:
         """A worker met an error that another life would meet again; a worker of an older life has no say."""
-        if epoch == self.epoch and self.lost is None:
+        if self.roster.is_current(life) and self.lost is None:
             await self.body_lost(reason)
 
     async def ended(self, reason: str | None) -> None:
-        """The worker group is gone, by an error or (`reason` None) by itself; after `dissolve` that is as it should be."""
+        """A worker group is gone, by an error or (`reason` None) by itself; after `dissolve` that is as it should be."""
         if self.dissolving:
             self._journal("body.dissolved", {"reason": reason})
         elif self.lost is None:
             await self.body_lost(reason or "its workers went home before they were asked to")
 
     async def body_lost(self, reason: str) -> None:
-        """The body will not come back: whoever waits gets BodyError instead of waiting for ever."""
+        """A body will not come back: whoever waits gets BodyError instead of waiting for ever."""
         self.lost = reason
         error = BodyError(f"the body was lost: {reason}", "see the worker's log under bodies/; run the same command to go on")
-        futures: list[asyncio.Future[Any]] = [judgement.answer for judgement in self.judgements]
-        futures += [answer for answers in self.waiting.values() for answer in answers]
-        for answer in futures:
-            if not answer.done():
-                answer.set_exception(error)
+        for judgement in self.judgements:
+            if not judgement.answer.done():
+                judgement.answer.set_exception(error)
+        self.asks.refuse_all(error)
         await self._notify()
         self._journal("body.lost", {"reason": reason})
 
@@ -249,18 +236,33 @@ class Omega:
         with contextlib.suppress(StoreError):
             self.weave.append(kind, body)
 
+    # the lifecycle's side -------------------------------------------------------------------------------------------
+
+    async def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
+        """Score adapters on held-out rows in packed passes; domain, document, loss sum in nats, tokens."""
+        self._check_alive()
+        answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self.judgements.append(Judgement(tuple(candidates), split, rows_per_domain, answer))
+        await self._notify()
+        return await answer
+
+    async def dissolve(self) -> None:
+        """The bodies may go home."""
+        self.dissolving = True
+        await self._notify()
+
     async def lost_because(self) -> str | None:
-        """Why the body is lost for good, or None."""
+        """Why a body is lost for good, or None."""
         return self.lost
 
     async def describe(self) -> dict[str, Any]:
         """A snapshot for tables, tests and the curious."""
+        turn = self.roster.turn
         return {
-            "epoch": self.epoch,
-            "turn": self.turn.number if self.turn else None,
-            "asks": sorted(self.asks),
-            "live": sorted(item.variant.variant_id for item in self.turn.work) if self.turn else [],
-            "workers": {rank: {"pid": pid, "node": node} for rank, (pid, node) in self.workers.items()},
+            "turn": turn.number if turn else None,
+            "asks": sorted(self.asks.open),
+            "live": sorted(item.variant.variant_id for item in turn.work) if turn else [],
+            "bodies": [{"life": life.number, "workers": dict(life.workers)} for life in self.roster.lives],
             "cuts": self.ledger.next_cut,
             "concluded": {key: state for key, (state, _) in self.concluded.items()},
             **self.trained,
@@ -269,7 +271,7 @@ class Omega:
     async def summary(self) -> dict[str, dict[str, Any]]:
         """Where every variant stands: state, reason, position, seed blob, chunk, hyperparameters and last metrics."""
         return {
-            variant_id: standing_row(variant, self.concluded.get(variant_id), self.standing.get(variant_id))
+            variant_id: standing_row(variant, self.concluded.get(variant_id), self.asks.standing.get(variant_id))
             for variant_id, variant in self.variants.items()
         }
 
@@ -291,40 +293,46 @@ class Omega:
         """For ever: gather asks, train what is not known, answer in order."""
         while True:
             asks = await self._gather()
+            if self.ahead is not None:
+                await self.ahead
+                self.ahead = None
             if self.judgements:
                 await self._publish_judgement(self.judgements[0])
             elif self.dissolving:
                 await self._publish(Turn(self.turn_number, "dissolve"))
                 return
             elif asks:
-                await self._answer(await self._train_unknown(asks))
+                answerable = await self._train_unknown(asks)
+                if self.run_ahead:
+                    self.ahead = asyncio.create_task(self._train_unknown(self._foreseen(answerable)))
+                await self._answer(answerable)
 
     async def _gather(self) -> list[Ask]:
-        """Wait until every live variant has asked, something is to be judged, or the body may go."""
+        """Wait until every live variant has asked, something is to be judged, or the bodies may go."""
         while True:
             async with self.changed:
-                full = self.barrier.may_start(self.asks, len(self.concluded), self._told())
+                full = self.barrier.may_start(self.asks.open, len(self.concluded), self.asks.told())
                 lingered = time.monotonic() - self.last_change > self.linger_seconds
-                if self.judgements or self.dissolving or full or (self.asks and lingered):
+                if self.judgements or self.dissolving or full or (self.asks.open and lingered):
                     break
-                try:
-                    await asyncio.wait_for(self.changed.wait(), timeout=1.0)
-                except TimeoutError:
-                    continue
-        if self.judgements or self.dissolving:
-            return []
-        chosen = sorted(self.asks.values(), key=lambda ask: ask.variant.index)[: self.slots]
-        for ask in chosen:
-            del self.asks[ask.variant.variant_id]
-            self.flight.add(ask.target)
-        return chosen
+                await self._changes()
+        return [] if self.judgements or self.dissolving else self.asks.take(self.slots)
+
+    def _foreseen(self, asks: Sequence[Ask]) -> list[Ask]:
+        """What those who are about to be answered will ask next, if Tune lets them go on as they are.
+
+        Nothing while one of them ends here: whoever takes its place would train alone, out of step with the others.
+        """
+        following = [next_ask(ask, self.known[ask.target]) for ask in asks]
+        return [ask for ask in following if ask is not None] if None not in following else []
 
     async def _train_unknown(self, asks: Sequence[Ask]) -> list[Ask]:
         """Train what no cut knows yet; returns the asks that can be answered now."""
         startable = [ask for ask in asks if ask.target in self.known or self._origin_known(ask)]
         for ask in asks:
             if ask not in startable:
-                self._refuse(ask)
+                lost = f"{ask.variant.variant_id}: the store holds no seed for position {ask.origin}"
+                self.asks.refuse(ask, VariantLost(lost))
         work = tuple(self._work(ask) for ask in startable if ask.target not in self.known)
         if work:
             await self._publish(Turn(self.turn_number, "train", work=work))
@@ -333,13 +341,6 @@ class Omega:
     def _origin_known(self, ask: Ask) -> bool:
         """Whether there is something to start from: the shared seed, or a blob that the store still holds."""
         return self.ledger.can_start(ask.origin) or ask.starts(self.variants[ask.variant.variant_id])
-
-    def _refuse(self, ask: Ask) -> None:
-        self.flight.discard(ask.target)
-        error = VariantLost(f"{ask.variant.variant_id}: the store holds no seed for position {ask.origin}")
-        for future in self.waiting.pop(ask.target, []):
-            if not future.done():
-                future.set_exception(error)
 
     def _work(self, ask: Ask) -> Work:
         seed = self.known[ask.origin].seed if ask.origin in self.known else None
@@ -358,7 +359,7 @@ class Omega:
 
     async def _publish(self, turn: Turn) -> None:
         """Show a turn to the workers and wait until it is done (a dissolve never is)."""
-        self.turn = turn
+        self.roster.publish(turn)
         self.turn_number += 1
         self.turn_done = asyncio.get_running_loop().create_future()
         done = self.turn_done
@@ -369,14 +370,7 @@ class Omega:
     async def _answer(self, asks: Sequence[Ask]) -> None:
         """Release the answers one by one, each when the decision on the one before has shown."""
         for ask in asks:
-            outcome = self.known[ask.target]
-            answer = Answer(ask.target, ask.chunk + 1, outcome.metrics)
-            self.delivered[ask.target] = answer
-            self.standing[ask.variant.variant_id] = (ask, outcome)
-            self.flight.discard(ask.target)
-            for future in self.waiting.pop(ask.target, []):
-                if not future.done():
-                    future.set_result(answer)
+            self.asks.answer(ask, self.known[ask.target])
             await self._decision(ask.variant.variant_id)
 
     async def _decision(self, variant_id: str) -> None:
@@ -384,15 +378,9 @@ class Omega:
         started = time.monotonic()
         async with self.changed:
             while not self._decided(variant_id, started) and time.monotonic() - started < self.linger_seconds:
-                try:
-                    await asyncio.wait_for(self.changed.wait(), timeout=1.0)
-                except TimeoutError:
-                    continue
+                await self._changes()
 
     def _decided(self, variant_id: str, since: float) -> bool:
         left, over = self.detached.get(variant_id, 0.0) >= since, variant_id in self.concluded
         joined, ended = len(self.variants), len(self.concluded)
-        return self.barrier.is_decided(variant_id in self.asks, over, left, joined, ended, self._told())
-
-    def _told(self) -> dict[str, str]:
-        return {variant_id: ask.target for variant_id, (ask, _) in self.standing.items()}
+        return self.barrier.is_decided(variant_id in self.asks.open, over, left, joined, ended, self.asks.told())

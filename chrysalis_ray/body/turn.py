@@ -95,6 +95,13 @@ class Outcome:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+def next_ask(ask: Ask, outcome: Outcome) -> Ask | None:
+    """What the trial of an ask that came to `outcome` asks next if nothing is changed; None if the variant ends here."""
+    if ask.chunk + 1 >= ask.variant.chunks or outcome.metrics.get("state") == "evicted":
+        return None
+    return Ask(ask.variant, ask.target, next_position(ask.target, ask.variant), ask.chunk + 1, ask.who)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a trial gets back: where the variant stands now, and the metrics of getting there."""

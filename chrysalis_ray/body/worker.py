@@ -45,16 +45,21 @@ class BodyPlan:
     rows_per_report: int
     omega_name: str
     namespace: str
+    number: int = 0  # which of the run's bodies
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""
         return replace(self, namespace=namespace)
 
+    def of_body(self, number: int) -> BodyPlan:
+        """The same plan for another body of the run."""
+        return replace(self, number=number)
+
 
 def live(settings: dict[str, Any]) -> None:
     """The train loop given to Ray Train: one life of one worker."""
     plan: BodyPlan = settings["plan"]
-    context = BodyContext.enter(plan.omega_name, plan.namespace)
+    context = BodyContext.enter(plan.omega_name, plan.namespace, plan.number)
     try:
         take_turns(plan, context)
     except ChrysalisError as error:  # another life would end the same way: say so instead of dying again and again

@@ -132,8 +132,11 @@ class Lanes(Written):
 
 
 class BodyPatch(Written):
-    """A morpheme: the fields of a body that this file sets; what it leaves out comes from the floor below."""
+    """A morpheme: the fields of a body that this file sets; what it leaves out comes from the floor below.
 
+    `count` bodies of this shape stand at once, each with a copy of the base; `slots` are those of each."""
+
+    count: Annotated[int, Field(ge=1, le=1024)] | None = None
     workers: Count | None = None
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=16.0)] | None = None
     cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None

@@ -252,6 +252,9 @@ Scheduler = Annotated[Fifo | Asha | HyperBand | Pbt | Pb2 | MedianStopping | Boh
 
 
 class Population(Written):
+    """With `run_ahead` the next chunk is trained while the scheduler still decides on this one; what it stops has then trained
+    a chunk in vain. By default so under fifo, which stops nothing."""
+
     variants: Annotated[int, Field(ge=1, le=4096)]
     tokens_per_variant: Annotated[int, Field(ge=1)]
     reports: Annotated[int, Field(ge=1, le=100_000)] = 8
@@ -261,6 +264,11 @@ class Population(Written):
     searcher: Searcher = BranchSearch(type="branch")
     scheduler: Scheduler = Fifo(type="fifo")
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    run_ahead: bool | None = None
+
+    @property
+    def runs_ahead(self) -> bool:
+        return isinstance(self.scheduler, Fifo) if self.run_ahead is None else self.run_ahead
 
     @property
     def proposes(self) -> bool:

@@ -180,12 +180,12 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield from _pbt(scheduler, population)
     if isinstance(scheduler, (HyperBand, Bohb)):
         yield from _hyperband(scheduler, population)
-    slots = loaded.body.slots or variants
-    if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and slots < variants:
+    if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and loaded.places < variants:
         why = "population based training needs all of them at once, or those of different waves never exchange weights"
         if isinstance(scheduler, HyperBand):
             why = "hyperband halves whole brackets, so all of them must be there at once"
-        yield ("population", "variants"), f"{variants} variants in {slots} slots: {why}; write body: {{slots: {variants}}}"
+        each = -(-variants // (loaded.body.count or 1))
+        yield ("population", "variants"), f"{variants} variants in {loaded.places} slots: {why}; write body: {{slots: {each}}}"
 
 
 def _hyperband(scheduler: HyperBand | Bohb, population: Population) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from chrysalis_ray.core.records import sha256_of
 
 # The body that stands when neither file says anything: one CPU worker. `threads` stays open: the worker then takes its CPUs.
 BODY_FLOOR = BodyPatch(
-    workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
+    count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
     lanes="compacted", activation_checkpointing=False,
 )  # fmt: skip
 
@@ -59,6 +59,11 @@ class LoadedExperiment:
     def body(self) -> BodyPatch:
         """The body with every field set (`threads` may stay None)."""
         return resolve_body(self.experiment, self.blueprint)
+
+    @property
+    def places(self) -> int:
+        """Variants that can train at once, in all bodies together."""
+        return (self.body.slots or 1) * (self.body.count or 1)
 
     @property
     def folder(self) -> Path:

@@ -149,10 +149,10 @@ def _proposing(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Fin
             ("population", "scheduler", "type"),
             f"{scheduler} does not tell bohb how long a variant trained for its loss; write scheduler type: bohb",
         )
-    slots = loaded.body.slots or 1
+    slots, bodies = loaded.places, loaded.body.count or 1
     if slots >= population.variants:
         yield (
             ("population", "variants"),
             f"{population.variants} variants in {slots} slots: all would be proposed before the first one has ended; "
-            f"write body: {{slots: {max(population.variants // 4, 1)}}}, or searcher type: sobol",
+            f"write body: {{slots: {max(population.variants // (4 * bodies), 1)}}}, or searcher type: sobol",
         )

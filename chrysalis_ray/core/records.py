@@ -179,6 +179,11 @@ class Variant:
     def tokens_per_step(self) -> int:
         return self.rows_per_step * self.sequence_length
 
+    @property
+    def chunks(self) -> int:
+        """Reports until the whole budget is spent."""
+        return self.steps // self.chunk_steps
+
     def to_json(self) -> dict[str, Any]:
         return {
             **{

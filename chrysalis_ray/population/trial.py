@@ -71,8 +71,7 @@ class VariantTrial(tune.Trainable):
         """Train one chunk. The result carries the variant's own metrics, by its own tokens."""
         answer: Answer = ray.get(self.omega.advance.remote(self.variant, self.position, self.chunk, self.who))
         self.position, self.chunk = answer.position, answer.chunk
-        chunks = self.variant.steps // self.variant.chunk_steps
-        evicted, complete = answer.metrics["state"] == "evicted", self.chunk >= chunks
+        evicted, complete = answer.metrics["state"] == "evicted", self.chunk >= self.variant.chunks
         return {
             **answer.metrics,
             METRIC: DIVERGED if answer.metrics[METRIC] is None else answer.metrics[METRIC],

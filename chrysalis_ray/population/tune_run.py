@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from chrysalis_ray.body.cluster import room_per_node
 from chrysalis_ray.body.ledger import HOLDS
-from chrysalis_ray.body.manifest import Body
+from chrysalis_ray.body.manifest import Bodies
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.branch import Branching
@@ -17,7 +17,7 @@ TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves where there i
 
 
 def run_population(
-    branching: Branching, variants: Sequence[Variant], layout: RunLayout, body: Body, listener: PopulationListener
+    branching: Branching, variants: Sequence[Variant], layout: RunLayout, bodies: Bodies, listener: PopulationListener
 ) -> None:
     """Run every variant to its end, its eviction or its scheduler's decision. Returns when Tune has nothing left to do.
 
@@ -29,13 +29,13 @@ def run_population(
 
     from chrysalis_ray.population.trial import VariantTrial
 
-    experiment, slots = branching.experiment, body.plan.morphology.slots
+    experiment, slots = branching.experiment, bodies.plan.morphology.places
     population = experiment.population
     seed_generators(experiment.rng_seed)
     trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
     fixed = {
-        "omega": body.plan.omega_name,
-        "namespace": body.plan.namespace,
+        "omega": bodies.plan.omega_name,
+        "namespace": bodies.plan.namespace,
         "variants": str(layout.variants),
         "memory": trial_memory(room_per_node(), trials),
     }
@@ -43,7 +43,7 @@ def run_population(
     if population.proposes:
         from chrysalis_ray.population.propose import make_proposer
 
-        searcher, space = make_proposer(branching, layout, body.omega, slots), fixed
+        searcher, space = make_proposer(branching, layout, bodies.omega, slots), fixed
     else:
         searcher, space = make_searcher(variants, fixed, mutable, slots)
     tune.Tuner(
@@ -61,7 +61,7 @@ def run_population(
         run_config=tune.RunConfig(
             name="population",
             storage_path=str(layout.tune),
-            stop=UntilBodyLost(body.lost, experiment.rng_seed),
+            stop=UntilBodyLost(bodies.lost, experiment.rng_seed),
             verbose=0,
             callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=population.max_failures),

@@ -69,7 +69,7 @@ def test_workers_that_go_home_unasked_are_a_lost_body_and_after_dissolve_are_not
 def test_a_seed_that_is_gone_costs_one_variant_and_not_the_body(tmp_path):
     async def story():
         people = variants(2)
-        omega = make(tmp_path, people)
+        omega = make(tmp_path, people, linger=0.5)  # v1 is answered before v0 asks again
         await omega.start()
         life = asyncio.create_task(CountingBody(omega).live())
         first = await asyncio.gather(*(omega.advance(v, first_position(v), 0) for v in people))

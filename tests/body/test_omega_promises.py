@@ -23,11 +23,11 @@ def variants(count):
 class CountingBody:
     """Takes turns like a worker of rank 0 and remembers what was in them."""
 
-    def __init__(self, omega):
-        self.omega, self.turns, self.store = omega, [], omega.store
+    def __init__(self, omega, number=0):
+        self.omega, self.number, self.turns, self.store = omega, number, [], omega.store
 
     async def live(self, turns=10_000, die_before_commit=None):
-        epoch = await self.omega.hello(1, 0, "node")
+        epoch = await self.omega.hello(1, 0, "node", self.number)
         number = -1
         for _ in range(turns):
             turn = await self.omega.next_turn(epoch, number)

@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 
+import psutil
 import pytest
+import torch
 from garden import adapters, cuts, end, population
+from safetensors.torch import load
 
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.core.weave import Weave
@@ -58,3 +61,25 @@ def test_a_kill_while_judging_costs_no_training_and_ends_with_the_same_verdict(g
     assert adapters(run) == adapters(undisturbed)
     kinds = [turn["kind"] for turn in Weave(run / "weave.jsonl").turns()]
     assert kinds.count("imago") == 1
+
+
+def test_two_bodies_share_the_population_and_a_dead_worker_costs_one_of_them_its_part(garden, undisturbed):
+    process = garden.start("twins", "body={count: 2, slots: 2, cpus_per_worker: 0.5}", "population.run_ahead=true")
+    try:
+        garden.wait_for("twins", lambda run: len(cuts(run)) >= 1, process)
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+        assert len(workers) == 2
+        workers[0].kill()
+        assert process.wait(timeout=300) == 0, garden.log("twins")
+    finally:
+        end(process)
+    run = garden.runs / "twins"
+    assert {name: row["state"] for name, row in population(run).items()} == {
+        name: row["state"] for name, row in population(undisturbed).items()
+    }
+    mine, theirs = ({name: load(content) for name, content in adapters(folder).items()} for folder in (run, undisturbed))
+    for name, tensors in theirs.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(mine[name][key], tensor, rtol=0, atol=1e-5)
+    lives = [turn["body"]["body"] for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert sorted(lives) in ([0, 0, 1], [0, 1, 1])
