@@ -165,25 +165,22 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
 
 
 def write_seed(run: Run, base: dict[str, Any]) -> str:
+    from chrysalis_ray.population.branch import bank_rank
     from chrysalis_ray.seed.adapter import WEIGHTS, adapter_sha256
     from chrysalis_ray.seed.zero import write_adapter_zero
 
     if (run.layout.seed / WEIGHTS).exists():
         return adapter_sha256(run.layout.seed)
-    sha256 = write_adapter_zero(
-        Path(base["path"]), base["name"], run.loaded.blueprint.lora, bank_rank(run), run.experiment.rng_seed, run.layout.seed
-    )
-    run.story.stage("seed", f"adapter zero of rank {bank_rank(run)}, sha256 {sha256[:12]}")
+    folder, lora, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.lora, bank_rank(run.loaded), run.experiment.rng_seed
+    directions = None
+    if lora.init == "eva":
+        from chrysalis_ray.training.eva import read_directions
+
+        directions = read_directions(folder, run.loaded.body.precision, run.layout.tokens, lora.targets, rank, rng_seed)
+    sha256 = write_adapter_zero(folder, base["name"], lora, rank, rng_seed, run.layout.seed, directions=directions)
+    from_data = ", its A from the train split" if lora.init == "eva" else ""
+    run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")
     return sha256
-
-
-def bank_rank(run: Run) -> int:
-    """The rank every slot has room for: the largest that a variant or a merge asks for."""
-    from chrysalis_ray.population.branch import branched_rank
-
-    asked = [branched_rank(run.loaded)]
-    asked += [rank for merge in run.experiment.merge if (rank := getattr(merge, "rank", None))]
-    return max(asked)
 
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
@@ -221,6 +218,7 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
     from chrysalis_ray.body.manifest import Body, awaken_omega, namespace
     from chrysalis_ray.body.morphology import Morphology
     from chrysalis_ray.body.worker import BodyPlan
+    from chrysalis_ray.population.branch import bank_rank
 
     shape, population = Morphology() >> run.loaded.body, run.experiment.population
     slots = min(shape.slots, population.variants)
@@ -231,7 +229,7 @@ def body_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], addres
         seed_folder=str(run.layout.seed),
         store_folder=str(run.layout.store),
         targets=run.loaded.blueprint.lora.targets,
-        rank=bank_rank(run),
+        rank=bank_rank(run.loaded),
         rows_per_microstep=run.loaded.blueprint.lanes.rows_per_microstep or run.loaded.blueprint.lanes.rows_per_step,
         rows_per_report=run.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
