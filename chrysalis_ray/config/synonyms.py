@@ -55,6 +55,7 @@ _EXPERIMENT_NAMES: dict[str, str] = {
     "body.offload": "offload_param",
     "body.precision": "bf16 fp16 dtype torch_dtype",
     "body.activation_checkpointing": "gradient_checkpointing",
+    "body.quantization": "load_in_4bit load_in_8bit quantization_bit quantization_config quantization_method",
     "population.tokens_per_variant": "num_train_epochs num_epochs epochs max_steps max_tokens steps",
     "population.variants": "num_samples population_size n_variants",
     "population.search": "param_space hyperparameters search_space",
@@ -102,6 +103,8 @@ CONVERSIONS: dict[str, str] = {
     "bf16": "write precision: bf16",
     "fp16": "write precision: bf16 (fp16 needs a loss scale shared by all variants)",
     "gradient_checkpointing": "write activation_checkpointing: true",
+    "load_in_4bit": "write quantization: nf4",
+    "load_in_8bit": "write quantization: int8",
     "deepspeed": "write zero_stage: 3; there is no other DeepSpeed file",
     "use_gpu": "write gpus_per_worker: 1",
     "use_wandb": "write wandb: offline, online or disabled",
@@ -122,8 +125,6 @@ _OTHER_KIND = "the adapters of a pack are rows of LoRA factors; other kinds of p
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
     "trust_remote_code": "code from a model repository is never run",
-    "load_in_4bit": "quantised bases are not supported; use precision: bf16 and zero_stage: 3",
-    "load_in_8bit": "quantised bases are not supported; use precision: bf16 and zero_stage: 3",
     "use_dora": _DORA,
     "peft_use_dora": _DORA,
     "modules_to_save": _WHOLE_MODULES,
