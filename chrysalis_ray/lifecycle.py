@@ -178,7 +178,7 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
     if lora.init == "eva":
         from chrysalis_ray.training.eva import read_directions
 
-        directions = read_directions(folder, run.loaded.body.precision, run.layout.tokens, lora.targets, rank, rng_seed)
+        directions = read_directions(folder, run.loaded.body, run.layout.tokens, lora.targets, rank, rng_seed)
     sha256 = write_adapter_zero(folder, base["name"], lora, rank, rng_seed, run.layout.seed, directions=directions)
     from_data = ", its A from the train split" if lora.init == "eva" else ""
     run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import sha256_of
 from chrysalis_ray.training.base import load_base
@@ -105,12 +106,14 @@ class Readers:
 
 
 def read_directions(
-    base_folder: Path, precision: str, tokens_folder: Path, targets: Sequence[str], rank: int, rng_seed: int
+    base_folder: Path, body: BodyPatch, tokens_folder: Path, targets: Sequence[str], rank: int, rng_seed: int
 ) -> dict[str, Tensor]:
-    """`leading_directions` of a base and tokens on disk. The base is loaded into this process and let go again."""
+    """`leading_directions` of a base and tokens on disk. The base is loaded into this process in the precision of the body, in
+    main memory and not quantised, and let go again."""
     from chrysalis_ray.genome.tokens import open_tokens
 
-    return leading_directions(load_base(base_folder, precision), targets, open_tokens(tokens_folder), rank, rng_seed)
+    model = load_base(base_folder, body.precision or "fp32")
+    return leading_directions(model, targets, open_tokens(tokens_folder), rank, rng_seed)
 
 
 @torch.no_grad()

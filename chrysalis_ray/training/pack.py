@@ -183,10 +183,10 @@ class Pack:
             rows = [slot if slot in slots else None for slot in range(self.bank.slots)]
         else:
             order = self.shards.order([self.bank.ranks[self._row_of[slot]] for slot in slots], self.bank.rank)
+            for row, index in enumerate(order):
+                self._move(slots[index], row)
+            self.bank.live = len(order)
             rows = [slots[index] for index in order]
-            for row, slot in enumerate(rows):
-                self._move(slot, row)
-            self.bank.live = len(rows)
         self.shards.spread(self.bank)
         return rows
 
