@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 TOKENS = 16_384  # as many are read, or all there are; from all domains alike
 TOKENS_PER_PASS = 2_048
-BETWEEN = 4  # times the rank: directions kept from batch to batch, so that what is weak in one batch may be strong in all
-SPARE = 32  # directions that are sought beyond those wanted
-ITERATIONS = 6
+BETWEEN = (4, 32)  # times the rank, and more: directions kept from batch to batch; weak in one they may be strong in all
+SPARE = 8  # directions that are sought beyond those kept
+ITERATIONS = 3
 
 Row = tuple[str, int]  # domain, row of the token store
 
@@ -76,7 +76,8 @@ def leading(matrix_KI: Tensor, keep: int, generator: torch.Generator) -> tuple[T
     basis_IS = torch.randn(matrix_KI.shape[1], size, generator=generator)
     for _ in range(ITERATIONS):
         basis_IS = torch.linalg.qr(matrix_KI.mT @ (matrix_KI @ basis_IS)).Q
-    _, values_S, turned_SS = torch.linalg.svd(matrix_KI @ basis_IS, full_matrices=False)
+    triangle_SS = torch.linalg.qr(matrix_KI @ basis_IS, mode="r").R  # has the singular values of the tall matrix
+    _, values_S, turned_SS = torch.linalg.svd(triangle_SS)
     return values_S[:keep], (turned_SS @ basis_IS.mT)[:keep]
 
 
@@ -132,7 +133,7 @@ def leading_directions(
             "lower the rank of the variants (and of the merges), or leave lora.init out",
         )
     trunk = Trunk(model)
-    readers = Readers(BETWEEN * rank + SPARE, torch.Generator().manual_seed(_number(rng_seed, "directions")))
+    readers = Readers(BETWEEN[0] * rank + BETWEEN[1], torch.Generator().manual_seed(_number(rng_seed, "directions")))
     handles = [model.get_submodule(t.name).register_forward_pre_hook(partial(readers.look, t.name)) for t in found]
     try:
         for rows in sampled_rows(tokens, rng_seed):
