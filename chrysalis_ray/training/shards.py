@@ -10,6 +10,7 @@ few variants live go into the operations, if the base is wide enough for that to
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -91,6 +92,9 @@ class Shards:
             own = Window(bank)
             self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets))
         self.live = self.all[:1]
+        # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
+        self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
+        self.apart: object = None  # the shards in processes of their own, once they have trained
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
     def order(self, ranks: Sequence[int], most: int) -> list[int]:

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
+from chrysalis_ray.training.apart import Apart
 from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, takes
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
@@ -26,6 +27,7 @@ from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import TokenStore
@@ -54,13 +56,6 @@ class SlotMetrics:
         return asdict(self)
 
 
-class Seat(NamedTuple):
-    """Who sits in a row of a shard, and how many optimizer steps it is to make."""
-
-    occupant: Occupant
-    steps: int
-
-
 def train_chunk(
     pack: Pack, slots: Sequence[int], tokens: TokenStore, steps: int | Sequence[int], rows_per_microstep: int | None = None
 ) -> list[SlotMetrics]:
@@ -78,13 +73,24 @@ def train_chunk(
     with strided_gradients():
         for seats in _legs(pack, slots, counts, passes):
             rows = pack.arrange(sorted(seats, key=lambda slot: -passes[slots.index(slot)]))  # who is done first stands last
-            train = partial(train_rows, tokens=tokens, rows_per_microstep=at_once, lanes=pack.lanes)
             seated = [seats[slot] if slot is not None else None for slot in rows]
-            parts = pack.shards.each(train, [seated[part] for part in pack.shards.rows])
+            parts = _train_parts(pack, [seated[part] for part in pack.shards.rows], tokens, at_once)
             for slot, tally in zip(rows, (tally for part in parts for tally in part), strict=True):
                 if slot is not None and tally is not None:
                     tallies[slot].add(tally)
     return [metrics_of(pack.occupant(slot), tallies[slot]) for slot in slots]
+
+
+def _train_parts(
+    pack: Pack, seats: Sequence[Sequence[Seat | None]], tokens: TokenStore, rows_per_microstep: int
+) -> list[list[Tally | None]]:
+    """Every live shard its seats: in a process each where the base is small enough for that to pay, else in a thread each."""
+    shards = pack.shards
+    if len(seats) > 1 and shards.may_fork:
+        if not isinstance(shards.apart, Apart) or shards.apart.tokens is not tokens:
+            shards.apart = Apart(pack, tokens, train_rows)
+        return shards.apart.train(seats, rows_per_microstep)
+    return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)
 
 
 def _legs(pack: Pack, slots: Sequence[int], counts: Sequence[int], passes: Sequence[int]) -> Iterator[dict[int, Seat]]:
@@ -230,19 +236,6 @@ class Ledger:
         losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
         told = zip(seats, losses, self.labels, norms, strict=True)
         return [Tally(loss, labels, norm) if seat else None for seat, loss, labels, norm in told]
-
-
-@dataclass
-class Tally:
-    """The losses of a variant, summed in nats, their number, and the gradient norm of its last step."""
-
-    loss: float = 0.0
-    labels: int = 0
-    norm: float = 0.0
-
-    def add(self, later: Tally) -> None:
-        """Go on with what came later."""
-        self.loss, self.labels, self.norm = self.loss + later.loss, self.labels + later.labels, later.norm
 
 
 def metrics_of(occupant: Occupant, tally: Tally) -> SlotMetrics:
