@@ -81,7 +81,8 @@ class Shards:
 
     def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
         bank = window.bank
-        alone = engine.device.type == "cpu" and engine.copyable and engine.world == 1  # threads would mix up collectives
+        lonely = engine.world == 1 and not engine.in_order  # threads would mix up collectives, and change shapes
+        alone = engine.device.type == "cpu" and engine.copyable and lonely
         count = min(threads, bank.slots, MOST_SHARDS) if alone else 1
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
             count = max(size for size in range(1, count + 1) if bank.slots % size == 0)

@@ -27,6 +27,7 @@ from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.sums import Sums
 from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def train_rows(
     if not any(seats):
         return [None for _ in seats]
     engine, gradients, rows = shard.engine, shard.gradients, shard.window.rows
-    ledger = Ledger(len(seats), gradients)
+    ledger, sums = Ledger(len(seats), gradients, len(engine.parts)), Sums(engine, gradients)
     gradients.zero_()
 
     for takes_N in _together(seats, tokens, rows_per_microstep):
@@ -125,15 +126,16 @@ def train_rows(
         shard.show(slice(rows.start, rows.start + computed))
         for part in runs([row for row, take in enumerate(takes_N) if take and take.opens]):
             gradients[part].zero_()
-        batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, engine.rank, engine.world, engine.device)
-        ledger.add(forward_backward(shard, batch), batch.labelled)
+        for place, rank in enumerate(engine.parts):
+            batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, rank, engine.whole, engine.device)
+            ledger.add(forward_backward(shard, batch), batch.labelled, place)
+            sums.keep(place)
         complete = [take.step if take and take.closes else None for take in takes_N]
         if any(complete):
-            ledger.close(move(shard, gradients, seats, complete, lanes), complete)
+            ledger.close(move(shard, sums, seats, complete, lanes), complete)
 
     shard.show(rows)
-    engine.reduce(ledger.loss_N)
-    return ledger.read(seats)
+    return ledger.read(seats, engine.total(ledger.loss_VN))
 
 
 def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microstep: int) -> Iterator[list[Take | None]]:
@@ -148,17 +150,16 @@ def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microst
         yield takes_N
 
 
-def move(
-    shard: Shard, gradients: Tensor, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str
-) -> Tensor:
+def move(shard: Shard, sums: Sums, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str) -> Tensor:
     """Move the variants whose steps are `complete`: sum over workers, clip, step. Returns the gradient norms [N] of all rows.
 
     Workers sum exactly the rows that move. In "fixed" lanes row by row: in which order three workers add up a number
     depends on where in a message it stands, and must not on who else moves.
     """
+    gradients = sums.gradients_NP
     due = [row for row, step in enumerate(complete) if step is not None]
     for part in [slice(row, row + 1) for row in due] if lanes == "fixed" else runs(due):
-        shard.engine.reduce(gradients[part])
+        sums.close(part)
     moving = [
         seat.occupant.variant.hyperparameters if seat and step else None for seat, step in zip(seats, complete, strict=True)
     ]
@@ -214,15 +215,15 @@ def current_learning_rate(occupant: Occupant) -> float:
 class Ledger:
     """Losses and norms of a chunk, kept on the device and read once."""
 
-    def __init__(self, live: int, like: Tensor) -> None:
-        self.loss_N = torch.zeros(live, dtype=torch.float64, device=like.device)
+    def __init__(self, live: int, like: Tensor, parts: int) -> None:
+        self.loss_VN = torch.zeros(parts, live, dtype=torch.float64, device=like.device)
         self.norm_N = torch.zeros(live, dtype=torch.float64, device=like.device)
         self.labels = [0] * live
 
-    def add(self, losses_K: Tensor, labelled: Labelled) -> None:
-        """Sum a micro-batch's losses lane by lane; its lanes are the first rows."""
+    def add(self, losses_K: Tensor, labelled: Labelled, part: int) -> None:
+        """Sum the losses of a part of a micro-batch lane by lane; its lanes are the first rows."""
         parts = losses_K.detach().to(torch.float64).split(labelled.counts)
-        self.loss_N[: len(parts)] += torch.stack([part.sum() for part in parts])
+        self.loss_VN[part, : len(parts)] += torch.stack([part.sum() for part in parts])
 
     def close(self, norms_N: Tensor, complete: Sequence[LaneStep | None]) -> None:
         """End the steps that are complete."""
@@ -231,9 +232,9 @@ class Ledger:
         for row, step in enumerate(complete):
             self.labels[row] += step.labels if step is not None else 0
 
-    def read(self, seats: Sequence[Seat | None]) -> list[Tally | None]:
-        """What came of whoever sits in each row."""
-        losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
+    def read(self, seats: Sequence[Seat | None], loss_N: Tensor) -> list[Tally | None]:
+        """What came of whoever sits in each row; `loss_N` sums over all workers."""
+        losses, norms = torch.stack([loss_N, self.norm_N]).tolist()
         told = zip(seats, losses, self.labels, norms, strict=True)
         return [Tally(loss, labels, norm) if seat else None for seat, loss, labels, norm in told]
 
