@@ -6,6 +6,7 @@
 # CPU build of torch:   make quickstart PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   (0.3 GB instead of 3.8)
 
 PYTHON ?= python3
+PYTEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -20,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/chrysalis run experiments/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m pytest -m "not slow and not ray" -n $(PYTEST_WORKERS) --dist loadfile
 	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-slow: $(INSTALLED)
