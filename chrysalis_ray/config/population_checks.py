@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, OptimizerType
-from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
+from chrysalis_ray.config.merges import EnsembleMerge, WinnerMerge
 from chrysalis_ray.config.population import (
     Asha,
     Bohb,
@@ -233,7 +233,7 @@ def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
     total = top * population.variants
     widest = smallest_target(loaded.base, loaded.blueprint.lora.targets)
     for position, merge in enumerate(loaded.experiment.merge):
-        if isinstance(merge, WinnerMerge) or merge.rank is None:
+        if isinstance(merge, WinnerMerge) or not isinstance(merge.rank, int):
             continue
         at = ("merge", position, "rank")
         if isinstance(merge, EnsembleMerge) and merge.rank > total:

@@ -60,9 +60,9 @@ def core_space(
     """The core of one module. None is an adapter without this module: a delta of zero. At least one is not None."""
     blocks = [*members, anchor]
     heard = [number for number, block in enumerate(blocks) if block is not None and all(bool(side.any()) for side in block)]
-    spoken = [_double(block) for number in heard if (block := blocks[number]) is not None]
+    spoken = [double(block) for number in heard if (block := blocks[number]) is not None]
     if not spoken:  # every delta is zero: one empty direction keeps the shapes
-        a_ri, b_or = _double(next(block for block in blocks if block is not None))
+        a_ri, b_or = double(next(block for block in blocks if block is not None))
         spoken = [(torch.zeros_like(a_ri[:1]), torch.zeros_like(b_or[:, :1]))]
     left, left_PK = orthonormalise(torch.cat([b_or for _, b_or in spoken], dim=1))
     right, right_QK = orthonormalise(torch.cat([a_ri for a_ri, _ in spoken], dim=0).T)
@@ -77,7 +77,8 @@ def core_space(
     return CoreSpace(left, right, cores[:-1] - anchor_PQ, anchor_PQ)
 
 
-def _double(block: Factors) -> Factors:
+def double(block: Factors) -> Factors:
+    """The factors in fp64 on the CPU."""
     return block[0].detach().to("cpu", torch.float64), block[1].detach().to("cpu", torch.float64)
 
 

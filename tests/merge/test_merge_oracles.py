@@ -15,11 +15,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
+from chrysalis_ray.config.merges import (
+    METHOD_NAMES,
+    ConsensusMerge,
+    DareMerge,
+    DellaMerge,
+    EnsembleMerge,
+    IsotropicMerge,
+    Merge,
+    ModelStockMerge,
+    SlerpMerge,
+    TallMerge,
+    TaskArithmeticMerge,
+    TiesMerge,
+    TsvMerge,
+    WinnerMerge,
+)
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import NULL, canonical_basis
 from chrysalis_ray.merge.run import MergeResult, merge_modules
-from chrysalis_ray.merge.table import METHODS
+from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
 
 SHAPES = {"a.q": (9, 12), "a.down": (12, 7)}  # out, in
 METHOD_CONFIGS = [
@@ -27,11 +42,26 @@ METHOD_CONFIGS = [
     EnsembleMerge(method="ensemble"),
     EnsembleMerge(method="ensemble", weights="softmax", temperature=0.1),
     ConsensusMerge(method="consensus"),
-    ConsensusMerge(method="consensus", support=1.0, coherence=0.2),
+    ConsensusMerge(method="consensus", support=1.0, coherence=0.2, weights="uniform"),
+    EnsembleMerge(method="ensemble", weights="geometric_median"),
+    EnsembleMerge(method="ensemble", rank="exact"),
+    TaskArithmeticMerge(method="task_arithmetic"),
+    SlerpMerge(method="slerp", weights="softmax", temperature=0.1),
+    ModelStockMerge(method="model_stock"),
+    TsvMerge(method="tsv"),
+    IsotropicMerge(method="isotropic"),
+    TiesMerge(method="ties", density=0.5),
+    TiesMerge(method="ties", density=0.3, space="dense", weights="softmax", temperature=0.1),
+    DareMerge(method="dare"),
+    DareMerge(method="dare", space="dense", signs="elected", rng_seed=3),
+    DellaMerge(method="della"),
+    DellaMerge(method="della", space="dense", spread=0.3),
+    TallMerge(method="tall"),
+    TallMerge(method="tall", space="dense", votes=1, threshold=0.2),
 ]
-ids = [config.model_dump_json() for config in METHOD_CONFIGS]
+ids = ["-".join(f"{key}={value}" for key, value in config.model_dump(exclude_unset=True).items()) for config in METHOD_CONFIGS]
 every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
-oracle = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+oracle = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 class Population(typing.NamedTuple):
@@ -283,7 +313,10 @@ def two_adapters():
 
 def test_table_and_config_know_the_same_methods():
     schema = TypeAdapter(Merge).json_schema()
-    assert set(METHODS) == set(schema["discriminator"]["mapping"])
+    assert {*IN_THE_CORE, *BY_ENTRY} == set(schema["discriminator"]["mapping"]) == set(METHOD_NAMES)
+    assert not set(IN_THE_CORE) & set(BY_ENTRY)
+    assert set(BY_ENTRY) < set(SUMMARIES) <= set(METHOD_NAMES)
+    assert {config.method for config in METHOD_CONFIGS} == set(METHOD_NAMES)
 
 
 def test_the_canonical_basis_is_orthonormal_and_spans_the_increments():
