@@ -83,7 +83,7 @@ class ModelStockMerge(SeveralMerge):
 
 
 class TsvMerge(SeveralMerge):
-    """Sum of the deltas' singular directions, made orthogonal to each other first; `floor` keeps near twins from counting twice."""
+    """Sum of the deltas' singular directions, made orthogonal first; `floor` keeps near twins from counting twice."""
 
     method: Literal["tsv"]
     name: Name = "tsv"
@@ -102,8 +102,8 @@ class IsotropicMerge(SeveralMerge):
 class ElementwiseMerge(SeveralMerge):
     """What every rule on single coefficients has.
 
-    `space: core` applies the rule in the canonical core, where the rank stays low; `dense` to the entries of the whole deltas, as
-    the papers do, and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
+    `space: core` applies the rule in the canonical core, where the rank stays low; `dense` to the entries of the whole deltas,
+    as the papers do, and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
     """
 
     space: Literal["core", "dense"] = "core"
@@ -145,10 +145,11 @@ class DellaMerge(ElementwiseMerge):
 
     @model_validator(mode="after")
     def _chances_are_chances(self) -> DellaMerge:
-        if not 0.0 < self.density - self.spread or self.density + self.spread > 1.0:
+        least, most = self.density - self.spread, self.density + self.spread
+        if least <= 0.0 or most > 1.0:
             raise ValueError(
-                f"entries would be kept with {self.density - self.spread:g} to {self.density + self.spread:g}; density - spread "
-                "must be above 0 and density + spread at most 1"
+                f"entries would be kept with the chances {least:g} to {most:g}; density - spread must be above 0 and "
+                "density + spread at most 1"
             )
         return self
 
@@ -167,8 +168,10 @@ Merge = Annotated[
     | IsotropicMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
     Field(discriminator="method"),
 ]  # fmt: skip
-METHOD_NAMES = ("winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "ties", "dare",
-                "della", "tall")  # fmt: skip
+METHOD_NAMES = (
+    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "ties", "dare", "della",
+    "tall",
+)  # fmt: skip
 
 
 class _OneMerge(Written):

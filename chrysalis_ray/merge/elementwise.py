@@ -27,7 +27,7 @@ HALF = 1 << 16  # what the upper, or the lower, 16 bits of an fp32 number can be
 
 @dataclass(frozen=True)
 class Block:
-    """A block of rows of one module: `entries_Nbl` of all members; `thresholds_N` as of `trim_density`; generators by member."""
+    """A block of rows of one module, of all members, with a threshold and a generator for each of them."""
 
     entries_Nbl: Tensor
     weights_N: Tensor
@@ -86,12 +86,16 @@ class RuledRows:
         return factors[1][rows] @ factors[0]
 
     def _threshold(self, number: int, density: float) -> Tensor:
-        """The magnitude of the last entry kept: the k-th largest, found by its bits in two passes that only count.
+        """The magnitude of the last entry kept: the k-th largest.
+
+        Of a delta larger than a block it is found by its bits, in two passes that only count.
 
         The order of positive fp32 numbers is that of their bits as integers: the first pass counts the upper 16 bits of every
         magnitude, the second the lower 16 of those that share the k-th one's upper bits.
         """
         missing = kept_entries(density, self.out_size * self.in_size)
+        if self.rows >= self.out_size:
+            return self._rows(self.changes[number], slice(0, self.out_size)).abs().flatten().topk(missing).values[-1]
         upper: int | None = None
         for _ in range(2):
             counts = torch.zeros(HALF, dtype=torch.int64)
@@ -155,7 +159,9 @@ def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:
     elected_bl = torch.where(sum_bl.abs() > ROUNDING * weighted_Nbl.abs().sum(0), sum_bl.sign(), 0.0)
     agrees_Nbl = (kept_Nbl.sign() == elected_bl) & (kept_Nbl != 0)
     voters_bl = (block.weights_N[:, None, None] * agrees_Nbl).sum(0)
-    return torch.where(voters_bl > 0, (weighted_Nbl * agrees_Nbl).sum(0) / voters_bl.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return torch.where(
+        voters_bl > 0, (weighted_Nbl * agrees_Nbl).sum(0) / voters_bl.clamp(min=torch.finfo(torch.float64).tiny), 0.0
+    )
 
 
 def uniform_draws(block: Block) -> Tensor:

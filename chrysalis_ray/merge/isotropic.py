@@ -12,8 +12,8 @@ from chrysalis_ray.merge.core_space import NULL
 def evened_mean(config: IsotropicMerge, weights_N: Tensor, increments_NPQ: Tensor) -> tuple[Tensor, dict[str, float]]:
     """U ((1 - f) S + f mean(S)) V^T of the mean U S V^T, over its rank, with f from 0 (equal members) to 1 (orthogonal ones).
 
-    f = (1 - |sum_i w_i C_i|^2 / sum_i w_i |C_i|^2) / (1 - sum_i w_i^2). The paper has f = 1 whatever the members are, which would
-    change a single adapter; what it is made for, directions that only one member has, shows as f.
+    f = (1 - |sum_i w_i C_i|^2 / sum_i w_i |C_i|^2) / (1 - sum_i w_i^2). The paper has f = 1 whatever the members are, which
+    would change a single adapter; what it is made for, directions that only one member has, shows as f.
     """
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
     power = float(weights_N @ (increments_NPQ**2).sum((1, 2)))

@@ -1,7 +1,7 @@
 """The best adapter of a rank for a matrix that is only ever seen a block of rows at a time.
 
-Randomised subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061) with `POWER` passes; where the basis is as large as
-the smaller side it is exact. The squared error is known without another pass, |T|^2 - |Q_R^T T|^2, and is what is reported.
+Randomised subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061) with `POWER` passes; where the basis is as large
+as the smaller side it is exact. The squared error is known without another pass, |T|^2 - |Q_R^T T|^2, and is what is reported.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.merges import ElementwiseMerge, SeveralMerge, WinnerMerge
+from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, TallMerge, TiesMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import Cut, Factors, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
@@ -59,7 +59,7 @@ class MergeResult:
 
 
 def merge_modules(
-    config: WinnerMerge | SeveralMerge,
+    config: Merge,
     members: Sequence[Adapter],
     scales: Sequence[float],
     anchor: Adapter | None,
@@ -133,7 +133,7 @@ class _Population(NamedTuple):
 
 
 def _merge_module(
-    config: WinnerMerge | SeveralMerge, population: _Population, module: str, rank: int | None
+    config: Merge, population: _Population, module: str, rank: int | None
 ) -> tuple[Cut, Mapping[str, float], Tensor]:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
@@ -148,7 +148,7 @@ def _merge_module(
     if config.method in IN_THE_CORE:
         change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
         return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
-    assert isinstance(config, ElementwiseMerge)
+    assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
     draw = module_draw(getattr(config, "rng_seed", 0), module)
     rule = BY_ENTRY[config.method]

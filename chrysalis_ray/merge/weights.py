@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from chrysalis_ray.config.merges import SeveralMerge, WinnerMerge
+from chrysalis_ray.config.merges import Merge, WinnerMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.geometric_median import geometric_median, robust_weights
 from chrysalis_ray.merge.winner import winner_weights
 
 
 def weigh(
-    config: WinnerMerge | SeveralMerge, members: int, scores: Sequence[float] | None, gram: Callable[[], Tensor]
+    config: Merge, members: int, scores: Sequence[float] | None, gram: Callable[[], Tensor]
 ) -> tuple[list[float], dict[int, str]]:
     """The weights that `config` asks for, and why members are held out. `gram` makes the Gram matrix of the changes.
 
     `uniform`: 1/N each. `softmax`: proportional to exp(-(loss - best loss) / temperature), losses in nats per token.
-    `geometric_median`, `robust`: see `geometric_median.py`. Raises MergeError where losses are needed and missing, or no number.
+    `geometric_median`, `robust`: see `geometric_median.py`. Raises MergeError where losses are needed and missing, or
+    no numbers.
     """
     if isinstance(config, WinnerMerge):
         return winner_weights(needed(scores, "`winner` is the one with the lowest held-out loss")), {}

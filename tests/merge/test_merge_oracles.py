@@ -61,7 +61,7 @@ METHOD_CONFIGS = [
 ]
 ids = ["-".join(f"{key}={value}" for key, value in config.model_dump(exclude_unset=True).items()) for config in METHOD_CONFIGS]
 every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
-oracle = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+oracle = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 class Population(typing.NamedTuple):
