@@ -13,11 +13,14 @@ Shapes: O out, I in, R rank of one adapter, P <= min(O, K) and Q <= min(I, K) co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from chrysalis_ray.core.errors import MergeError
 
 Factors = tuple[Tensor, Tensor]  # A_RI, B_OR
 NULL = 1e-12  # directions this much weaker than the strongest are rounding, in fp64
@@ -75,6 +78,20 @@ def core_space(
         start = own.stop
     anchor_PQ = cores[-1]
     return CoreSpace(left, right, cores[:-1] - anchor_PQ, anchor_PQ)
+
+
+def check_module(module: str, blocks: Sequence[Factors | None]) -> None:
+    """Raises MergeError for factors of one module that do not fit together or are not finite."""
+    shapes = {(block[1].shape[0], block[0].shape[1]) for block in blocks if block is not None}
+    if len(shapes) > 1:
+        raise MergeError(f"module {module} has the shapes {sorted(shapes)}", "merge adapters of one and the same base")
+    for block in blocks:
+        if block is None:
+            continue
+        if block[0].shape[0] != block[1].shape[1]:
+            raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
+        if not all(math.isfinite(torch.linalg.vector_norm(side, math.inf)) for side in block if side.numel()):
+            raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
 
 
 def double(block: Factors) -> Factors:

@@ -14,17 +14,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from chrysalis_ray.merge.core_space import Factors, double
+from chrysalis_ray.merge.core_space import Factors, check_module, double
 
 Adapter = Mapping[str, Factors]
 
 
 def gram_of_changes(members: Sequence[Adapter], scales: Sequence[float], anchor: Adapter | None, anchor_scale: float) -> Tensor:
-    """Inner products [N, N] of the members' changes from the anchor, over the whole adapter."""
+    """Inner products [N, N] of the members' changes from the anchor, over the whole adapter.
+
+    Raises MergeError for shapes that differ and values that are not finite.
+    """
     gram_NN = torch.zeros(len(members), len(members), dtype=torch.float64)
     for module in sorted({module for member in members for module in member} | set(anchor or {})):
-        blocks = [member.get(module) for member in members]
-        gram_NN += gram_of_module(blocks, scales, anchor.get(module) if anchor else None, anchor_scale)
+        blocks, seed = [member.get(module) for member in members], anchor.get(module) if anchor else None
+        check_module(module, [*blocks, seed])
+        gram_NN += gram_of_module(blocks, scales, seed, anchor_scale)
     return gram_NN
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, TallMerge, TiesMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.merge.core_space import Cut, Factors, core_space, cut_to_rank
+from chrysalis_ray.merge.core_space import Cut, Factors, check_module, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
     RuledRows,
     all_equal,
@@ -79,9 +79,6 @@ def merge_modules(
     if not members or len(members) != len(scales) or (scores is not None and len(scores) != len(members)):
         told = "no" if scores is None else len(scores)
         raise MergeError(f"{len(members)} adapters, {len(scales)} scales and {told} scores do not make a merge")
-    modules = sorted({module for member in members for module in member} | set(anchor or {}))
-    for module in modules:
-        check_module(module, [*(member.get(module) for member in members), anchor.get(module) if anchor else None])
     if given is not None:
         weights, held_out = given_weights(given, len(members)), dict[int, str]()
     else:
@@ -137,9 +134,10 @@ def _merge_module(
 ) -> tuple[Cut, Mapping[str, float], Tensor]:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
+    seed = population.seed(module)
+    check_module(module, [*blocks, seed])
     if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
         return _as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64)
-    seed = population.seed(module)
     space = core_space(blocks, population.scales, seed, population.anchor_scale)
     weights_N, increments_NPQ = population.weights_N, space.increments_NPQ
     flat = increments_NPQ.flatten(1)
@@ -194,17 +192,3 @@ def _as_it_is(block: Factors, scale: float, rank: int | None) -> Cut:
     energy = max(scale**2 * float(gram.trace()), 0.0)
     cut = Cut((a_ri, b_or * scale), energy, 0.0, a_ri.shape[0])
     return cut if rank is None else _resized(cut, rank)
-
-
-def check_module(module: str, blocks: Sequence[Factors | None]) -> None:
-    """Raises MergeError for factors of one module that do not fit together or are not finite."""
-    shapes = {(block[1].shape[0], block[0].shape[1]) for block in blocks if block is not None}
-    if len(shapes) > 1:
-        raise MergeError(f"module {module} has the shapes {sorted(shapes)}", "merge adapters of one and the same base")
-    for block in blocks:
-        if block is None:
-            continue
-        if block[0].shape[0] != block[1].shape[1]:
-            raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
-        if not all(math.isfinite(torch.linalg.vector_norm(side, math.inf)) for side in block if side.numel()):
-            raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
