@@ -101,8 +101,8 @@ def merge_folders(
 ) -> dict[str, Any]:
     """Merge the adapters `names` into the folder `out`; returns the manifest, with `done_before` if it lay there already.
 
-    `seed_name` is the adapter they were branched from, the anchor of the merge. Raises MergeError for what cannot be merged, and
-    for an `out` that holds anything else.
+    `seed_name` is the adapter they were branched from, the anchor of the merge. Raises MergeError for what cannot be merged,
+    and for an `out` that holds anything else.
     """
     refuse_unjudged(spec, given)
     out = Path(os.path.abspath(out))

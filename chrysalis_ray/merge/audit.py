@@ -13,7 +13,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,8 @@ class Cohort:
     """`gram_NN` of the changes; per member effective rank (energy-weighted mean of exp(entropy) over modules), modules, rank.
 
     `principal_cosine` is the median over modules, pairs and directions; `condition` the median over modules of that of
-    sum_i C_i^T C_i / |C_i|^2; `kept` the energy of the exact mean that the largest rank holds; `agreement` as `consensus` tells.
+    sum_i C_i^T C_i / |C_i|^2; `kept` the energy of the exact mean that the largest rank holds; `agreement` what `consensus`
+    tells.
     """
 
     gram_NN: Tensor
@@ -78,8 +78,9 @@ def look_at(members: Sequence[Adapter], scales: Sequence[float], anchor: Adapter
         mean_spectra.append(torch.linalg.svdvals(space.anchor_PQ + space.increments_NPQ.mean(0)) ** 2)
     energy = math.fsum(float(spectrum.sum()) for spectrum in mean_spectra)
     held = math.fsum(float(spectrum[: max(ranks)].sum()) for spectrum in mean_spectra)
+    effective_N = used_N / gram_NN.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
     return Cohort(
-        gram_NN, (used_N / gram_NN.diagonal().clamp(min=1e-300)).tolist(), ranks, [len(member) for member in members], len(names),
+        gram_NN, effective_N.tolist(), ranks, [len(member) for member in members], len(names),
         statistics.median(angles) if angles else 0.0, statistics.median(conditions) if conditions else 1.0,
         held / energy if energy else 1.0, consensus_summary(count, tallies),
     )  # fmt: skip
@@ -141,8 +142,8 @@ def findings(cohort: Cohort, names: Sequence[str], anchored: bool) -> list[str]:
     moved = [norm for norm in norms if norm]
     if moved and max(moved) > UNEVEN * min(moved):
         told.append(
-            f"the largest change ({names[norms.index(max(moved))]}) is {max(moved) / min(moved):.1f} times as long as the smallest: "
-            "a mean is mostly its; give --weights, or --set weights=geometric_median"
+            f"the largest change ({names[norms.index(max(moved))]}) is {max(moved) / min(moved):.1f} times as long as the "
+            "smallest: a mean is mostly its; give --weights, or --set weights=geometric_median"
         )
     told += [f"{name} lacks {cohort.all_modules - own} of {cohort.all_modules} modules; they count as zero"
              for name, own in zip(names, cohort.modules, strict=True) if own < cohort.all_modules]  # fmt: skip

@@ -76,8 +76,10 @@ def core_space(
         scale = scales[number] if number < len(members) else anchor_scale
         torch.matmul(scale * left_PK[:, own], right_QK[:, own].T, out=cores[number])
         start = own.stop
-    anchor_PQ = cores[-1]
-    return CoreSpace(left, right, cores[:-1] - anchor_PQ, anchor_PQ)
+    increments_NPQ = cores[:-1] - cores[-1]
+    still_N = torch.linalg.matrix_norm(increments_NPQ) <= NULL * torch.linalg.matrix_norm(cores[-1])
+    increments_NPQ[still_N] = 0.0  # equal to the anchor but for rounding, which has a direction
+    return CoreSpace(left, right, increments_NPQ, cores[-1])
 
 
 def check_module(module: str, blocks: Sequence[Factors | None]) -> None:

@@ -357,6 +357,26 @@ def test_a_population_that_did_not_move_is_its_seed():
         assert result.residual == 0.0
 
 
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 3)))
+def test_a_member_that_is_the_seed_draws_towards_it_and_turns_nothing(config, population):
+    """However the seed is factored: what is left of it by rounding has no direction that a method could follow."""
+    pad = torch.nn.functional.pad
+    stayed = [
+        {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in population.anchor.items()} for extra in (0, 2)
+    ]
+    one, two = (
+        population._replace(
+            members=[*population.members, copy],
+            scales=[*population.scales, population.anchor_scale],
+            scores=[*population.scores, 1.2],
+        )
+        for copy in stayed
+    )
+    assert_same(two.merge(config), dense(one.merge(config).factors))
+
+
 def test_the_rank_of_the_config_comes_first():
     config = EnsembleMerge(method="ensemble", rank=3)
     result = merge_modules(config, two_adapters(), [1.0, 1.0], None, 1.0, [1.0, 1.0], 8)
