@@ -29,6 +29,7 @@ SAME = 1e-5  # of their length: two changes nearer than that are one
 UNEVEN = 3.0
 ALIKE = 0.9
 LITTLE = 0.9
+CHANCE = 1.25  # times the agreement of independent members: below, there is none to speak of
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,23 @@ def _regime(cohort: Cohort) -> str:
     return f"partly shared directions ({seen})"
 
 
+def unanimous_by_chance(members: int) -> float:
+    """The share of the mean's energy that lies where all signs agree, if members are independent normal numbers.
+
+    2^(1-N) of the coefficients, each with E (sum_i |x_i|)^2 = N + N (N-1) 2/pi against E (sum_i x_i)^2 = N.
+    """
+    return 2.0 ** (1 - members) * (1.0 + (members - 1) * 2.0 / math.pi)
+
+
 def _agreement(cohort: Cohort, mean_cosine: float) -> list[str]:
-    seen, chance = cohort.agreement.get("sign_agreement"), cohort.agreement.get("sign_agreement_by_chance")
-    if seen is None or chance is None:
+    if "sign_agreement_energy" not in cohort.agreement:
         return ["nothing changed from the seed: there is nothing to merge"]
+    seen, chance = cohort.agreement["sign_agreement_energy"], unanimous_by_chance(len(cohort.ranks))
     survived = cohort.agreement["survived_energy"]
-    told = f"all signs agree in {seen:.0%} of the coefficients, {chance:.0%} by chance; mean cosine {mean_cosine:+.2f}"
-    if seen < 1.5 * chance:
-        return [f"{told}: no more agreement than coins have; consensus would keep {survived:.0%} of the mean's energy, and "
-                "model_stock return nearly to the seed"]  # fmt: skip
-    return [f"{told}: consensus would keep {survived:.0%} of the mean's energy"]
+    told = f"{seen:.0%} of the mean's energy lies where all signs agree, {chance:.0%} by chance; mean cosine {mean_cosine:+.2f}"
+    if seen < CHANCE * chance:
+        return [
+            f"{told}: hardly more agreement than coins have; what consensus keeps ({survived:.0%}) is then no consensus, and "
+            "model_stock returns nearly to the seed"
+        ]
+    return [f"{told}; consensus would keep {survived:.0%}"]
