@@ -10,6 +10,7 @@ from chrysalis_ray.config.merges import Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
@@ -100,7 +101,7 @@ def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: 
         fan_in_fan_out=zero.fan_in_fan_out,
     )
     return {
-        **merged.to_json(),
+        **named_result(merged, members),
         "method": spec.method,
         "spec": spec.model_dump(mode="json"),
         "weights": dict(zip(members, merged.weights, strict=True)),
