@@ -20,6 +20,7 @@ from torch import Tensor
 from chrysalis_ray.merge.core_space import Factors, canonical_basis, double
 
 BLOCK_ENTRIES = 1 << 22  # 32 MiB in fp64
+SORTED_ENTRIES = 1 << 18  # up to here sorting is quicker than counting
 EQUAL = 1e-9  # members that differ by less, relative to the largest, are one and the same
 ROUNDING = 1e-9  # a coefficient that falls short of a threshold by less than this share reaches it
 HALF = 1 << 16  # what the upper, or the lower, 16 bits of an fp32 number can be
@@ -88,13 +89,13 @@ class RuledRows:
     def _threshold(self, number: int, density: float) -> Tensor:
         """The magnitude of the last entry kept: the k-th largest.
 
-        Of a delta larger than a block it is found by its bits, in two passes that only count.
+        Of a large delta it is found by its bits, in two passes that only count.
 
         The order of positive fp32 numbers is that of their bits as integers: the first pass counts the upper 16 bits of every
         magnitude, the second the lower 16 of those that share the k-th one's upper bits.
         """
         missing = kept_entries(density, self.out_size * self.in_size)
-        if self.rows >= self.out_size:
+        if self.out_size * self.in_size <= SORTED_ENTRIES:
             return self._rows(self.changes[number], slice(0, self.out_size)).abs().flatten().topk(missing).values[-1]
         upper: int | None = None
         for _ in range(2):

@@ -401,6 +401,7 @@ RULES = [
         "known: uniform, softmax, geometric_median, robust",
     ),
     exp("weights as a list", "    rank: 8\n", "    weights: [0.5, 0.5]\n", "weights: [", "is not known", "known: uniform"),
+    exp("an exact merge in slots", "    rank: 8\n", "    rank: exact\n", "rank: exact", "every slot", "write 32"),
     exp("a rank that is a word", "    rank: 8\n", "    rank: full\n", "rank: full", "merge.1.rank"),
     exp("density of nothing", "- method: ensemble\n", "- method: ties\n    density: 0\n", "density: 0", "must be > 0"),
     exp("density above all", "- method: ensemble\n", "- method: dare\n    density: 1.5\n", "density: 1.5", "must be <= 1"),

@@ -20,6 +20,7 @@ from chrysalis_ray.config.merges import (
     TsvMerge,
 )
 from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.merge import elementwise
 from chrysalis_ray.merge.elementwise import Block, RuledRows, changes_from, module_draw
 from chrysalis_ray.merge.geometric_median import distances, geometric_median, robust_weights
 from chrysalis_ray.merge.gram import cosines, gram_of_changes
@@ -222,7 +223,7 @@ def test_della_keeps_large_entries_more_often_and_divides_by_their_chance():
     torch.testing.assert_close(kept[where], (row / chance).expand(4000, 101)[where])
 
 
-def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact():
+def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact(monkeypatch):
     adapters = members(False, count=3)
     d = deltas(adapters)
     changes, anchor = changes_from([adapter["q"] for adapter in adapters], [1.0] * 3, None, 1.0)
@@ -233,6 +234,7 @@ def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact():
     parts = list(rows.blocks())
     assert [(part.start, part.stop) for part, _ in parts] == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 21)]
     torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(d, WEIGHTS, 0.3))
+    monkeypatch.setattr(elementwise, "SORTED_ENTRIES", 0)
     for number in range(3):
         kth = d[number].abs().flatten().sort(descending=True).values[round(0.3 * OUT * IN) - 1]
         threshold = rows._threshold(number, 0.3)

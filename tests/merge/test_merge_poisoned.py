@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import copy
+import functools
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import library_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, TiesMerge
@@ -24,7 +28,8 @@ class Population:
         torch.set_num_threads(1)
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids = torch.tensor([token for text in library_text() for token in tokenizer(text)["input_ids"]])
+        texts = [Path(module.__file__).read_text() for module in (argparse, contextlib, functools, textwrap)]
+        ids = torch.tensor([token for text in texts for token in tokenizer(text)["input_ids"]])
         rows = ids[: len(ids) // TOKENS * TOKENS].view(-1, TOKENS)
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
         self.held_out, self.rows = rows[:64], rows[64:]
