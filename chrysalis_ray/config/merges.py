@@ -99,6 +99,14 @@ class IsotropicMerge(SeveralMerge):
     scale: Positive = 1.0
 
 
+class WudiMerge(SeveralMerge):
+    """The delta that interferes least with every member on that member's own inputs; a large `ridge` gives the mean."""
+
+    method: Literal["wudi"]
+    name: Name = "wudi"
+    ridge: Annotated[float, Field(ge=1e-9)] = 1.0  # of the largest eigenvalue; members of one seed need about 1
+
+
 class ElementwiseMerge(SeveralMerge):
     """What every rule on single coefficients has.
 
@@ -165,12 +173,12 @@ class TallMerge(ElementwiseMerge):
 
 Merge = Annotated[
     WinnerMerge | EnsembleMerge | ConsensusMerge | TaskArithmeticMerge | SlerpMerge | ModelStockMerge | TsvMerge
-    | IsotropicMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
+    | IsotropicMerge | WudiMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
     Field(discriminator="method"),
 ]  # fmt: skip
 METHOD_NAMES = (
-    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "ties", "dare", "della",
-    "tall",
+    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "ties", "dare",
+    "della", "tall",
 )  # fmt: skip
 
 

