@@ -21,7 +21,7 @@ from chrysalis_ray.config.merges import (
     WudiMerge,
 )
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.merge import elementwise
+from chrysalis_ray.merge import elementwise, row_fit
 from chrysalis_ray.merge.elementwise import Block, RuledRows, changes_from, module_draw
 from chrysalis_ray.merge.geometric_median import distances, geometric_median, robust_weights
 from chrysalis_ray.merge.gram import cosines, gram_of_changes
@@ -259,7 +259,9 @@ def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact(monkeypatch):
         assert threshold <= kth
 
 
-def test_the_fit_of_rows_is_near_the_best_and_tells_its_error():
+@pytest.mark.parametrize("held", [0, 1 << 20], ids=["made-for-every-pass", "held"])
+def test_the_fit_of_rows_is_near_the_best_and_tells_its_error(monkeypatch, held):
+    monkeypatch.setattr(row_fit, "HELD_ENTRIES", held)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(300, 200, generator=generator, dtype=torch.float64)
     matrix += (
