@@ -22,4 +22,14 @@ Set = Annotated[
         help="Replace one value of the experiment; `blueprint.KEY=VALUE` reaches into its blueprint. Repeatable.",
     ),
 ]
+Adapters = Annotated[
+    list[str],
+    typer.Argument(metavar="ADAPTER...", help="PEFT LoRA folders, or hub ids like owner/adapter.", show_default=False),
+]
+SeedAdapter = Annotated[
+    str | None,
+    typer.Option(
+        "--seed-adapter", metavar="ADAPTER", help="The adapter they were all branched from; changes count from there."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]

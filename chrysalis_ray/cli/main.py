@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from chrysalis_ray import __version__
+from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.doctor import doctor
 from chrysalis_ray.cli.genome import verify_genome
 from chrysalis_ray.cli.lineage import lineage
+from chrysalis_ray.cli.merge import merge
 from chrysalis_ray.cli.outcome import verb
 from chrysalis_ray.cli.plan import plan
 from chrysalis_ray.cli.report import report
@@ -53,7 +55,7 @@ def chrysalis(
     """
 
 
-for function in (run, plan, report, validate, lineage, schema, doctor):
+for function in (run, plan, report, merge, audit, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
 genome_app.command("verify")(verb(verify_genome))
 app.add_typer(genome_app, name="genome")

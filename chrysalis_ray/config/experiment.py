@@ -7,7 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Fraction, Positive, Written
+from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Positive, Written
+from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
 from chrysalis_ray.config.population import Name, Population
 
 _TAKEN_NAMES = ("seed", "merges.json")  # a merge is a candidate beside the seed, and a folder beside merges.json
@@ -90,7 +91,7 @@ class GenomeSpec(Written):
     split: Split = Split()
 
 
-# judging, merging, tracking -----------------------------------------------------------------------------------------
+# judging, tracking --------------------------------------------------------------------------------------------------
 
 
 class Evaluate(Written):
@@ -100,42 +101,6 @@ class Evaluate(Written):
     rows_per_report: Count = 2
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-
-
-class WinnerMerge(Written):
-    method: Literal["winner"]
-    name: Name = "winner"
-
-
-class EnsembleMerge(Written):
-    """Weighted average of the deltas, exact in delta space, cut to `rank` (Eckart-Young).
-
-    `best_share` of the variants that emerged take part, the best by select loss, at least two.
-    """
-
-    method: Literal["ensemble"]
-    name: Name = "ensemble"
-    weights: Literal["uniform", "softmax"] = "uniform"
-    temperature: Positive = 0.02
-    best_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    rank: Count | None = None
-
-
-class ConsensusMerge(Written):
-    """What `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's.
-
-    `best_share` of the variants that emerged take part, the best by select loss, at least two.
-    """
-
-    method: Literal["consensus"]
-    name: Name = "consensus"
-    support: Fraction = 0.5
-    coherence: Fraction = 0.5
-    best_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    rank: Count | None = None
-
-
-Merge = Annotated[WinnerMerge | EnsembleMerge | ConsensusMerge, Field(discriminator="method")]
 
 
 class Tracking(Written):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from chrysalis_ray.config.blueprint import OTHER_OPTIMIZERS, Base, Decay, EmbeddedBase, Lanes, OptimizerType
-from chrysalis_ray.config.experiment import EnsembleMerge, WinnerMerge
+from chrysalis_ray.config.merges import EnsembleMerge, WinnerMerge
 from chrysalis_ray.config.population import (
     Asha,
     Bohb,
@@ -257,10 +257,13 @@ def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
     total = top * population.variants
     widest = smallest_target(loaded.base, loaded.blueprint.lora.targets)
     for position, merge in enumerate(loaded.experiment.merge):
+        at = ("merge", position, "rank")
         if isinstance(merge, WinnerMerge) or merge.rank is None:
             continue
-        at = ("merge", position, "rank")
-        if isinstance(merge, EnsembleMerge) and merge.rank > total:
+        if merge.rank == "exact":
+            room = total if widest is None else min(total, widest)
+            yield at, f"every slot of the body would need room for it; write {room}, which is exact, or a smaller number"
+        elif isinstance(merge, EnsembleMerge) and merge.rank > total:
             yield at, (f"{population.variants} deltas of rank {top} sum to rank {total} at most; write {total} or leave it out")
         elif widest is not None and merge.rank > widest:
             yield at, f"{merge.rank} is above {widest}, the smaller side of the smallest target matrix; write {widest} or less"

@@ -219,13 +219,15 @@ OTHER_FILE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _paths_of(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
-    """Every field name below `model`, and the dotted paths where it stands."""
+def _paths_of(model: type[BaseModel], prefix: str = "", of: str = "") -> dict[str, list[str]]:
+    """Every field name below `model`, and the dotted paths where it stands, with the word that tells one of several kinds."""
     found: dict[str, list[str]] = {}
     for name, info in model.model_fields.items():
-        found.setdefault(name, []).append(f"{prefix}{name}")
-        for inner in _models_in(info.annotation):
-            for key, paths in _paths_of(inner, f"{prefix}{name}.").items():
+        found.setdefault(name, []).append(f"{prefix}{name}{of}")
+        models = _models_in(info.annotation)
+        for inner in models:
+            kind = f" ({_tag_of(inner)})" if len(models) > 1 and _tag_of(inner) else ""
+            for key, paths in _paths_of(inner, f"{prefix}{name}.", kind).items():
                 found.setdefault(key, []).extend(path for path in paths if path not in found.get(key, []))
     return found
 

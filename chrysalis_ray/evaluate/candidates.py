@@ -6,16 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, WinnerMerge
+from chrysalis_ray.config.merges import Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
-
-MergeSpec = WinnerMerge | EnsembleMerge | ConsensusMerge
-
 
 Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
@@ -50,7 +48,7 @@ def judged(layout: RunLayout, variants: Sequence[str]) -> list[str]:
     return names
 
 
-def merge_candidates(layout: RunLayout, specs: Sequence[MergeSpec], variants: Sequence[str]) -> dict[str, Any]:
+def merge_candidates(layout: RunLayout, specs: Sequence[Merge], variants: Sequence[str]) -> dict[str, Any]:
     """Make every merge as a PEFT folder, then `merges.json`; returns its content.
 
     A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
@@ -71,15 +69,15 @@ def merge_candidates(layout: RunLayout, specs: Sequence[MergeSpec], variants: Se
     return manifest
 
 
-def members_of(spec: MergeSpec, variants: Sequence[str], losses: Mapping[str, float]) -> list[str]:
+def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]) -> list[str]:
     """Who takes part in a merge: `best_share` of the variants by select loss, at least two; for the winner all compete."""
-    share = 1.0 if isinstance(spec, WinnerMerge) else spec.best_share
+    share = spec.best_share if isinstance(spec, SeveralMerge) else 1.0
     count = max(min(2, len(variants)), round(share * len(variants)))
     best = sorted(variants, key=lambda name: (losses[name], variants.index(name)))[:count]
     return sorted(best, key=variants.index)
 
 
-def write_merge(layout: RunLayout, spec: MergeSpec, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
+def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
@@ -103,7 +101,7 @@ def write_merge(layout: RunLayout, spec: MergeSpec, members: Sequence[str], loss
         fan_in_fan_out=zero.fan_in_fan_out,
     )
     return {
-        **merged.to_json(),
+        **named_result(merged, members),
         "method": spec.method,
         "spec": spec.model_dump(mode="json"),
         "weights": dict(zip(members, merged.weights, strict=True)),

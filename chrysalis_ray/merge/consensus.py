@@ -8,21 +8,16 @@ an adapter is factored. It is a safety semantics (what nobody else supports does
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.experiment import ConsensusMerge
+from chrysalis_ray.config.merges import ConsensusMerge
 from chrysalis_ray.merge.core_space import NULL, canonical_basis
 
 ROUNDING = 1e-9  # agreement within rounding is agreement
 FAINT = 1e-6  # what fp32 leaves of a zero, beside another member's coefficient
-
-
-def consensus_weights(config: ConsensusMerge, scores: Sequence[float]) -> list[float]:
-    """Every member has one vote."""
-    return [1.0 / len(scores)] * len(scores)
 
 
 def agreed_mean(config: ConsensusMerge, weights_N: Tensor, increments_NPQ: Tensor) -> tuple[Tensor, Mapping[str, float]]:

@@ -13,11 +13,14 @@ Shapes: O out, I in, R rank of one adapter, P <= min(O, K) and Q <= min(I, K) co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from chrysalis_ray.core.errors import MergeError
 
 Factors = tuple[Tensor, Tensor]  # A_RI, B_OR
 NULL = 1e-12  # directions this much weaker than the strongest are rounding, in fp64
@@ -60,9 +63,9 @@ def core_space(
     """The core of one module. None is an adapter without this module: a delta of zero. At least one is not None."""
     blocks = [*members, anchor]
     heard = [number for number, block in enumerate(blocks) if block is not None and all(bool(side.any()) for side in block)]
-    spoken = [_double(block) for number in heard if (block := blocks[number]) is not None]
+    spoken = [double(block) for number in heard if (block := blocks[number]) is not None]
     if not spoken:  # every delta is zero: one empty direction keeps the shapes
-        a_ri, b_or = _double(next(block for block in blocks if block is not None))
+        a_ri, b_or = double(next(block for block in blocks if block is not None))
         spoken = [(torch.zeros_like(a_ri[:1]), torch.zeros_like(b_or[:, :1]))]
     left, left_PK = orthonormalise(torch.cat([b_or for _, b_or in spoken], dim=1))
     right, right_QK = orthonormalise(torch.cat([a_ri for a_ri, _ in spoken], dim=0).T)
@@ -73,11 +76,28 @@ def core_space(
         scale = scales[number] if number < len(members) else anchor_scale
         torch.matmul(scale * left_PK[:, own], right_QK[:, own].T, out=cores[number])
         start = own.stop
-    anchor_PQ = cores[-1]
-    return CoreSpace(left, right, cores[:-1] - anchor_PQ, anchor_PQ)
+    increments_NPQ = cores[:-1] - cores[-1]
+    still_N = torch.linalg.matrix_norm(increments_NPQ) <= NULL * torch.linalg.matrix_norm(cores[-1])
+    increments_NPQ[still_N] = 0.0  # equal to the anchor but for rounding, which has a direction
+    return CoreSpace(left, right, increments_NPQ, cores[-1])
 
 
-def _double(block: Factors) -> Factors:
+def check_module(module: str, blocks: Sequence[Factors | None]) -> None:
+    """Raises MergeError for factors of one module that do not fit together or are not finite."""
+    shapes = {(block[1].shape[0], block[0].shape[1]) for block in blocks if block is not None}
+    if len(shapes) > 1:
+        raise MergeError(f"module {module} has the shapes {sorted(shapes)}", "merge adapters of one and the same base")
+    for block in blocks:
+        if block is None:
+            continue
+        if block[0].shape[0] != block[1].shape[1]:
+            raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
+        if not all(math.isfinite(torch.linalg.vector_norm(side, math.inf)) for side in block if side.numel()):
+            raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
+
+
+def double(block: Factors) -> Factors:
+    """The factors in fp64 on the CPU."""
     return block[0].detach().to("cpu", torch.float64), block[1].detach().to("cpu", torch.float64)
 
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, WinnerMerge
+from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, TallMerge, TiesMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.merge.core_space import CoreSpace, Cut, Factors, core_space, cut_to_rank
-from chrysalis_ray.merge.table import METHODS
-
-Adapter = Mapping[str, Factors]
+from chrysalis_ray.merge.core_space import Cut, Factors, check_module, core_space, cut_to_rank
+from chrysalis_ray.merge.elementwise import (
+    RuledRows,
+    all_equal,
+    changes_from,
+    module_draw,
+    rule_tallies,
+    ruled_core,
+)
+from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes
+from chrysalis_ray.merge.row_fit import fit_rows
+from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.weights import given_weights, weigh
 
 
 @dataclass(frozen=True)
@@ -49,51 +59,106 @@ class MergeResult:
 
 
 def merge_modules(
-    config: WinnerMerge | EnsembleMerge | ConsensusMerge,
+    config: Merge,
     members: Sequence[Adapter],
     scales: Sequence[float],
     anchor: Adapter | None,
     anchor_scale: float,
-    scores: Sequence[float],
+    scores: Sequence[float] | None,
     rank: int,
+    given: Sequence[float] | None = None,
 ) -> MergeResult:
     """Merge `members`, whose deltas are scale x B A, around `anchor` (the seed; None is the base itself).
 
-    `scores` are held-out losses in nats per token, lower is better. The result is cut to `config.rank`, else to `rank`; from
-    the sum of all ranks on it is exact. Members of weight zero are removed before anything is counted. A module that an
-    adapter lacks is a delta of zero there. Raises MergeError for shapes that differ, values that are not finite and losses
-    that are not numbers.
+    `scores` are held-out losses in nats per token, lower is better; None where nothing was judged. The result is cut to
+    `config.rank`, else to `rank`; from the sum of all ranks on, and with `exact`, nothing is lost. `given` weights come before
+    those that `config` asks for. Members of weight zero are removed before anything is counted. A module that an adapter lacks
+    is a delta of zero there. Raises MergeError for shapes that differ, values that are not finite and losses that are not
+    numbers.
     """
-    if not members or not len(members) == len(scales) == len(scores):
-        raise MergeError(f"{len(members)} adapters, {len(scales)} scales and {len(scores)} scores do not make a merge")
-    method = METHODS[config.method]
-    rank = getattr(config, "rank", None) or rank
-    weights = method.weigh(config, scores)
+    if not members or len(members) != len(scales) or (scores is not None and len(scores) != len(members)):
+        told = "no" if scores is None else len(scores)
+        raise MergeError(f"{len(members)} adapters, {len(scales)} scales and {told} scores do not make a merge")
+    if given is not None:
+        weights, held_out = given_weights(given, len(members)), dict[int, str]()
+    else:
+        gram = partial(gram_of_changes, members, scales, anchor, anchor_scale)
+        weights, held_out = weigh(config, len(members), scores, gram)
     live = [index for index, weight in enumerate(weights) if weight > 0.0]
-    weights_N = torch.tensor([weights[index] for index in live], dtype=torch.float64)
-    modules = sorted({module for index in live for module in members[index]} | set(anchor or {}))
+    population = _Population(
+        [members[index] for index in live], [scales[index] for index in live], anchor, anchor_scale,
+        torch.tensor([weights[index] for index in live], dtype=torch.float64),
+    )  # fmt: skip
+    wanted = getattr(config, "rank", None) or rank
     tallies: Counter[str] = Counter()
     gram_NN = torch.zeros(len(live), len(live), dtype=torch.float64)
     cuts: dict[str, Cut] = {}
-    for module in modules:
-        blocks = [members[index].get(module) for index in live]
-        seed = anchor.get(module) if anchor else None
-        _check_module(module, [*blocks, seed])
-        if len(live) == 1 and blocks[0] is not None and blocks[0][0].shape[0] <= rank:
-            cuts[module] = _as_it_is(blocks[0], scales[live[0]], rank)
-            continue
-        space = core_space(blocks, [scales[index] for index in live], seed, anchor_scale)
-        change_PQ, counted = method.combine(config, weights_N, space.increments_NPQ)
+    for module in population.modules():
+        cuts[module], counted, own_gram_NN = _merge_module(config, population, module, None if wanted == "exact" else wanted)
         tallies.update(counted)  # a Counter adds up floats as well
-        gram_NN += _gram(space)
-        cuts[module] = cut_to_rank(space, space.anchor_PQ + change_PQ, rank)
-    notes: dict[str, Any] = {"method": config.method, "members": len(live), **method.summarise(len(live), tallies)}
+        gram_NN += own_gram_NN
+    if wanted == "exact":
+        wanted = max(1, *(cut.available_rank for cut in cuts.values()))
+        cuts = {module: _resized(cut, wanted) for module, cut in cuts.items()}
+    notes: dict[str, Any] = {"method": config.method, "members": len(live)}
+    if config.method in SUMMARIES:
+        notes |= SUMMARIES[config.method](len(live), tallies)
     if len(live) > 1:
-        notes["cosines"] = _cosines(gram_NN)
-    missing = {str(index): len(modules) - len(members[index]) for index in live if len(members[index]) < len(modules)}
+        notes["cosines"] = [[round(float(value), 6) for value in row] for row in cosines(gram_NN)]
+    if held_out:
+        notes["held_out"] = {str(index): reason for index, reason in held_out.items()}
+    missing = {str(index): len(cuts) - len(members[index]) for index in live if len(members[index]) < len(cuts)}
     if missing:
         notes["modules_missing_as_zero"] = missing
-    return _result(cuts, rank, weights, notes)
+    return _result(cuts, wanted, weights, notes)
+
+
+class _Population(NamedTuple):
+    """Those who take part: members of positive weight, and the seed."""
+
+    members: list[Adapter]
+    scales: list[float]
+    anchor: Adapter | None
+    anchor_scale: float
+    weights_N: Tensor
+
+    def modules(self) -> list[str]:
+        return sorted({module for member in self.members for module in member} | set(self.anchor or {}))
+
+    def seed(self, module: str) -> Factors | None:
+        return self.anchor.get(module) if self.anchor else None
+
+
+def _merge_module(
+    config: Merge, population: _Population, module: str, rank: int | None
+) -> tuple[Cut, Mapping[str, float], Tensor]:
+    """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
+    blocks = [member.get(module) for member in population.members]
+    seed = population.seed(module)
+    check_module(module, [*blocks, seed])
+    if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
+        return _as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64)
+    space = core_space(blocks, population.scales, seed, population.anchor_scale)
+    weights_N, increments_NPQ = population.weights_N, space.increments_NPQ
+    flat = increments_NPQ.flatten(1)
+    gram_NN = flat @ flat.T
+    limit = min(increments_NPQ.shape[1:]) if rank is None else rank
+    if config.method in IN_THE_CORE:
+        change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
+        return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
+    assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
+    mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
+    draw = module_draw(getattr(config, "rng_seed", 0), module)
+    rule = BY_ENTRY[config.method]
+    if all_equal(increments_NPQ):
+        change_PQ = mean_PQ
+    elif config.space == "core":
+        change_PQ = ruled_core(rule, config, weights_N, increments_NPQ, draw)
+    else:
+        changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
+        rows = RuledRows(rule, config, weights_N, changes, anchor, gram_NN.diagonal().sqrt(), draw)
+        return fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN
+    return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), rule_tallies(change_PQ, mean_PQ), gram_NN
 
 
 def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dict[str, Any]) -> MergeResult:
@@ -112,36 +177,18 @@ def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dic
     return MergeResult(factors, rank, weights, math.sqrt(share), 1.0 - share, per_module, notes)
 
 
-def _as_it_is(block: Factors, scale: float, rank: int) -> Cut:
-    """A single adapter that fits into the rank: its own A, and B times its scale."""
-    a_ri, b_or = block[0].detach().to("cpu", torch.float32), block[1].detach().to("cpu", torch.float32)
+def _resized(cut: Cut, rank: int) -> Cut:
+    """The same factors with `rank` rows and columns: zeros are added, or taken off."""
+    a_ri, b_or = cut.factors
     short = rank - a_ri.shape[0]
     pad = torch.nn.functional.pad
+    return replace(cut, factors=(pad(a_ri, (0, 0, 0, short)).contiguous(), pad(b_or, (0, short)).contiguous()))
+
+
+def _as_it_is(block: Factors, scale: float, rank: int | None) -> Cut:
+    """A single adapter that fits into the rank: its own A, and B times its scale."""
+    a_ri, b_or = block[0].detach().to("cpu", torch.float32), block[1].detach().to("cpu", torch.float32)
     gram = (b_or.double().T @ b_or.double()) @ (a_ri.double() @ a_ri.double().T)
     energy = max(scale**2 * float(gram.trace()), 0.0)
-    return Cut((pad(a_ri, (0, 0, 0, short)), pad(b_or * scale, (0, short))), energy, 0.0, a_ri.shape[0])
-
-
-def _check_module(module: str, blocks: Sequence[Factors | None]) -> None:
-    shapes = {(block[1].shape[0], block[0].shape[1]) for block in blocks if block is not None}
-    if len(shapes) > 1:
-        raise MergeError(f"module {module} has the shapes {sorted(shapes)}", "merge adapters of one and the same base")
-    for block in blocks:
-        if block is None:
-            continue
-        if block[0].shape[0] != block[1].shape[1]:
-            raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
-        if not all(math.isfinite(torch.linalg.vector_norm(side, math.inf)) for side in block if side.numel()):
-            raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
-
-
-def _gram(space: CoreSpace) -> Tensor:
-    flat = space.increments_NPQ.flatten(1)
-    return flat @ flat.T
-
-
-def _cosines(gram_NN: Tensor) -> list[list[float]]:
-    """Cosines between the members' changes from the anchor, over the whole adapter; a member without change has 0."""
-    norms = gram_NN.diagonal().sqrt()
-    norms = torch.where(norms > 0, norms, torch.inf)
-    return [[round(float(value), 6) for value in row] for row in gram_NN / norms[:, None] / norms]
+    cut = Cut((a_ri, b_or * scale), energy, 0.0, a_ri.shape[0])
+    return cut if rank is None else _resized(cut, rank)

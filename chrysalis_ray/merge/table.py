@@ -1,27 +1,53 @@
-"""The merge methods: one line each. A new method is a file, a config class in `config/experiment.py` and a line here."""
+"""The merge methods: one line each. A new method is a file, a config class in `config/merges.py` and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from chrysalis_ray.merge.consensus import agreed_mean, consensus_summary, consensus_weights
-from chrysalis_ray.merge.ensemble import ensemble_weights, no_summary, weighted_mean
-from chrysalis_ray.merge.winner import winner_weights
+from chrysalis_ray.merge.consensus import agreed_mean, consensus_summary
+from chrysalis_ray.merge.dare import dare
+from chrysalis_ray.merge.della import della
+from chrysalis_ray.merge.elementwise import Rule, rule_summary
+from chrysalis_ray.merge.ensemble import weighted_mean
+from chrysalis_ray.merge.isotropic import evened_mean
+from chrysalis_ray.merge.model_stock import model_stock
+from chrysalis_ray.merge.slerp import spherical_mean
+from chrysalis_ray.merge.tall import consensus_mask
+from chrysalis_ray.merge.task_arithmetic import scaled_sum
+from chrysalis_ray.merge.ties import ties
+from chrysalis_ray.merge.tsv import orthogonalised_sum
+from chrysalis_ray.merge.wudi import least_interference
 
+# (config, weights [N], increments of one module's core [N, P, Q]) -> one core [P, Q], and tallies that add up over modules
+Combine = Callable[[Any, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
 
-class Method(NamedTuple):
-    """`weigh` makes weights of held-out losses; `combine` makes one core of N and tallies; `summarise` reads the tallies."""
+IN_THE_CORE: dict[str, Combine] = {
+    "winner": weighted_mean,
+    "ensemble": weighted_mean,
+    "consensus": agreed_mean,
+    "task_arithmetic": scaled_sum,
+    "slerp": spherical_mean,
+    "model_stock": model_stock,
+    "tsv": orthogonalised_sum,
+    "isotropic": evened_mean,
+    "wudi": least_interference,
+}
 
-    weigh: Callable[[Any, Sequence[float]], list[float]]
-    combine: Callable[[Any, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
-    summarise: Callable[[int, Mapping[str, float]], dict[str, float]]
+BY_ENTRY: dict[str, Rule] = {
+    "ties": ties,
+    "dare": dare,
+    "della": della,
+    "tall": consensus_mask,
+}
 
-
-METHODS: dict[str, Method] = {
-    "winner": Method(winner_weights, weighted_mean, no_summary),
-    "ensemble": Method(ensemble_weights, weighted_mean, no_summary),
-    "consensus": Method(consensus_weights, agreed_mean, consensus_summary),
+# (members, tallies of all modules) -> what a method has to tell beyond weights and residual
+SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
+    "consensus": consensus_summary,
+    "ties": rule_summary,
+    "dare": rule_summary,
+    "della": rule_summary,
+    "tall": rule_summary,
 }

@@ -83,14 +83,14 @@ def write_adapter(
     weights: AdapterWeights,
     card: str | None = None,
     extra: Mapping[str, bytes] | None = None,
-    like: Path | None = None,
+    like: Path | Mapping[str, Any] | None = None,
 ) -> str:
     """Write a PEFT folder and return the sha256 over its config and weights; the same adapter gives the same bytes.
 
-    `card` becomes README.md, `extra` further plain files. `like` is a folder that this function wrote: what peft says of every
-    adapter is taken from its config, so that peft, seconds of import, need not be asked again. The folder is built beside its
-    place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that plain peft
-    could not load.
+    `card` becomes README.md, `extra` further plain files. `like` is a folder that this function wrote, or a config: what peft
+    says of every adapter is taken from there, so that peft, seconds of import, need not be asked again. The folder is built
+    beside its place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that
+    plain peft could not load.
     """
     _check_weights(weights)
     files = {CONFIG: _config_bytes(weights, like), WEIGHTS: _weight_bytes(weights)}
@@ -151,7 +151,7 @@ def _check_weights(weights: AdapterWeights) -> None:
             raise MergeError(f"module {module} is none of the targets {', '.join(sorted(weights.targets))}")
 
 
-def _config_bytes(weights: AdapterWeights, like: Path | None) -> bytes:
+def _config_bytes(weights: AdapterWeights, like: Path | Mapping[str, Any] | None) -> bytes:
     own = {
         "base_model_name_or_path": weights.base_model,
         "revision": weights.revision,
@@ -162,7 +162,8 @@ def _config_bytes(weights: AdapterWeights, like: Path | None) -> bytes:
         "lora_dropout": weights.dropout,
         "fan_in_fan_out": weights.fan_in_fan_out,
     }
-    plain = {**(_peft_config() if like is None else _read_config(like)), **own}
+    known = _peft_config() if like is None else _read_config(like) if isinstance(like, Path) else like
+    plain = {**known, **own}
     return (json.dumps(json.loads(canonical_json(plain)), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -266,7 +267,8 @@ def _geometry(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, bool
     return rank, float(alpha), use_rslora
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights_file(folder: Path) -> Path:
+    """Where the tensors lie. Raises MergeError if they are missing, or a pickle."""
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = sorted(p.name for p in folder.glob("adapter_model*") if p.suffix in (".bin", ".pt", ".pth"))
@@ -276,6 +278,11 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 "load and save it again with peft on a machine you can lose: save_pretrained(safe_serialization=True)",
             )
         raise MergeError(f"{folder} holds no {WEIGHTS}", "give the folder that peft's save_pretrained wrote")
+    return path
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = weights_file(folder)
     try:
         tensors, _ = parse_tensors(path.read_bytes())
     except ValueError as error:

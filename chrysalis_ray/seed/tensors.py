@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _header(content: bytes) -> dict[str, Any]:
+def safetensors_header(content: bytes | mmap) -> dict[str, Any]:
+    """What the header says of every tensor. Raises ValueError, in words for a person, for what is none."""
     if len(content) < 8:
         raise ValueError(f"{len(content)} bytes are too few for a safetensors file")
     (length,) = struct.unpack("<Q", content[:8])
@@ -47,7 +49,7 @@ def _header(content: bytes) -> dict[str, Any]:
 
 def parse_tensors(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """All tensors and the metadata of safetensors bytes. Raises ValueError, in words for a person, on anything wrong."""
-    metadata = _header(content).get("__metadata__") or {}
+    metadata = safetensors_header(content).get("__metadata__") or {}
     try:
         tensors = load(content)
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:

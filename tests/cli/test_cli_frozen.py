@@ -11,13 +11,16 @@ FROZEN = {
     "run": ["EXPERIMENT", "--address", "--dry-run", "--help", "--json", "--name", "--runs", "--set", "-h"],
     "plan": ["EXPERIMENT", "--help", "--json", "--set", "-h"],
     "report": ["RUN_DIRECTORY", "--help", "--json", "-h"],
+    "merge": ["ADAPTER...", "--help", "--json", "--out", "--rank", "--seed-adapter", "--set", "--strategy", "--weights", "-h",
+              "-o", "-s"],
+    "audit": ["ADAPTER...", "--help", "--json", "--seed-adapter", "-h"],
     "validate": ["FILE...", "--help", "-h"],
     "lineage": ["RUN_DIRECTORY", "--help", "--json", "--verify", "-h"],
     "schema": ["OF", "--help", "-h"],
     "doctor": ["--help", "--json", "-h"],
     "genome": ["--help", "-h"],
     "genome verify": ["RUN_DIRECTORY", "--help", "-h"],
-}
+}  # fmt: skip
 
 
 def surface(command: object, path: str = "", parent: object = None) -> dict[str, list[str]]:

@@ -4,11 +4,14 @@ import json
 import math
 
 import pytest
+import torch
 
+from chrysalis_ray.config.merges import read_merge
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.evaluate.candidates import choice_on_select, judged, sound_scores
+from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, sound_scores
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
 SCORES = {
     "seed": [["code", 0, 4.0, 2], ["text", 1, 6.0, 2]],
@@ -37,3 +40,30 @@ def test_without_the_seed_or_without_any_variant_there_is_no_judgement(tmp_path)
     write_json(layout.select_scores, {"split": "select", "candidates": {"seed": SCORES["seed"]}})
     with pytest.raises(EvaluationError, match="none of 1 variants"):
         judged(layout, ["v000-code"])
+
+
+def test_every_method_of_an_experiment_is_made_and_what_it_left_out_is_told_by_name(tmp_path):
+    layout = RunLayout(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    names = [f"v{number:03d}-code" for number in range(5)]
+    a_ri = torch.randn(2, 9, generator=generator)
+    write_adapter(layout.seed, AdapterWeights("base", None, 2, 4.0, False, ("q",), {"layers.0.q": (a_ri, torch.zeros(7, 2))}))
+    for name in names:
+        factors = {"layers.0.q": (a_ri + 0.1 * torch.randn(2, 9, generator=generator), torch.randn(7, 2, generator=generator))}
+        write_adapter(layout.adapter(name), AdapterWeights("base", None, 2, 4.0, False, ("q",), factors))
+    losses = {name: 5.0 if name == names[3] else 2.0 + 0.01 * number for number, name in enumerate(names)}
+    scores = {name: [["code", 0, 2 * loss, 2]] for name, loss in {"seed": 3.0, **losses}.items()}
+    write_json(layout.select_scores, {"split": "select", "candidates": scores})
+    settings = {"tall": ["space=dense"], "ensemble": ["weights=softmax"], "slerp": ["rank=exact"]}
+    methods = ("winner", "ensemble", "consensus", "slerp", "ties", "dare", "tall", "tsv")
+    specs = [
+        read_merge(method, ["best_share=1", *settings.get(method, [])] if method != "winner" else []) for method in methods
+    ]
+    made = merge_candidates(layout, specs, names)
+    assert list(made["candidates"]) == list(methods)
+    assert made["failed"] == {}
+    assert list(made["candidates"]["consensus"]["notes"]["held_out"]) == [names[3]]
+    assert made["candidates"]["consensus"]["weights"][names[3]] == 0.0
+    assert made["candidates"]["winner"]["weights"][names[0]] == 1.0
+    assert read_adapter(layout.merge("slerp")).rank > 2
+    assert read_adapter(layout.merge("tall")).rank == 2

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge
+from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge
 from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
@@ -69,14 +69,33 @@ def test_at_full_rank_the_logits_are_those_of_the_adapters_side_by_side(base, va
         torch.testing.assert_close(single(IDS).logits, parallel(IDS).logits, atol=2e-5, rtol=1e-4)
 
 
-def test_the_mean_is_that_of_pefts_dense_svd(tmp_path, base, variants):
-    model = None
+def all_in_peft(folder, base, variants):
+    """One peft model with every variant loaded under the name v0, v1, ..."""
     for n, variant in enumerate(variants):
-        write_adapter(tmp_path / str(n), variant)
-        if model is None:
-            model = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "0"), adapter_name="v0")
-        else:
-            model.load_adapter(str(tmp_path / str(n)), adapter_name=f"v{n}")
+        write_adapter(folder / str(n), variant)
+    model = PeftModel.from_pretrained(copy.deepcopy(base), str(folder / "0"), adapter_name="v0")
+    for n in range(1, len(variants)):
+        model.load_adapter(str(folder / str(n)), adapter_name=f"v{n}")
+    return model
+
+
+def test_the_exact_merge_is_pefts_concatenation(tmp_path, base, variants):
+    plain = [0, 2]  # peft keeps rsLoRA's scale by mistake
+    model = all_in_peft(tmp_path, base, variants)
+    model.add_weighted_adapter([f"v{n}" for n in plain], [0.3, 0.7], "theirs", combination_type="cat")
+    ours = merge_modules(
+        EnsembleMerge(method="ensemble", rank="exact"), [variants[n].factors for n in plain],
+        [variants[n].scale for n in plain], None, 1.0, None, 1, given=[3.0, 7.0],
+    )  # fmt: skip
+    assert ours.rank == 6
+    assert ours.residual == 0.0
+    for module, (a_ri, b_or) in ours.factors.items():
+        theirs = model.base_model.model.get_submodule(module).get_delta_weight("theirs")
+        torch.testing.assert_close(b_or @ a_ri, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_mean_is_that_of_pefts_dense_svd(tmp_path, base, variants):
+    model = all_in_peft(tmp_path, base, variants)
     plain = [n for n, variant in enumerate(variants) if not variant.use_rslora]  # peft keeps rsLoRA's scale by mistake
     model.add_weighted_adapter([f"v{n}" for n in plain], [0.5, 0.5], "theirs", combination_type="svd", svd_rank=4)
     ours = merged([variants[n] for n in plain], EnsembleMerge(method="ensemble"), 4)

@@ -15,11 +15,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from chrysalis_ray.config.experiment import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
+from chrysalis_ray.config.merges import (
+    METHOD_NAMES,
+    ConsensusMerge,
+    DareMerge,
+    DellaMerge,
+    EnsembleMerge,
+    IsotropicMerge,
+    Merge,
+    ModelStockMerge,
+    SlerpMerge,
+    TallMerge,
+    TaskArithmeticMerge,
+    TiesMerge,
+    TsvMerge,
+    WinnerMerge,
+    WudiMerge,
+)
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import NULL, canonical_basis
 from chrysalis_ray.merge.run import MergeResult, merge_modules
-from chrysalis_ray.merge.table import METHODS
+from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
 
 SHAPES = {"a.q": (9, 12), "a.down": (12, 7)}  # out, in
 METHOD_CONFIGS = [
@@ -27,11 +43,28 @@ METHOD_CONFIGS = [
     EnsembleMerge(method="ensemble"),
     EnsembleMerge(method="ensemble", weights="softmax", temperature=0.1),
     ConsensusMerge(method="consensus"),
-    ConsensusMerge(method="consensus", support=1.0, coherence=0.2),
+    ConsensusMerge(method="consensus", support=1.0, coherence=0.2, weights="uniform"),
+    EnsembleMerge(method="ensemble", weights="geometric_median"),
+    EnsembleMerge(method="ensemble", rank="exact"),
+    TaskArithmeticMerge(method="task_arithmetic"),
+    SlerpMerge(method="slerp", weights="softmax", temperature=0.1),
+    ModelStockMerge(method="model_stock"),
+    TsvMerge(method="tsv"),
+    IsotropicMerge(method="isotropic"),
+    WudiMerge(method="wudi"),
+    WudiMerge(method="wudi", ridge=0.01, weights="softmax", temperature=0.1),
+    TiesMerge(method="ties", density=0.5),
+    TiesMerge(method="ties", density=0.3, space="dense", weights="softmax", temperature=0.1),
+    DareMerge(method="dare"),
+    DareMerge(method="dare", space="dense", signs="elected", rng_seed=3),
+    DellaMerge(method="della"),
+    DellaMerge(method="della", space="dense", spread=0.3),
+    TallMerge(method="tall"),
+    TallMerge(method="tall", space="dense", votes=1, threshold=0.2),
 ]
-ids = [config.model_dump_json() for config in METHOD_CONFIGS]
+ids = ["-".join(f"{key}={value}" for key, value in config.model_dump(exclude_unset=True).items()) for config in METHOD_CONFIGS]
 every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
-oracle = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+oracle = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 class Population(typing.NamedTuple):
@@ -283,7 +316,10 @@ def two_adapters():
 
 def test_table_and_config_know_the_same_methods():
     schema = TypeAdapter(Merge).json_schema()
-    assert set(METHODS) == set(schema["discriminator"]["mapping"])
+    assert {*IN_THE_CORE, *BY_ENTRY} == set(schema["discriminator"]["mapping"]) == set(METHOD_NAMES)
+    assert not set(IN_THE_CORE) & set(BY_ENTRY)
+    assert set(BY_ENTRY) < set(SUMMARIES) <= set(METHOD_NAMES)
+    assert {config.method for config in METHOD_CONFIGS} == set(METHOD_NAMES)
 
 
 def test_the_canonical_basis_is_orthonormal_and_spans_the_increments():
@@ -322,6 +358,26 @@ def test_a_population_that_did_not_move_is_its_seed():
         result = merge_modules(config, [fresh, fresh], [1.0, 1.0], fresh, 1.0, [1.0, 1.0], 4)
         assert_same(result, dense(fresh))
         assert result.residual == 0.0
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 3)))
+def test_a_member_that_is_the_seed_draws_towards_it_and_turns_nothing(config, population):
+    """However the seed is factored: what is left of it by rounding has no direction that a method could follow."""
+    pad = torch.nn.functional.pad
+    stayed = [
+        {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in population.anchor.items()} for extra in (0, 2)
+    ]
+    one, two = (
+        population._replace(
+            members=[*population.members, copy],
+            scales=[*population.scales, population.anchor_scale],
+            scores=[*population.scores, 1.2],
+        )
+        for copy in stayed
+    )
+    assert_same(two.merge(config), dense(one.merge(config).factors))
 
 
 def test_the_rank_of_the_config_comes_first():

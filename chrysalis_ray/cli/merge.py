@@ -1,0 +1,82 @@
+"""`chrysalis merge`: LoRA adapters from anywhere into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chrysalis_ray.cli.arguments import Adapters, Json, SeedAdapter
+from chrysalis_ray.cli.outcome import print_json
+
+LITTLE = 0.9  # of the energy: a cut that keeps less is worth a warning
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of numbers; for example --weights 0.5,0.25,0.25") from error
+
+
+def merge(
+    adapters: Adapters,
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", metavar="METHOD", help="How, e.g. ensemble, consensus, slerp, ties, tsv.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to make; nothing is ever overwritten.")],
+    seed_adapter: SeedAdapter = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="W1,W2,...", help="How much each adapter counts; divided by their sum.")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option(metavar="R", help="Rank of the result, or `exact`; the largest that goes in if not given.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, as under `merge:`. Repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Merge LoRA adapters into one.
+
+    Any PEFT LoRA folders or hub ids of one base, which is not loaded. Writes a PEFT folder with merge.json beside the weights.
+
+    \b
+    chrysalis merge alice/ bob/ --strategy ensemble --weights 2,1 --out both
+    chrysalis merge a/ b/ c/ --strategy ties --set density=0.3 --rank 32 --out three
+    """
+    given = _numbers(weights)
+    from chrysalis_ray.config.merges import read_merge
+
+    spec = read_merge(strategy, [*(set or []), *([f"rank={rank}"] if rank is not None else [])])
+    from chrysalis_ray.evaluate.folders import merge_folders
+
+    manifest = merge_folders(adapters, spec, out, seed_adapter, given)
+    if json:
+        print_json(manifest)
+    else:
+        print("\n".join(_lines(manifest, out)))
+
+
+def _lines(manifest: dict[str, Any], out: Path) -> list[str]:
+    """What was merged, how well the rank holds it, and what a person should know."""
+    names, notes = manifest["adapters"], manifest["notes"]
+    around = f" around {manifest['seed_adapter']}" if manifest["seed_adapter"] else ""
+    lines = [f"{notes['method']} of {len(names)} adapters of {manifest['base_model'] or 'an unnamed base'}{around}"]
+    lines += [f"  {weight:8.4f}  {name}" for weight, name in zip(manifest["weights"], names, strict=True)]
+    least = min(manifest["per_module"].items(), key=lambda item: -item[1]["residual"])
+    lines.append(
+        f"rank {manifest['rank']} holds {manifest['captured_energy']:.1%} of it (residual {manifest['residual']:.4f}; worst "
+        f"{least[0]}, {least[1]['residual']:.4f})"
+    )
+    if manifest["captured_energy"] < LITTLE:
+        lines.append("  that is little: give a larger --rank, `--rank exact`, or a method that stays in the mean's rank")
+    lines += [f"  held out: {name}: {reason}" for name, reason in notes.get("held_out", {}).items()]
+    lines += [
+        f"  {name} lacks {count} modules; they count as zero"
+        for name, count in notes.get("modules_missing_as_zero", {}).items()
+    ]
+    done = "this very merge lay there already" if manifest.get("done_before") else "written"
+    return [*lines, f"{out}: {done} (sha256 {manifest['sha256'][:16]})"]

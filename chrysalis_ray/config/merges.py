@@ -1,0 +1,204 @@
+"""The merges an experiment can ask for: one class per method, told apart by `method`. `chrysalis merge` takes the same keys.
+
+Deltas are changes from the seed. Weights are positive and sum to one, for every method, so that N equal adapters give that
+adapter back whatever the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from chrysalis_ray.config.blueprint import Count, Fraction, Positive, Written
+from chrysalis_ray.config.overrides import apply_overrides
+from chrysalis_ray.config.population import Name
+from chrysalis_ray.config.problems import nearest, problems_of
+from chrysalis_ray.config.synonyms import EXPERIMENT
+from chrysalis_ray.config.yaml_tree import Node
+from chrysalis_ray.core.errors import ConfigError
+
+Weights = Literal["uniform", "softmax", "geometric_median", "robust"]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class WinnerMerge(Written):
+    method: Literal["winner"]
+    name: Name = "winner"
+
+
+class SeveralMerge(Written):
+    """What every merge of several variants has.
+
+    `best_share` of the variants that emerged take part, the best by select loss, at least two. `weights`: `uniform`; `softmax`
+    of the select losses at `temperature` nats; `geometric_median` of the deltas; `robust`, the same of those that neither loss
+    nor distance sets apart. The result is cut to `rank` (Eckart-Young), the largest rank of a variant if not given; `exact`
+    cuts nothing.
+    """
+
+    weights: Weights = "uniform"
+    temperature: Positive = 0.02
+    best_share: Share = 0.5
+    rank: Count | Literal["exact"] | None = None
+
+
+class EnsembleMerge(SeveralMerge):
+    """Weighted average of the deltas, exact in delta space."""
+
+    method: Literal["ensemble"]
+    name: Name = "ensemble"
+
+
+class ConsensusMerge(SeveralMerge):
+    """What `support` of the variants agree on, with `coherence`, as change from the seed; the rest stays the seed's."""
+
+    method: Literal["consensus"]
+    name: Name = "consensus"
+    weights: Weights = "robust"
+    support: Fraction = 0.5
+    coherence: Fraction = 0.5
+
+
+class TaskArithmeticMerge(SeveralMerge):
+    """`coefficient` times the sum of the deltas, the lambda of the paper; 1/N, the mean, if not given."""
+
+    method: Literal["task_arithmetic"]
+    name: Name = "task_arithmetic"
+    coefficient: Positive | None = None
+
+
+class SlerpMerge(SeveralMerge):
+    """The mean along the sphere, of two or more deltas: their weighted mean length, in the direction between them."""
+
+    method: Literal["slerp"]
+    name: Name = "slerp"
+
+
+class ModelStockMerge(SeveralMerge):
+    """The mean, drawn back towards the seed as far as the deltas differ in direction."""
+
+    method: Literal["model_stock"]
+    name: Name = "model_stock"
+
+
+class TsvMerge(SeveralMerge):
+    """Sum of the deltas' singular directions, made orthogonal first; `floor` keeps near twins from counting twice."""
+
+    method: Literal["tsv"]
+    name: Name = "tsv"
+    floor: Share = 0.1
+    scale: Positive = 1.0
+
+
+class IsotropicMerge(SeveralMerge):
+    """The mean with its singular values evened out as far as the deltas differ."""
+
+    method: Literal["isotropic"]
+    name: Name = "isotropic"
+    scale: Positive = 1.0
+
+
+class WudiMerge(SeveralMerge):
+    """The delta that interferes least with every member on that member's own inputs; a large `ridge` gives the mean."""
+
+    method: Literal["wudi"]
+    name: Name = "wudi"
+    ridge: Annotated[float, Field(ge=1e-9)] = 1.0  # of the largest eigenvalue; members of one seed need about 1
+
+
+class ElementwiseMerge(SeveralMerge):
+    """What every rule on single coefficients has.
+
+    `space: core` applies the rule in the canonical core, where the rank stays low; `dense` to the entries of the whole deltas,
+    as the papers do, and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
+    """
+
+    space: Literal["core", "dense"] = "core"
+    scale: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _dense_is_never_of_low_rank(self) -> ElementwiseMerge:
+        if self.space == "dense" and self.rank == "exact":
+            raise ValueError("`space: dense` has full rank; write the rank of the adapter that is to be fitted to it, e.g. 32")
+        return self
+
+
+class TiesMerge(ElementwiseMerge):
+    """The largest `density` of every delta, the sign with more weight, the mean of those that have it."""
+
+    method: Literal["ties"]
+    name: Name = "ties"
+    density: Share = 0.2
+
+
+class DareMerge(ElementwiseMerge):
+    """A random `density` of every delta, made larger by 1/density; averaged, or with `signs: elected` as TIES does."""
+
+    method: Literal["dare"]
+    name: Name = "dare"
+    density: Share = 0.5
+    signs: Literal["all", "elected"] = "all"
+    rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class DellaMerge(ElementwiseMerge):
+    """DARE that keeps the large entries of a row with `density` + `spread`, the small ones with `density` - `spread`."""
+
+    method: Literal["della"]
+    name: Name = "della"
+    density: Share = 0.5
+    spread: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.1
+    rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _chances_are_chances(self) -> DellaMerge:
+        least, most = self.density - self.spread, self.density + self.spread
+        if least <= 0.0 or most > 1.0:
+            raise ValueError(
+                f"entries would be kept with the chances {least:g} to {most:g}; density - spread must be above 0 and "
+                "density + spread at most 1"
+            )
+        return self
+
+
+class TallMerge(ElementwiseMerge):
+    """The mean where at least `votes` variants need it: where their delta is at least `threshold` times what the rest adds."""
+
+    method: Literal["tall"]
+    name: Name = "tall"
+    votes: Count = 2
+    threshold: Positive = 0.4
+
+
+Merge = Annotated[
+    WinnerMerge | EnsembleMerge | ConsensusMerge | TaskArithmeticMerge | SlerpMerge | ModelStockMerge | TsvMerge
+    | IsotropicMerge | WudiMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
+    Field(discriminator="method"),
+]  # fmt: skip
+METHOD_NAMES = (
+    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "ties", "dare",
+    "della", "tall",
+)  # fmt: skip
+
+
+class _OneMerge(Written):
+    merge: tuple[Merge]
+
+
+def read_merge(method: str, settings: Sequence[str]) -> Merge:
+    """The merge `method` with `settings`, each ``key=value`` as under `merge:` in an experiment. Raises ConfigError."""
+    if method not in METHOD_NAMES:
+        guess = nearest(method, METHOD_NAMES)
+        meant = f"did you mean {guess!r}? " if guess else ""
+        raise ConfigError(f"--strategy: {method!r} is not known; {meant}known: {', '.join(METHOD_NAMES)}")
+    plain = Node("map", "--set", entries={"method": ("--strategy", Node("scalar", "--strategy", value=method))})
+    node, problems = apply_overrides(plain, settings)
+    root = Node("map", "--set", entries={"merge": ("--set", Node("list", "--set", items=[node]))})
+    try:
+        read = _OneMerge.model_validate(root.data(), strict=True).merge[0]
+    except ValidationError as error:
+        problems += [problem.replace("merge.0.", "") for problem in problems_of(error, root, _OneMerge, EXPERIMENT)]
+    if problems:
+        raise ConfigError("\n  ".join((f"{method} cannot be merged like that:", *problems)), problems=tuple(problems))
+    return read

@@ -1,0 +1,260 @@
+"""Merging adapters that come from anywhere: PEFT folders or hub ids in, one PEFT folder with its `merge.json` out.
+
+A merge is a function of its `request`: the hashes of what goes in, the method with its settings, the weights. The same request
+again finds itself done; a folder that holds anything else is never touched. The base model is not loaded, and of the adapters
+one module at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chrysalis_ray import __version__
+from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
+from chrysalis_ray.merge.audit import findings, look_at
+from chrysalis_ray.merge.gram import cosines
+from chrysalis_ray.merge.run import MergeResult, merge_modules
+from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
+from chrysalis_ray.seed.streamed import open_adapter
+
+MANIFEST = "merge.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# What peft reads of a plain LoRA; whatever else its config can hold is at its default.
+PLAIN_CONFIG = {
+    "peft_type": "LORA", "bias": "none", "inference_mode": True, "init_lora_weights": True,
+    "lora_bias": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+    "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One adapter that takes part: the name it was given by, and where it lies."""
+
+    name: str
+    folder: Path
+    weights: AdapterWeights
+    sha256: str
+
+
+def open_sources(names: Sequence[str]) -> list[Source]:
+    """Every adapter, found and opened. Raises MergeError for one that is not there, no plain LoRA, or of another base."""
+    sources = []
+    for name in names:
+        folder = find_folder(name)
+        sources.append(Source(name, folder, open_adapter(folder), adapter_sha256(folder)))
+    refuse_other_bases(sources)
+    return sources
+
+
+def find_folder(name: str) -> Path:
+    """The folder called `name`, or the one that the hub id `name` (`owner/adapter`, `owner/adapter@revision`) is kept in."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise MergeError(f"{name} is a file", "give the folder that holds it, the one that peft's save_pretrained wrote")
+    if not HUB_ID.fullmatch(name):
+        raise MergeError(f"there is no folder {name}", "give PEFT folders, or hub ids like owner/adapter")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MergeError(
+            f"there is no folder {name}, and the hub gives no adapter of that name ({type(error).__name__}: {reason})",
+            "look at the spelling; a private adapter needs `hf auth login`, and an offline machine one it has fetched before",
+        ) from error
+
+
+def refuse_other_bases(sources: Sequence[Source]) -> None:
+    """Raises MergeError unless all adapters are of one base, by its name, its revision and the layout of its weights."""
+    for what, told in (
+        ("base", [source.weights.base_model for source in sources]),
+        ("revision of the base", [source.weights.revision or "" for source in sources]),
+        ("fan_in_fan_out", [str(source.weights.fan_in_fan_out) for source in sources]),
+    ):
+        named = {value: source.name for value, source in zip(told, sources, strict=True) if value}
+        if len(named) > 1:
+            (one, first), (two, second) = list(named.items())[:2]
+            raise MergeError(
+                f"{first} and {second} differ in the {what}: {one!r} and {two!r}",
+                f"merge adapters of one base; if it is the same under two names, write one of them into both {CONFIG}",
+            )
+
+
+def merge_folders(
+    names: Sequence[str], spec: Merge, out: Path, seed_name: str | None = None, given: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Merge the adapters `names` into the folder `out`; returns the manifest, with `done_before` if it lay there already.
+
+    `seed_name` is the adapter they were branched from, the anchor of the merge. Raises MergeError for what cannot be merged,
+    and for an `out` that holds anything else.
+    """
+    refuse_unjudged(spec, given)
+    out = Path(os.path.abspath(out))
+    sources = open_sources(names if seed_name is None else [*names, seed_name])
+    seed = None if seed_name is None else sources.pop()
+    request = {
+        "adapters": [source.sha256 for source in sources],
+        "seed_adapter": seed.sha256 if seed else None,
+        "spec": spec.model_dump(mode="json"),
+        "given_weights": None if given is None else list(given),
+        "version": __version__,
+    }
+    before = done_before(out, request)
+    if before is not None:
+        return before
+    result = merge_modules(
+        spec,
+        [source.weights.factors for source in sources],
+        [source.weights.scale for source in sources],
+        seed.weights.factors if seed else None,
+        seed.weights.scale if seed else 1.0,
+        None,
+        max(source.weights.rank for source in sources),
+        given,
+    )
+    manifest = {
+        "request": request,
+        "request_sha256": sha256_of(request),
+        "adapters": [source.name for source in sources],
+        "seed_adapter": seed.name if seed else None,
+        "base_model": sources[0].weights.base_model,
+        **named_result(result, [source.name for source in sources]),
+    }
+    everyone = [*sources, *([seed] if seed else [])]
+    return put_in_place(out, adapter_of(result, everyone), common_task(everyone), manifest)
+
+
+def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:
+    """Raises MergeError for what only variants that were judged can have, or what is asked for twice."""
+    if not isinstance(spec, SeveralMerge):
+        raise MergeError("`winner` is the one with the lowest held-out loss, and nothing has judged these adapters",
+                         "give --strategy ensemble and a --weights of 1 for it, or take that adapter as it is")  # fmt: skip
+    if "best_share" in spec.model_fields_set:
+        raise MergeError("best_share takes the best of those that were judged", "leave it out, and name the adapters to merge")
+    if given is not None and "weights" in spec.model_fields_set:
+        raise MergeError(f"--weights and weights={spec.weights} both say how much an adapter counts", "leave one of them out")
+
+
+def named_result(result: MergeResult, names: Sequence[str]) -> dict[str, Any]:
+    """The result without its tensors, members called by name where it counts them. Members have numbers in `weights` alone."""
+    told = result.to_json()
+    notes = dict(told["notes"])
+    for key in ("held_out", "modules_missing_as_zero"):
+        if key in notes:
+            notes[key] = {names[int(index)]: value for index, value in notes[key].items()}
+    return {**told, "notes": notes}
+
+
+def adapter_of(result: MergeResult, sources: Sequence[Source]) -> AdapterWeights:
+    """The merged factors as an adapter of the sources' base, for every module that any of them has."""
+    return replace(
+        sources[0].weights,
+        base_model=next((source.weights.base_model for source in sources if source.weights.base_model), ""),
+        revision=next((source.weights.revision for source in sources if source.weights.revision), None),
+        rank=result.rank,
+        alpha=float(result.rank),
+        use_rslora=False,
+        targets=tuple(sorted({target for source in sources for target in source.weights.targets})),
+        factors=result.factors,
+        dropout=0.0,
+    )
+
+
+def common_task(sources: Sequence[Source]) -> str | None:
+    """The task_type of the adapters' configs if it is one and the same; peft can do without."""
+    tasks = {read_json(source.folder / CONFIG).get("task_type") for source in sources}
+    task = tasks.pop()
+    return task if not tasks and isinstance(task, str) else None
+
+
+def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same request, if it lies whole in `out`; None if there is nothing. Raises MergeError otherwise."""
+    if not out.exists() and not out.is_symlink():
+        return None
+    elsewhere = "give another --out: nothing is ever overwritten"
+    if not out.is_dir():
+        raise MergeError(f"{out} exists and is not a folder", elsewhere)
+    if not any(out.iterdir()):
+        return None
+    try:
+        manifest = read_json(out / MANIFEST)
+        told = (manifest["request_sha256"], manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MergeError(f"{out} is not empty and holds no {MANIFEST} of a merge", elsewhere) from error
+    if told[0] != sha256_of(request):
+        raise MergeError(f"{out} holds another merge ({manifest.get('request', {}).get('spec')})", elsewhere)
+    if not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file() or adapter_sha256(out) != told[1]:
+        raise MergeError(f"{out} holds this merge, but its files were changed since", "move the folder away and merge again")
+    return {**manifest, "done_before": True}
+
+
+def put_in_place(out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Build the folder beside `out`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like={**PLAIN_CONFIG, "task_type": task})}
+        write_json(building / out.name / MANIFEST, complete)
+        try:
+            (building / out.name).rename(out)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise MergeError(f"{out} was made by somebody else meanwhile", "give another --out") from error
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return complete
+
+
+def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[str, Any]:
+    """What the adapters look like beside each other, and in words what merging them will do. Nothing is written."""
+    sources = open_sources(names if seed_name is None else [*names, seed_name])
+    seed = None if seed_name is None else sources.pop()
+    cohort = look_at(
+        [source.weights.factors for source in sources],
+        [source.weights.scale for source in sources],
+        seed.weights.factors if seed else None,
+        seed.weights.scale if seed else 1.0,
+    )
+    cosine_NN = cosines(cohort.gram_NN)
+    rows = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "rank": cohort.ranks[number],
+            "alpha": source.weights.alpha,
+            "use_rslora": source.weights.use_rslora,
+            "modules": cohort.modules[number],
+            "norm": float(cohort.gram_NN[number, number].clamp(min=0.0).sqrt()),
+            "effective_rank": cohort.effective_ranks[number],
+            "cosines": [round(float(value), 6) for value in cosine_NN[number]],
+        }
+        for number, source in enumerate(sources)
+    ]
+    return {
+        "base_model": sources[0].weights.base_model,
+        "seed_adapter": seed.name if seed else None,
+        "adapters": rows,
+        "principal_cosine": cohort.principal_cosine,
+        "condition": cohort.condition,
+        "mean_kept_by_rank": cohort.kept,
+        "agreement": cohort.agreement,
+        "findings": findings(cohort, [source.name for source in sources], seed is not None),
+    }

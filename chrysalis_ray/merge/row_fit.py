@@ -1,0 +1,48 @@
+"""The best adapter of a rank for a matrix that is only ever seen a block of rows at a time.
+
+Randomised subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061) with `POWER` passes; where the basis is as large
+as the smaller side it is exact. The squared error is known without another pass, |T|^2 - |Q_R^T T|^2, and is what is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from chrysalis_ray.merge.core_space import NULL, Cut
+
+POWER = 2
+MORE = 16  # columns of the random basis beyond the rank
+HELD_ENTRIES = 1 << 23  # a matrix up to here, 64 MiB in fp64, is made once and kept; a larger one is made for every pass
+
+Blocks = Callable[[], Iterator[tuple[slice, Tensor]]]
+
+
+def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int) -> Cut:
+    """A [rank, in], B [out, rank] in fp32 near the best rank-R approximation of the rows, scale 1."""
+    if out_size * in_size <= HELD_ENTRIES:
+        blocks = list(blocks()).__iter__
+    size = min(rank + MORE, out_size, in_size)
+    probe_Is = torch.randn(in_size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    energy = 0.0
+    basis_Os = torch.zeros(out_size, size, dtype=torch.float64)
+    for turn in range(POWER + 1):
+        for rows, block_bI in blocks():
+            basis_Os[rows] = block_bI @ probe_Is
+            energy += float((block_bI**2).sum()) if turn == 0 else 0.0
+        basis_Os = torch.linalg.qr(basis_Os).Q
+        probe_Is = torch.zeros(in_size, size, dtype=torch.float64)
+        for rows, block_bI in blocks():
+            probe_Is += block_bI.T @ basis_Os[rows]
+        if turn < POWER:
+            probe_Is = torch.linalg.qr(probe_Is).Q
+    left, values, right_t = torch.linalg.svd(probe_Is.T, full_matrices=False)
+    kept = int((values[:rank] > NULL * values[0]).sum()) if len(values) else 0
+    root_k = values[:kept].sqrt()
+    b_or, a_ri = torch.zeros(out_size, rank), torch.zeros(rank, in_size)
+    b_or[:, :kept] = basis_Os @ (left[:, :kept] * root_k)
+    a_ri[:kept] = root_k[:, None] * right_t[:kept]
+    lost = max(energy - float((values[:kept] ** 2).sum()), 0.0)
+    return Cut((a_ri, b_or), energy, lost, int((values > NULL * values[:1].sum()).sum()))

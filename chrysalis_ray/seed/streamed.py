@@ -1,0 +1,163 @@
+"""A PEFT folder read one module at a time: the same adapter as `read_adapter` gives, without holding it in memory."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.seed.adapter import (
+    FACTOR,
+    WEIGHTS,
+    AdapterWeights,
+    _by_pattern,
+    _dropout,
+    _geometry,
+    _is_target,
+    _named_targets,
+    _read_config,
+    _text,
+    weights_file,
+)
+from chrysalis_ray.seed.tensors import FLOATS, safetensors_header
+
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file, in bytes from its beginning."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    start: int
+    end: int
+
+
+class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
+    """module -> (A_RI, B_OR), fp32, read from the file whenever they are asked for; B carries the module's own `ratio`.
+
+    A module has its own rank here: nothing is padded. Raises MergeError for values that are not finite.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, tuple[Place, Place]], ratios: Mapping[str, float]) -> None:
+        self._path, self._places, self._ratios = path, places, ratios
+
+    def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        a_place, b_place = self._places[module]
+        with self._path.open("rb") as stream:
+            a_ri, b_or = (_tensor_at(stream, self._path, module, place) for place in (a_place, b_place))
+        return a_ri, b_or * self._ratios[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, module: str) -> tuple[int, int, int]:
+        """(out, rank, in) of a module, from the file's header."""
+        a_place, b_place = self._places[module]
+        return b_place.shape[0], a_place.shape[0], a_place.shape[1]
+
+
+def open_adapter(folder: Path) -> AdapterWeights:
+    """Read a PEFT LoRA folder of any peft version, module by module, as its `factors` are asked for.
+
+    `rank` is the largest of any module, `scale` that of the config; per-module ranks and alphas are folded into the factors.
+    Raises MergeError for what is not a plain LoRA, or not whole.
+    """
+    config = _read_config(folder)
+    rank, alpha, use_rslora = _geometry(folder, config)
+    path = weights_file(folder)
+    places = _pair_places(folder, _places(path))
+    scale = alpha / (math.sqrt(rank) if use_rslora else rank)
+    ratios: dict[str, float] = {}
+    for module, (a_place, b_place) in places.items():
+        own_rank = _by_pattern(folder, config, "rank_pattern", module, rank)
+        own_alpha = _by_pattern(folder, config, "alpha_pattern", module, alpha)
+        if a_place.shape[0] != own_rank or b_place.shape[1] != own_rank:
+            raise MergeError(
+                f"{folder}: module {module}: A is {a_place.shape}, B is {b_place.shape}, by the config the rank is {own_rank}",
+                "the weights and the config of this adapter do not belong together",
+            )
+        ratios[module] = own_alpha / (math.sqrt(own_rank) if use_rslora else own_rank) / scale
+    largest = max(a_place.shape[0] for a_place, _ in places.values())
+    targets = _named_targets(config)
+    if not all(_is_target(module, targets) for module in places):
+        targets = list(places)
+    return AdapterWeights(
+        base_model=_text(folder, config, "base_model_name_or_path") or "",
+        revision=_text(folder, config, "revision"),
+        rank=largest,
+        alpha=scale * (math.sqrt(largest) if use_rslora else largest),
+        use_rslora=use_rslora,
+        targets=tuple(sorted(targets)),
+        factors=StreamedFactors(path, places, ratios),
+        fan_in_fan_out=config.get("fan_in_fan_out") is True,
+        dropout=_dropout(folder, config),
+    )
+
+
+def _places(path: Path) -> dict[str, Place]:
+    """Every tensor's place, once the file is known to be whole: safetensors checks shapes, offsets and lengths."""
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            header = safetensors_header(content)
+            (length,) = struct.unpack("<Q", content[:8])
+        with safe_open(path, framework="pt"):
+            pass
+        found = {
+            name: Place(
+                tuple(entry["shape"]), TYPES[entry["dtype"]], *(8 + length + offset for offset in entry["data_offsets"])
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except KeyError as error:
+        known = ", ".join(str(dtype) for dtype in FLOATS)
+        raise MergeError(f"{path}: a tensor has the type {error}, not one of {known}", "export the adapter again") from error
+    except (ValueError, SafetensorError, TypeError, RuntimeError) as error:
+        reason = str(error) if type(error) is ValueError else f"not a whole safetensors file ({error})"
+        raise MergeError(f"{path}: {reason}", "copy or export the adapter again") from error
+    return found
+
+
+def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[Place, Place]]:
+    sides: dict[str, dict[str, Place]] = {}
+    for name, place in places.items():
+        match = FACTOR.fullmatch(name)
+        if match is None:
+            raise MergeError(
+                f"{folder}: tensor {name!r} is no LoRA factor of a linear module", "train a plain LoRA on linear modules"
+            )
+        if len(place.shape) != 2:
+            raise MergeError(f"{folder}: tensor {name!r} has shape {place.shape}, not two dimensions")
+        sides.setdefault(match["module"], {})[match["side"]] = place
+    for module, found in sides.items():
+        missing = {"A", "B"} - set(found)
+        if missing:
+            raise MergeError(f"{folder}: module {module} has no lora_{missing.pop()}", "copy or export the adapter again")
+    if not sides:
+        raise MergeError(f"{folder}: {WEIGHTS} holds no tensor", "copy or export the adapter again")
+    return {module: (sides[module]["A"], sides[module]["B"]) for module in sorted(sides)}
+
+
+def _tensor_at(stream: Any, path: Path, module: str, place: Place) -> torch.Tensor:
+    stream.seek(place.start)
+    content = bytearray(stream.read(place.end - place.start))
+    if len(content) != place.end - place.start:
+        raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")
+    tensor = torch.frombuffer(content, dtype=place.dtype) if content else torch.zeros(0, dtype=place.dtype)
+    tensor = tensor.reshape(place.shape).to(torch.float32)
+    if not bool(torch.isfinite(tensor).all()):
+        raise MergeError(f"{path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out")
+    return tensor
