@@ -34,9 +34,11 @@ from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.python_text import python_identity
 from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
+    DRAFT,
     REBUILD,
     check_documents,
     check_shards,
+    place_shards,
     read_shard,
     root_of_documents,
     shard_name,
@@ -113,22 +115,22 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
 
 
 def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None) -> Genome:
-    """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are."""
+    """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
+    genome that is there stands until all of the new one is on disk."""
     recipe = recipe_of(spec)
     found, sources = _collect(spec, relative_to)
     documents, parts = _divide(found, spec, processes)
     content = _content(recipe, documents, parts, sources)
     genome_id = sha256_of(content)
     before = _shards_before(folder)
-    (folder / "manifest.json").unlink(missing_ok=True)
     by_shard: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
         by_shard[shard_name(document.domain, parts[document.doc_id])].append(document)
-    if (folder / "shards").is_dir():
-        for stale in (folder / "shards").iterdir():
-            if f"shards/{stale.name}" not in by_shard:
-                stale.unlink()
+    for left_over in (folder / "shards").glob(f"*{DRAFT}"):  # by a build that was killed
+        left_over.unlink()
     shards = {name: write_shard(folder / name, members, before.get(name)) for name, members in sorted(by_shard.items())}
+    (folder / "manifest.json").unlink(missing_ok=True)  # from here to the end, a moment, there is no genome
+    place_shards(folder, shards)
     manifest = {"genome_id": genome_id, "created": datetime.now(UTC).isoformat(), "shards": shards, "content": content}
     write_bytes(folder / "manifest.json", _manifest_text(manifest).encode())
     return Genome(folder, genome_id, manifest)

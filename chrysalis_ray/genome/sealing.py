@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file
 from chrysalis_ray.genome.documents import ENCODINGS, PARTS, Document
 
 ROWS_PER_GROUP = 4096
+DRAFT = ".draft"
 REBUILD = "delete the genome folder and build it again from its sources"
 SCHEMA = pa.schema(
     [
@@ -69,8 +70,9 @@ def shard_name(domain: str, split: str) -> str:
 
 def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write `documents`, sorted by doc_id, as zstd parquet; equal documents give equal bytes. Returns {sha256, bytes, rows,
-    rows_sha256}, the last over everything but the texts, which their doc_ids name. `before` is what was returned for the file
-    that is there: if it holds these documents and is still as it was, it is left alone."""
+    rows_sha256}, the last over everything but the texts, which their doc_ids name. The file is written as a draft, which
+    `place_shards` puts in its place. `before` is what was returned for the file that is there: if it holds these documents and
+    is still as it was, it is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(documents, key=lambda document: document.doc_id)
     named = [name for name in SCHEMA.names if name != "text"]
@@ -78,16 +80,28 @@ def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, 
     same = before is not None and before.get("rows_sha256") == rows_sha256 and path.is_file()
     if before is not None and same and sha256_of_file(path) == before["sha256"]:
         return dict(before)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_statistics=False) as writer:
+    draft = path.with_name(path.name + DRAFT)
+    with pq.ParquetWriter(draft, SCHEMA, compression="zstd", write_statistics=False) as writer:
         for start in range(0, len(ordered), ROWS_PER_GROUP):
             part = ordered[start : start + ROWS_PER_GROUP]
             columns = [[_cell(document, name) for document in part] for name in SCHEMA.names]
             writer.write_table(pa.table(columns, schema=SCHEMA))
-    with path.open("rb") as stream:
+    with draft.open("rb") as stream:
         os.fsync(stream.fileno())
-    sync_folder(path.parent)
-    size = path.stat().st_size
-    return {"sha256": sha256_of_file(path), "bytes": size, "rows": len(ordered), "rows_sha256": rows_sha256}
+    size = draft.stat().st_size
+    return {"sha256": sha256_of_file(draft), "bytes": size, "rows": len(ordered), "rows_sha256": rows_sha256}
+
+
+def place_shards(folder: Path, names: Collection[str]) -> None:
+    """Put the drafts of `names` in their places and remove every other file from ``shards``."""
+    for name in sorted(names):
+        draft = folder / f"{name}{DRAFT}"
+        if draft.is_file():
+            draft.replace(folder / name)
+    for stale in (folder / "shards").iterdir():
+        if f"shards/{stale.name}" not in names:
+            stale.unlink()
+    sync_folder(folder / "shards")
 
 
 def _cell(document: Document, name: str) -> str:
