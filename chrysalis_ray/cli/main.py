@@ -12,7 +12,7 @@ import typer
 
 from chrysalis_ray import __version__
 from chrysalis_ray.cli.doctor import doctor
-from chrysalis_ray.cli.genome import verify_genome
+from chrysalis_ray.cli.genome import build_genome, diff_genomes, export_genome, show_genome, verify_genome
 from chrysalis_ray.cli.lineage import lineage
 from chrysalis_ray.cli.outcome import verb
 from chrysalis_ray.cli.plan import plan
@@ -29,7 +29,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-genome_app = typer.Typer(no_args_is_help=True, help="Look after a sealed genome.")
+genome_app = typer.Typer(no_args_is_help=True, help="Build a sealed genome, and look after it.")
+GENOME_VERBS = {
+    "build": build_genome,
+    "verify": verify_genome,
+    "show": show_genome,
+    "diff": diff_genomes,
+    "export": export_genome,
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -55,7 +62,8 @@ def chrysalis(
 
 for function in (run, plan, report, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
-genome_app.command("verify")(verb(verify_genome))
+for name, function in GENOME_VERBS.items():
+    genome_app.command(name)(verb(function))
 app.add_typer(genome_app, name="genome")
 
 
