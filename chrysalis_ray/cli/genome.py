@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chrysalis_ray.cli.arguments import Experiment, Json, Set
+from chrysalis_ray.cli.arguments import Experiment, Json, RunDirectory, Set
 from chrysalis_ray.cli.outcome import print_json
 from chrysalis_ray.core.layout import RunLayout
 
@@ -163,6 +163,39 @@ def export_genome(
     sha256 = write_text(genome, file)
     write_json(metadata, croissant(genome, file, file.parent))
     print(f"genome {genome.genome_id[:16]} -> {out} ({file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}), {metadata.name}")
+
+
+def tell_exposure(
+    run_directory: RunDirectory,
+    document: Annotated[
+        str, typer.Argument(metavar="DOCUMENT", help="Its id, the start of it, or its path.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Tell which variants saw a document, when, and how often.
+
+    Computed from each variant's mix and history alone; what a variant took over from another counts.
+
+    \b
+    chrysalis genome exposure runs/quickstart python/argparse.py#code-3
+    """
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.tokens import open_tokens
+    from chrysalis_ray.population.exposure import exposure
+
+    layout = RunLayout(run_directory.absolute())
+    genome = open_genome(layout.genome)
+    row = find_document(genome, document)
+    told = exposure(layout, genome, open_tokens(layout.tokens), row["doc_id"])
+    if json:
+        print_json({"genome_id": genome.genome_id, **row, "variants": told})
+        return
+    print(f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}")
+    for name, seen in told.items():
+        steps = f"steps {seen['steps'][0]} to {seen['steps'][-1]}" if seen["steps"] else "never"
+        through = [other for other in seen["trained_by"] if other != name]
+        inherited = f", partly as {', '.join(through)}" if through else ""
+        print(f"  {name:24} {len(seen['steps']):6} times, {seen['tokens']:8} tokens, {steps}{inherited}")
 
 
 # what the verbs share -----------------------------------------------------------------------------------------------

@@ -6,13 +6,21 @@ Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from chrysalis_ray import __version__
 from chrysalis_ray.cli.doctor import doctor
-from chrysalis_ray.cli.genome import build_genome, diff_genomes, export_genome, show_genome, verify_genome
+from chrysalis_ray.cli.genome import (
+    build_genome,
+    diff_genomes,
+    export_genome,
+    show_genome,
+    tell_exposure,
+    verify_genome,
+)
 from chrysalis_ray.cli.lineage import lineage
 from chrysalis_ray.cli.outcome import verb
 from chrysalis_ray.cli.plan import plan
@@ -30,12 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 genome_app = typer.Typer(no_args_is_help=True, help="Build a sealed genome, and look after it.")
-GENOME_VERBS = {
+GENOME_VERBS: dict[str, Callable[..., None]] = {
     "build": build_genome,
     "verify": verify_genome,
     "show": show_genome,
     "diff": diff_genomes,
     "export": export_genome,
+    "exposure": tell_exposure,
 }
 
 
@@ -62,8 +71,8 @@ def chrysalis(
 
 for function in (run, plan, report, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
-for name, function in GENOME_VERBS.items():
-    genome_app.command(name)(verb(function))
+for name, look_after in GENOME_VERBS.items():
+    genome_app.command(name)(verb(look_after))
 app.add_typer(genome_app, name="genome")
 
 

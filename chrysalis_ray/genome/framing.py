@@ -95,7 +95,7 @@ def _pieces(genome: Genome) -> Iterator[bytes]:
 
 
 def _frame(row: dict[str, Any], document: Document) -> Iterator[bytes]:
-    head = {key: row[key] for key in ("path", "bytes", "split", "licence", "encoding", "marks") if key in row}
+    head: dict[str, Any] = {key: row[key] for key in ("path", "bytes", "split", "licence", "encoding", "marks") if key in row}
     head["sha256"] = row["doc_id"]
     if row["split"] == EXCLUDED:
         yield _line(FILE_SILENT, head)

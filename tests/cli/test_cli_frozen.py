@@ -21,6 +21,7 @@ FROZEN = {
     "genome show": ["DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
     "genome diff": ["BEFORE", "AFTER", "--help", "--json", "-h"],
     "genome export": ["DIRECTORY", "--help", "--out", "-h"],
+    "genome exposure": ["RUN_DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
 }
 
 
