@@ -137,9 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = found["steps"]["baseline: cat-file and sha256"]["mb_per_cpu_s"]
     print(f"{'':32} {'wall s':>8} {'CPU s':>8} {'MB/CPU s':>9} {'of baseline':>12}")
     for name, step in found["steps"].items():
-        print(
-            f"{name:32} {step['wall_s']:8.2f} {step['cpu_s']:8.2f} {step['mb_per_cpu_s']:9.1f} {step['mb_per_cpu_s'] / base:11.0%}"
-        )
+        speed = step["mb_per_cpu_s"]
+        print(f"{name:32} {step['wall_s']:8.2f} {step['cpu_s']:8.2f} {speed:9.1f} {speed / base:11.0%}")
     if options.json:
         write_json(RESULTS / "genome.json", {"machine": machine.describe(), **found})
 

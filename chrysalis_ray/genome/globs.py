@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 
@@ -10,9 +11,11 @@ def matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     """Glob over whole paths: ``**`` stands for any number of folders, the rest is matched name by name."""
     if not pattern:
         return not parts
+    if pattern in (("**",), ("**", "*")):
+        return bool(parts)
     if pattern[0] == "**":
         return any(matches(parts[index:], pattern[1:] or ("*",)) for index in range(len(parts)))
-    return bool(parts) and PurePosixPath(parts[0]).match(pattern[0]) and matches(parts[1:], pattern[1:])
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
 def domain_of(path: str, patterns: Sequence[tuple[str, str]]) -> str | None:

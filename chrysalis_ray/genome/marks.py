@@ -17,28 +17,29 @@ VERSION = 1  # of the rules below: a genome built by others has its documents ma
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
 HEAD_CHARACTERS = 2000
 
-# kind -> (text that must stand there before the pattern is tried, pattern). What the group captures is the random part: a
+# kind -> (text that must stand there before the pattern is tried, pattern). A pattern begins with a literal, which `re` finds
+# ten times as fast as an assertion; what must not stand before it is asked after it. What the group captures is the random part: a
 # placeholder such as AKIAXXXXXXXXXXXXXXXX has too few different characters to be one.
 SECRETS: dict[str, tuple[str, re.Pattern[str]]] = {
     "private key": ("-----BEGIN ", re.compile(
         r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
         r"\s{1,9}(?:[\w-]+: [^\n]*\n\s{0,9}){0,6}([A-Za-z0-9+/=]{40,})")),
-    "AWS key": ("AKIA", re.compile(r"(?<![A-Za-z0-9])AKIA([A-Z2-7]{16})(?![A-Za-z0-9])")),
-    "GitHub token": ("gh", re.compile(r"(?<![A-Za-z0-9])gh[pousr]_([A-Za-z0-9]{36,251})(?![A-Za-z0-9])")),
+    "AWS key": ("AKIA", re.compile(r"AKIA(?<![A-Za-z0-9]AKIA)([A-Z2-7]{16})(?![A-Za-z0-9])")),
+    "GitHub token": ("gh", re.compile(r"gh(?<![A-Za-z0-9]gh)[pousr]_([A-Za-z0-9]{36,251})(?![A-Za-z0-9])")),
     "GitHub fine-grained token": ("github_pat_", re.compile(r"github_pat_([A-Za-z0-9_]{60,})")),
     "GitLab token": ("glpat-", re.compile(r"glpat-([A-Za-z0-9_-]{20,})")),
-    "Hugging Face token": ("hf_", re.compile(r"(?<![A-Za-z0-9])hf_([A-Za-z0-9]{34,})(?![A-Za-z0-9])")),
+    "Hugging Face token": ("hf_", re.compile(r"hf_(?<![A-Za-z0-9]hf_)([A-Za-z0-9]{34,})(?![A-Za-z0-9])")),
     "OpenAI key": ("sk-", re.compile(
-        r"(?<![A-Za-z0-9])sk-(?:proj-|svcacct-)?(?=[\w-]{0,99}\d)(?=[\w-]{0,99}[A-Z])([A-Za-z0-9_-]{40,})")),
+        r"sk-(?<![A-Za-z0-9]sk-)(?:proj-|svcacct-)?(?=[\w-]{0,99}\d)(?=[\w-]{0,99}[A-Z])([A-Za-z0-9_-]{40,})")),
     "Anthropic key": ("sk-ant-", re.compile(r"sk-ant-[a-z0-9]+-([A-Za-z0-9_-]{40,})")),
-    "Google key": ("AIza", re.compile(r"(?<![A-Za-z0-9])AIza([A-Za-z0-9_-]{35})(?![A-Za-z0-9_-])")),
-    "Slack token": ("xox", re.compile(r"(?<![A-Za-z0-9])xox[abeoprs]-([A-Za-z0-9-]{20,})")),
-    "Stripe key": ("k_live_", re.compile(r"(?<![A-Za-z0-9])[rs]k_live_([A-Za-z0-9]{20,})")),
+    "Google key": ("AIza", re.compile(r"AIza(?<![A-Za-z0-9]AIza)([A-Za-z0-9_-]{35})(?![A-Za-z0-9_-])")),
+    "Slack token": ("xox", re.compile(r"xox(?<![A-Za-z0-9]xox)[abeoprs]-([A-Za-z0-9-]{20,})")),
+    "Stripe key": ("k_live_", re.compile(r"k_live_(?<=[rs]k_live_)(?<![A-Za-z0-9].k_live_)([A-Za-z0-9]{20,})")),
     "PyPI token": ("pypi-AgE", re.compile(r"pypi-AgE([A-Za-z0-9_-]{50,})")),
-    "npm token": ("npm_", re.compile(r"(?<![A-Za-z0-9])npm_([A-Za-z0-9]{36})(?![A-Za-z0-9])")),
-    "SendGrid key": ("SG.", re.compile(r"(?<![A-Za-z0-9])SG\.([A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43})")),
+    "npm token": ("npm_", re.compile(r"npm_(?<![A-Za-z0-9]npm_)([A-Za-z0-9]{36})(?![A-Za-z0-9])")),
+    "SendGrid key": ("SG.", re.compile(r"SG\.(?<![A-Za-z0-9]SG\.)([A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43})")),
     "JSON web token": ("eyJ", re.compile(
-        r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.([A-Za-z0-9_-]{20,})")),
+        r"eyJ(?<![A-Za-z0-9]eyJ)[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.([A-Za-z0-9_-]{20,})")),
 }  # fmt: skip
 BITS_PER_CHARACTER = 3.0
 PLACEHOLDER = re.compile(r"example|placeholder|redacted|your|x{6}|0{6}|1234567", re.IGNORECASE)
