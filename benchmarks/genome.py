@@ -18,6 +18,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from typing import Any
 import machine
 
 from chrysalis_ray.config.experiment import GenomeSpec
+from chrysalis_ray.config.genome import GitSource
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import Genome, build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import hash_order
 from chrysalis_ray.genome.framing import read_text, write_text
+from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.scanning import scan
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -105,6 +108,8 @@ def compare(folder: Path, megabytes: float, processes: int) -> dict[str, Any]:
     least(repository, commit)  # warm the file cache for everybody
     hashed, steps["baseline: cat-file and sha256"] = measured(lambda: least(repository, commit), mb)
     assert hashed == size
+    read = GitSource.model_validate(source)
+    _, steps["fetch, check, read"] = measured(lambda: sum(1 for _ in read_git(read, folder, Counter(), {})), mb)
     genome: Genome
     genome, steps["build, one process"] = measured(lambda: build_genome(spec, folder / "one", folder, 1), mb)
     many, steps[f"build, {processes} processes"] = measured(lambda: build_genome(spec, folder / "many", folder, processes), mb)

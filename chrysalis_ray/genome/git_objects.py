@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,8 @@ KEPT_VARIABLES = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
      "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "LD_LIBRARY_PATH"}
 )  # fmt: skip
+# Read by the `upload-pack` of a local repository too, which need not look for deltas in what is copied over a pipe.
+OURS, OURS_TEXT = "fetching.config", "[pack]\n\twindow = 0\n\tcompression = 1\n"
 WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
 PIECE = 1 << 20
 MAX_ENTRIES = 2_000_000
@@ -66,18 +68,18 @@ class TreeEntry:
 # the binary ---------------------------------------------------------------------------------------------------------
 
 
-def git(arguments: Iterable[str], cwd: Path) -> bytes:
+def git(arguments: Sequence[str], cwd: Path) -> bytes:
     """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words."""
     done = subprocess.run(
         [_binary(), *NEUTRAL, *arguments],
         cwd=cwd,
-        env=_environment(),
+        env=_environment(cwd / OURS),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
     )
     if done.returncode:
-        raise GenomeError(f"git {next(iter(arguments))} failed: {_last_words(done.stderr)}", "check address, access and commit")
+        raise GenomeError(f"git {arguments[0]} failed: {_last_words(done.stderr)}", "check address, access and commit")
     return done.stdout
 
 
@@ -90,13 +92,14 @@ def _binary() -> str:
     return found
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of the user's configuration, no question at a terminal, no lazily fetched object."""
+def _environment(configuration: Path | None = None) -> dict[str, str]:
+    """Nothing of the user's configuration but, if it is there, ours; no question at a terminal, no lazily fetched object."""
+    ours = configuration if configuration is not None and configuration.is_file() else os.devnull
     kept = {key: value for key, value in os.environ.items() if key in KEPT_VARIABLES}
     return kept | {
         "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS),
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_GLOBAL": str(ours),
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
@@ -140,6 +143,7 @@ def fetch(url: str, commit: str, store: Path) -> None:
     it. `url` is an address, or an absolute path of a repository or a bundle. Raises GenomeError."""
     store.mkdir(parents=True)
     git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
+    (store / OURS).write_text(OURS_TEXT)
     if url.startswith("/") and Path(url).is_file():
         git(["bundle", "unbundle", url], store)
         return

@@ -18,8 +18,8 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
 HEAD_CHARACTERS = 2000
 
 # kind -> (text that must stand there before the pattern is tried, pattern). A pattern begins with a literal, which `re` finds
-# ten times as fast as an assertion; what must not stand before it is asked after it. What the group captures is the random part: a
-# placeholder such as AKIAXXXXXXXXXXXXXXXX has too few different characters to be one.
+# ten times as fast as an assertion; what must not stand before it is asked after it. What the group captures is the random
+# part: a placeholder such as AKIAXXXXXXXXXXXXXXXX has too few different characters to be one.
 SECRETS: dict[str, tuple[str, re.Pattern[str]]] = {
     "private key": ("-----BEGIN ", re.compile(
         r"-----BEGIN (?:[A-Z]{2,9} ){0,3}PRIVATE KEY(?: BLOCK)?-----"
