@@ -51,7 +51,7 @@ class Ancestry:
                     "the store and metrics.jsonl of the run must be whole",
                 )
             trainer = self.variants[result["variant_id"]]
-            steps = range((result["chunk"] - 1) * trainer.chunk_steps, result["chunk"] * trainer.chunk_steps)
-            trail.append(Chunk(replace(trainer, epigenome=mix), steps))
+            first = result["chunk"] * trainer.chunk_steps  # chunks count from 0
+            trail.append(Chunk(replace(trainer, epigenome=mix), range(first, first + trainer.chunk_steps)))
             position = result["origin"]
         return trail[::-1]

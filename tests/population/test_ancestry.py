@@ -28,9 +28,9 @@ def test_the_history_of_a_run_is_read_from_its_cuts(tmp_path: Path) -> None:
     start = first_position(variants[0])
     store = Store(layout.store)
     turns = [
-        {"p0": ("v000", start, 1, {"a": 1.0}), "p1": ("v001", start, 1, {"a": 1.0})},
-        {"q0": ("v000", "p0", 2, {"a": 1.0}), "q1": ("v001", "p0", 2, {"a": 9.0})},
-        {"r0": ("v000", "q0", 3, {"a": 1.0})},
+        {"p0": ("v000", start, 0, {"a": 1.0}), "p1": ("v001", start, 0, {"a": 1.0})},
+        {"q0": ("v000", "p0", 1, {"a": 1.0}), "q1": ("v001", "p0", 1, {"a": 9.0})},
+        {"r0": ("v000", "q0", 2, {"a": 1.0})},
     ]
     for number, turn in enumerate(turns):
         results = {
@@ -40,7 +40,7 @@ def test_the_history_of_a_run_is_read_from_its_cuts(tmp_path: Path) -> None:
         store.commit_cut(number, {"results": results, "turn": number})
         for target, (who, _, chunk, express) in turn.items():
             append_metrics(
-                layout.metrics, {"variant": who, "report": chunk, "position": target, "epigenome": {"express": express}}
+                layout.metrics, {"variant": who, "report": chunk + 1, "position": target, "epigenome": {"express": express}}
             )
     ancestry = Ancestry(layout)
     told = {
