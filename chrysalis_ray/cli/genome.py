@@ -1,20 +1,262 @@
-"""`chrysalis genome verify`: are the sealed bytes still the sealed bytes?"""
+"""`chrysalis genome`: build a sealed genome, look into it, compare two, and give it away."""
 
 from __future__ import annotations
 
-from chrysalis_ray.cli.arguments import RunDirectory
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chrysalis_ray.cli.arguments import Experiment, Json, RunDirectory, Set
+from chrysalis_ray.cli.outcome import print_json
 from chrysalis_ray.core.layout import RunLayout
 
+if TYPE_CHECKING:
+    from chrysalis_ray.genome.build import Genome
 
-def verify_genome(run_directory: RunDirectory) -> None:
+
+def _directory(name: str) -> Any:
+    help_text = "A folder that `chrysalis genome build` or `chrysalis run` wrote."
+    return typer.Argument(metavar=name, help=help_text, show_default=False, exists=True, file_okay=False)
+
+
+Directory = Annotated[Path, _directory("DIRECTORY")]
+Before = Annotated[Path, _directory("BEFORE")]
+After = Annotated[Path, _directory("AFTER")]
+Document = Annotated[str | None, typer.Argument(metavar="DOCUMENT", help="A document: its id, the start of it, or its path.")]
+
+
+def build_genome(
+    experiment: Experiment,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the genome is to lie.", show_default=False)],
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Seal the sources of an experiment, without a run.
+
+    The same command again reads only what changed; where nothing did, each file costs a look at its date.
+
+    \b
+    chrysalis genome build experiments/quickstart.yaml --out genomes/quickstart
+    """
+    from chrysalis_ray.config.loading import load_experiment
+    from chrysalis_ray.core.lock import sole_owner
+    from chrysalis_ray.genome.build import refresh_genome
+
+    loaded = load_experiment(experiment, set or [])
+    folder = out.absolute()
+    check_place(folder)
+    with sole_owner(folder / ".lock"):
+        genome = refresh_genome(loaded.experiment.genome, folder, loaded.folder)
+    if json:
+        print_json(summary(genome))
+    else:
+        print("\n".join(lines_of(genome)))
+
+
+def check_place(folder: Path) -> None:
+    """Raises GenomeError where a genome must not be built: among other files, or under the variants of a run."""
+    from chrysalis_ray.core.errors import GenomeError
+
+    run = RunLayout(folder.parent)
+    if run.genome == folder and run.run_manifest.exists():
+        raise GenomeError(f"{folder} is the genome of a run, which its variants stand on", "give --out another folder")
+    if folder.exists() and not folder.is_dir():
+        raise GenomeError(f"{folder} is a file", "give --out a folder")
+    known = {"manifest.json", "shards", "state.json", ".lock"}
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    if strangers:
+        raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")
+
+
+def verify_genome(directory: Directory) -> None:
     """Hash a sealed genome again.
 
-    Every document, the Merkle root and every shard of the run; exit 1 if one byte changed.
+    Every document, the Merkle root and every shard; exit 1 if one byte changed.
 
     \b
     chrysalis genome verify runs/quickstart
     """
     from chrysalis_ray.genome import build
 
-    genome = build.verify_genome(RunLayout(run_directory.absolute()).genome)
+    genome = build.verify_genome(genome_folder(directory))
     print(f"genome {genome.genome_id} is intact: {len(genome.domains)} domains ({', '.join(genome.domains)})")
+
+
+def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
+    """Show what is in a genome, or prove that a document is.
+
+    Domains, splits, licences, marks, and what every source was pinned to. For a document: its line of the manifest and an
+    inclusion proof of RFC 6962 against the Merkle root.
+
+    \b
+    chrysalis genome show runs/quickstart
+    """
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.proofs import prove
+
+    genome = open_genome(genome_folder(directory))
+    if document is None:
+        print_json(summary(genome)) if json else print("\n".join(lines_of(genome)))
+        return
+    row = find_document(genome, document)
+    proof = prove(genome.manifest["content"]["documents"], row["doc_id"])
+    shown = {**row, "merkle_root": genome.manifest["content"]["merkle_root"], "proof": proof}
+    if json:
+        print_json(shown)
+        return
+    for key, value in row.items():
+        print(f"{key:10} {value}")
+    place = f"leaf {proof['index']} of {proof['size']}"
+    print(f"{'proof':10} {place}, {len(proof['audit_path'])} hashes to the root {shown['merkle_root']} (--json prints them)")
+
+
+def diff_genomes(before: Before, after: After, json: Json = False) -> None:
+    """Tell what one genome has that another has not.
+
+    By domain: added, removed and changed documents, those in another split, and those marked or licensed otherwise.
+
+    \b
+    chrysalis genome diff runs/monday runs/tuesday
+    """
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.differences import differences
+
+    old, new = open_genome(genome_folder(before)), open_genome(genome_folder(after))
+    found = differences(old.manifest["content"], new.manifest["content"])
+    if json:
+        print_json({"before": old.genome_id, "after": new.genome_id, "domains": found})
+        return
+    print(f"{old.genome_id[:16]} -> {new.genome_id[:16]}" + ("" if found else ": the same documents, splits and marks"))
+    for domain, kinds in found.items():
+        print(f"{domain}: " + ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()))
+        for kind, paths in kinds.items():
+            print("\n".join(f"  {kind:8} {path}" for path in paths))
+
+
+def export_genome(
+    directory: Directory,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The text to write.", show_default=False)],
+) -> None:
+    """Write a genome as one text, with its metadata beside it.
+
+    FILE holds every document in frames that can be undone; FILE.croissant.json describes it and the shards (Croissant).
+    Documents that `genome.exclude` keeps away are named there, not shown.
+
+    \b
+    chrysalis genome export runs/quickstart --out genome.txt
+    """
+    from chrysalis_ray.core.errors import GenomeError
+    from chrysalis_ray.core.records import write_json
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.croissant import croissant
+    from chrysalis_ray.genome.framing import write_text
+
+    file = out.absolute()
+    metadata = file.with_name(f"{file.name}.croissant.json")
+    for path in (file, metadata):
+        if path.exists():
+            raise GenomeError(f"{path} exists and is not overwritten", "give --out another name, or remove it")
+    if not file.parent.is_dir():
+        raise GenomeError(f"there is no folder {file.parent}", "make it first, or give --out another place")
+    genome = open_genome(genome_folder(directory))
+    sha256 = write_text(genome, file)
+    write_json(metadata, croissant(genome, file, file.parent))
+    print(f"genome {genome.genome_id[:16]} -> {out} ({file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}), {metadata.name}")
+
+
+def tell_exposure(
+    run_directory: RunDirectory,
+    document: Annotated[
+        str, typer.Argument(metavar="DOCUMENT", help="Its id, the start of it, or its path.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Tell which variants saw a document, when, and how often.
+
+    Computed from each variant's mix and history alone; what a variant took over from another counts.
+
+    \b
+    chrysalis genome exposure runs/quickstart python/argparse.py#code-3
+    """
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.tokens import open_tokens
+    from chrysalis_ray.population.exposure import exposure
+
+    layout = RunLayout(run_directory.absolute())
+    genome = open_genome(layout.genome)
+    row = find_document(genome, document)
+    told = exposure(layout, genome, open_tokens(layout.tokens), row["doc_id"])
+    if json:
+        print_json({"genome_id": genome.genome_id, **row, "variants": told})
+        return
+    print(f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}")
+    for name, seen in told.items():
+        steps = f"steps {seen['steps'][0]} to {seen['steps'][-1]}" if seen["steps"] else "never"
+        through = [other for other in seen["trained_by"] if other != name]
+        inherited = f", partly as {', '.join(through)}" if through else ""
+        print(f"  {name:24} {len(seen['steps']):6} times, {seen['tokens']:8} tokens, {steps}{inherited}")
+
+
+# what the verbs share -----------------------------------------------------------------------------------------------
+
+
+def genome_folder(directory: Path) -> Path:
+    """The genome that `directory` is, or the one of the run that it is."""
+    folder = directory.absolute()
+    run = RunLayout(folder)
+    return run.genome if not (folder / "manifest.json").is_file() and run.genome.is_dir() else folder
+
+
+def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
+    """The manifest's line of a document: by id, by the start of one, or by path. Raises GenomeError for none
+    and for several."""
+    from chrysalis_ray.core.errors import GenomeError
+
+    rows = genome.manifest["content"]["documents"]
+    found = [row for row in rows if wanted in (row["doc_id"], row["path"])]
+    if not found and len(wanted) >= 6:
+        found = [row for row in rows if row["doc_id"].startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f"{row['doc_id'][:16]} ({row['path']})" for row in found[:3])
+        raise GenomeError(f"{len(found)} documents are {wanted!r}: {names}", "name one by its whole id")
+    near = [row["path"] for row in rows if wanted and wanted in row["path"]][:3]
+    raise GenomeError(
+        f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
+        "name it by its sha256 (or at least 6 digits of it) or by its path",
+    )
+
+
+def summary(genome: Genome) -> dict[str, Any]:
+    """What `show` tells, for programs: everything of the manifest but the documents' lines."""
+    content = {key: value for key, value in genome.manifest["content"].items() if key != "documents"}
+    return {"genome_id": genome.genome_id, "created": genome.manifest["created"], **content}
+
+
+def lines_of(genome: Genome) -> list[str]:
+    """What `show` tells, for people."""
+    from chrysalis_ray.genome.documents import PARTS
+
+    content = genome.manifest["content"]
+    lines = [f"genome {genome.genome_id}", f"Merkle root {content['merkle_root']} over {len(content['documents'])} documents"]
+    for domain in genome.domains:
+        parts = content["totals"][domain]
+        counts = ", ".join(f"{parts[name]['documents']} {name}" for name in PARTS if name in parts)
+        size = sum(part["bytes"] for part in parts.values()) / 1e6
+        lines.append(f"  {domain}: {size:.2f} MB, {counts}; {content['licences'][domain]}")
+        if marks := content.get("marks", {}).get(domain):
+            lines.append("    marked: " + ", ".join(f"{count} {mark}" for mark, count in marks.items()))
+    for source in content.get("sources", []):
+        written = source["recipe"]
+        name = written.get("url") or written.get("path") or ", ".join(written.get("domains") or written.get("names") or [])
+        pinned = [f"commit {source['commit']}"] if "commit" in source else []
+        pinned += [f"sha256 {source['sha256']}"] if "sha256" in source else []
+        pinned += [f"{len(source['packages'])} packages"] if "packages" in source else []
+        pinned += [f"{len(source['submodules'])} submodules not followed"] if "submodules" in source else []
+        pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]
+        lines.append(f"  from {written['type']} {name}: " + ", ".join([f"{source['documents']} documents", *pinned]))
+    if excluded := content["recipe"].get("exclude"):
+        lines.append(f"  kept from training: {', '.join(excluded)}")
+    return lines

@@ -6,6 +6,7 @@ Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,7 +14,14 @@ import typer
 from chrysalis_ray import __version__
 from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.doctor import doctor
-from chrysalis_ray.cli.genome import verify_genome
+from chrysalis_ray.cli.genome import (
+    build_genome,
+    diff_genomes,
+    export_genome,
+    show_genome,
+    tell_exposure,
+    verify_genome,
+)
 from chrysalis_ray.cli.lineage import lineage
 from chrysalis_ray.cli.merge import merge
 from chrysalis_ray.cli.outcome import verb
@@ -31,7 +39,15 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-genome_app = typer.Typer(no_args_is_help=True, help="Look after a sealed genome.")
+genome_app = typer.Typer(no_args_is_help=True, help="Build a sealed genome, and look after it.")
+GENOME_VERBS: dict[str, Callable[..., None]] = {
+    "build": build_genome,
+    "verify": verify_genome,
+    "show": show_genome,
+    "diff": diff_genomes,
+    "export": export_genome,
+    "exposure": tell_exposure,
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,7 +73,8 @@ def chrysalis(
 
 for function in (run, plan, report, merge, audit, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
-genome_app.command("verify")(verb(verify_genome))
+for name, look_after in GENOME_VERBS.items():
+    genome_app.command(name)(verb(look_after))
 app.add_typer(genome_app, name="genome")
 
 

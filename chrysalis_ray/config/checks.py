@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
-from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource, is_remote
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
@@ -189,6 +190,9 @@ def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
             if twins:
                 yield (*at, "domains"), f"{twins[0]!r} is named twice"
             continue
+        if isinstance(source, PackedSource):
+            yield from _packed_source(source, at, folder)
+            continue
         if not source.path.strip() or "\0" in source.path:
             yield (*at, "path"), "is no path; a file, a folder or a hub id was meant"
             continue
@@ -204,13 +208,13 @@ def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
     """A domain is text or conversations: only these have tokens that are not learned."""
     first: dict[str, bool] = {}
     for position, source in enumerate(genome.sources):
-        of_source = source.domains if isinstance(source, PythonSource) else (source.domain,)
+        of_source = _domains_of_source(source)
         chat = getattr(source, "messages_key", None) is not None
         for domain in of_source:
             if first.setdefault(domain, chat) != chat:
                 kinds = "conversations here, text in another source" if chat else "text here, conversations in another source"
                 at: Location = ("genome", "sources", position)
-                path = at if isinstance(source, PythonSource) else (*at, "domain")
+                path = (*at, "domain") if getattr(source, "domain", None) == domain else at
                 yield path, f"the domain {domain!r} would hold {kinds}; give one of them a domain of its own"
 
 
@@ -232,11 +236,33 @@ def _source_path(source: FolderSource | JsonlSource | DatasetSource, at: Locatio
         yield at, f"no folder {target}{relative}; a data set of the hub is written NAME or OWNER/NAME"
 
 
+def _packed_source(source: GitSource | ArchiveSource | PackagesSource, at: Location, folder: Path) -> Iterator[Finding]:
+    if isinstance(source, PackagesSource):
+        return
+    key = "url" if isinstance(source, GitSource) else "path"
+    if isinstance(source, GitSource) and is_remote(source.url):
+        return
+    target = folder / Path(source.named).expanduser()
+    try:
+        there = target.is_file() or (isinstance(source, GitSource) and target.is_dir())
+    except (OSError, ValueError) as error:
+        yield (*at, key), f"{source.named!r} cannot be looked up ({error})"
+        return
+    if not there:
+        what = "repository or bundle" if isinstance(source, GitSource) else "archive"
+        relative = "" if Path(source.named).is_absolute() else " (paths start at the experiment's folder)"
+        yield (*at, key), f"no {what} {target}{relative}"
+
+
 def domains_of(genome: GenomeSpec) -> tuple[str, ...]:
     """Every domain that some source provides, sorted. Two sources of one domain join their documents."""
-    named = {
-        domain
-        for source in genome.sources
-        for domain in (source.domains if isinstance(source, PythonSource) else (source.domain,))
-    }
+    named = {domain for source in genome.sources for domain in _domains_of_source(source)}
     return tuple(sorted(named))
+
+
+def _domains_of_source(source: Source) -> tuple[str, ...]:
+    if isinstance(source, PythonSource):
+        return source.domains
+    if isinstance(source, PackedSource):
+        return tuple(domain for _, domain in source.patterns)
+    return (source.domain,)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Positive, Written
+from chrysalis_ray.config.genome import EXCLUDED_BY_DEFAULT, ArchiveSource, GitSource, Mark, PackagesSource
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
 from chrysalis_ray.config.population import Name, Population
 
@@ -76,7 +77,10 @@ class DatasetSource(Records):
     max_megabytes: Positive | None = None
 
 
-Source = Annotated[PythonSource | FolderSource | JsonlSource | DatasetSource, Field(discriminator="type")]
+Source = Annotated[
+    PythonSource | FolderSource | JsonlSource | DatasetSource | GitSource | ArchiveSource | PackagesSource,
+    Field(discriminator="type"),
+]
 
 
 class Split(Written):
@@ -89,6 +93,7 @@ class Split(Written):
 class GenomeSpec(Written):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     split: Split = Split()
+    exclude: tuple[Mark, ...] = EXCLUDED_BY_DEFAULT  # documents with these marks are sealed, but neither train nor judge
 
 
 # judging, tracking --------------------------------------------------------------------------------------------------

@@ -1,43 +1,54 @@
 """Build, open and verify a genome: an immutable folder that says by its id what is in it.
 
     manifest.json                  written last; without it there is no genome
-    shards/<domain>-<split>.parquet   doc_id, path, source_key, licence, text; zstd; rows by doc_id
+    shards/<domain>-<part>.parquet    a document per row, by doc_id; zstd. The part is a split, or ``excluded``
+    state.json                     a cache: how the sources looked, so that an unchanged source is not read again
 
 `manifest.json` holds ``genome_id``, ``created`` (time), ``shards`` (name -> sha256, bytes, rows) and ``content``: format,
-recipe and its sha256, Merkle root, totals per domain and split, what was skipped and why, licences per domain, and one line per
-document (doc_id = sha256, domain, path, split, bytes, licence). ``genome_id`` is the sha256 of the canonical JSON of
-``content``: neither the time nor the compressor's version changes it, and no epigenome can.
+recipe and its sha256, what each source was pinned to, Merkle root, totals per domain and part, what was skipped and why,
+licences and marks per domain, and one line per document (doc_id = sha256, domain, path, part, bytes, licence; encoding,
+evidence and marks where they are not the ordinary). ``genome_id`` is the sha256 of the canonical JSON of ``content``: neither
+the time nor the compressor's version changes it, and no epigenome can.
+
+Documents that bear a mark of ``genome.exclude`` are sealed like all others, as part ``excluded``: no split holds them, so
+nothing trains on them or is judged by them. Format 1 (without marks and pinned sources) can still be opened and verified.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.experiment import GenomeSpec, PythonSource
+from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
-from chrysalis_ray.genome.documents import SPLITS, Document
+from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
+from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
+from chrysalis_ray.genome.licences import joined
+from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
+    DRAFT,
     REBUILD,
     check_documents,
     check_shards,
+    place_shards,
     read_shard,
     root_of_documents,
     shard_name,
     write_shard,
 )
 from chrysalis_ray.genome.sources import read_source
-from chrysalis_ray.genome.splits import assign_splits, kin_groups
+from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -60,12 +71,15 @@ class Genome:
         return frozenset(source["domain"] for source in sources if source.get("messages_key") is not None)
 
     def documents(self, domain: str, split: str) -> Iterator[Document]:
-        """Documents of one domain and split, by doc_id. Raises GenomeError for a domain or split that does not exist."""
-        if domain not in self.manifest["content"]["totals"] or split not in SPLITS:
+        """Documents of one domain and split (or the part ``excluded``), by doc_id. Raises GenomeError for a domain or split
+        that does not exist."""
+        if domain not in self.manifest["content"]["totals"] or split not in PARTS:
             raise GenomeError(
                 f"the genome has no {split!r} split of a domain {domain!r}",
-                f"domains: {', '.join(self.domains)}; splits: {', '.join(SPLITS)}",
+                f"domains: {', '.join(self.domains)}; splits: {', '.join(PARTS)}",
             )
+        if split not in self.manifest["content"]["totals"][domain]:
+            return iter(())
         return read_shard(self.folder / shard_name(domain, split), domain)
 
     def licences(self) -> dict[str, str]:
@@ -77,34 +91,63 @@ class Genome:
         return self.manifest["content"]["totals"]
 
 
-def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path) -> Genome:
+def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
     """Seal the sources of `spec` into `folder`; paths in `spec` are relative to `relative_to`, the experiment's folder.
 
-    A genome of the same recipe that is already there is checked and returned; one of another recipe is replaced. The order of
-    the sources does not matter. Raises GenomeError when a source is missing, malformed or empty, or too small to be split.
+    A genome of the same recipe that is already there is checked and returned; one of another recipe is replaced. Neither the
+    order of the sources nor the number of `processes` matters. Raises GenomeError when a source is missing, malformed or
+    empty, or too small to be split.
     """
     recipe = recipe_of(spec)
     if (folder / "manifest.json").is_file():
         existing = read_manifest(folder)
         if existing["content"]["recipe_sha256"] == sha256_of(recipe):
             return open_genome(folder)
-    documents, skipped = _collect(spec, relative_to)
-    splits = _split_of_documents(documents, spec)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if (folder / "shards").is_dir():
-        shutil.rmtree(folder / "shards")
-    by_shard: dict[tuple[str, str], list[Document]] = defaultdict(list)
-    for document in documents:
-        by_shard[document.domain, splits[document.doc_id]].append(document)
-    shards = {
-        shard_name(domain, split): write_shard(folder / shard_name(domain, split), members)
-        for (domain, split), members in sorted(by_shard.items())
-    }
-    content = _content(recipe, documents, splits, skipped)
+    return _seal(spec, folder, relative_to, processes)
+
+
+def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
+    """`build_genome`, but sources that changed since are read again. Where none did, each of their files costs a stat and
+    nothing is written; otherwise only the shards that hold a changed document are."""
+    seen = fingerprints(spec, relative_to)
+    if (folder / "manifest.json").is_file():
+        existing = read_manifest(folder)
+        same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
+        if same_recipe and unchanged(folder, existing["genome_id"], seen):
+            return Genome(folder, existing["genome_id"], existing)
+    genome = _seal(spec, folder, relative_to, processes)
+    remember(folder, genome.genome_id, seen)
+    return genome
+
+
+def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None) -> Genome:
+    """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
+    genome that is there stands until all of the new one is on disk."""
+    recipe = recipe_of(spec)
+    found, sources = _collect(spec, relative_to)
+    documents, parts = _divide(found, spec, processes)
+    content = _content(recipe, documents, parts, sources)
     genome_id = sha256_of(content)
+    before = _shards_before(folder)
+    by_shard: dict[str, list[Document]] = defaultdict(list)
+    for document in documents:
+        by_shard[shard_name(document.domain, parts[document.doc_id])].append(document)
+    for left_over in (folder / "shards").glob(f"*{DRAFT}"):  # by a build that was killed
+        left_over.unlink()
+    shards = {name: write_shard(folder / name, members, before.get(name)) for name, members in sorted(by_shard.items())}
+    (folder / "manifest.json").unlink(missing_ok=True)  # from here to the end, a moment, there is no genome
+    place_shards(folder, shards)
     manifest = {"genome_id": genome_id, "created": datetime.now(UTC).isoformat(), "shards": shards, "content": content}
     write_bytes(folder / "manifest.json", _manifest_text(manifest).encode())
     return Genome(folder, genome_id, manifest)
+
+
+def _shards_before(folder: Path) -> dict[str, Any]:
+    """What the manifest in `folder` says of its shards; nothing where there is none, or none that can be believed."""
+    try:
+        return read_manifest(folder)["shards"]
+    except GenomeError:
+        return {}
 
 
 def open_genome(folder: Path) -> Genome:
@@ -133,28 +176,43 @@ def verify_genome(folder: Path) -> Genome:
 
 def recipe_of(spec: GenomeSpec) -> dict[str, Any]:
     """What the genome is made of, whatever the order of the sources; with the Python version where its text is a source."""
-    sources = [source.model_dump(mode="json") for source in spec.sources]
-    for source in sources:
-        if source["type"] == "python":
-            source["domains"] = sorted(source["domains"])
+    sources = [recipe_of_source(source) for source in spec.sources]
     recipe: dict[str, Any] = {
         "format": FORMAT,
         "sources": sorted(sources, key=sha256_of),
         "split": spec.split.model_dump(mode="json"),
+        "exclude": sorted(set(spec.exclude)),
+        "marks": MARKS_VERSION,
     }
     if any(isinstance(source, PythonSource) for source in spec.sources):
         recipe["python"] = python_identity()
     return recipe
 
 
+def recipe_of_source(source: Source) -> dict[str, Any]:
+    """A source as written, with its defaults."""
+    written = source.model_dump(mode="json")
+    if isinstance(source, PythonSource):
+        written["domains"] = sorted(written["domains"])
+    return written
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`, its id checked against its content."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise GenomeError(f"no genome in {folder}: there is no manifest.json", "build it with `chrysalis run`")
+        raise GenomeError(
+            f"no genome in {folder}: there is no manifest.json", "build it with `chrysalis genome build` or `chrysalis run`"
+        )
     try:
         manifest = read_json(path)
-        intact = manifest["content"]["format"] == FORMAT and sha256_of(manifest["content"]) == manifest["genome_id"]
+        version = manifest["content"]["format"]
+        if version not in READABLE:
+            raise GenomeError(
+                f"{path} is of format {version}; this version reads {' and '.join(map(str, READABLE))}",
+                "read it with the version that wrote it, or build it again from its sources",
+            )
+        intact = sha256_of(manifest["content"]) == manifest["genome_id"]
         intact = intact and isinstance(manifest["shards"], dict)
     except (ValueError, KeyError, TypeError) as error:
         raise GenomeCorrupt(f"{path}: not a genome manifest ({error})", REBUILD) from error
@@ -169,71 +227,100 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 # parts of a build ---------------------------------------------------------------------------------------------------
 
 
-def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], dict[str, int]]:
-    """All documents by (domain, path, doc_id), each text once, and what was left out by reason."""
-    skipped: Counter[str] = Counter()
-    found = [document for source in spec.sources for document in _with_reasons(source, relative_to, skipped)]
-    found.sort(key=lambda document: (document.domain, document.path, document.doc_id))
+def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[dict[str, Any]]]:
+    """All documents by (domain, path, doc_id), each content once, and a line about every source."""
+    found: list[Document] = []
+    lines = []
+    for source in spec.sources:
+        skipped: Counter[str] = Counter()
+        facts: dict[str, Any] = {}
+        documents = list(read_source(source, relative_to, skipped, facts))
+        found += documents
+        left_out = {reason: count for reason, count in sorted(skipped.items()) if count}
+        told = {"recipe": recipe_of_source(source), **facts, "documents": len(documents), "skipped": left_out}
+        lines.append(told)
+    found.sort(key=lambda document: (document.domain, document.path, document.doc_id, document.source_key, document.licence))
     unique: dict[str, Document] = {}
     for document in found:
-        if document.doc_id in unique:
-            skipped["duplicate"] += 1
-        else:
-            unique[document.doc_id] = document
+        unique.setdefault(document.doc_id, document)
     lost = sorted({document.domain for document in found} - {document.domain for document in unique.values()})
     if lost:
         raise GenomeError(
             f"domain {lost[0]!r} holds nothing that no other domain holds already",
             "remove it, or add other text",
         )
-    return list(unique.values()), dict(sorted(skipped.items()))
+    return list(unique.values()), sorted(lines, key=sha256_of)
 
 
-def _with_reasons(source: Any, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
-    """The documents of one source, its own counts added to `skipped`."""
-    own: Counter[str] = Counter()
-    yield from read_source(source, relative_to, own)
-    skipped.update(own)
-
-
-def _split_of_documents(documents: Sequence[Document], spec: GenomeSpec) -> dict[str, str]:
-    groups = kin_groups(documents)
-    splits = assign_splits(documents, groups, spec.split.select, spec.split.report)
-    return {document.doc_id: splits[groups[document.source_key]] for document in documents}
+def _divide(documents: Sequence[Document], spec: GenomeSpec, processes: int | None) -> tuple[list[Document], dict[str, str]]:
+    """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``."""
+    marked, sketches = scan(documents, processes)
+    kin = kinship(marked, sketches)
+    for index, original in near_duplicate_marks(marked, kin.near_duplicates, spec.exclude).items():
+        marked[index] = replace(marked[index], marks={**marked[index].marks, "near_duplicate": original})
+    heard = [document for document in marked if not set(document.marks) & set(spec.exclude)]
+    silent = sorted({document.domain for document in marked} - {document.domain for document in heard})
+    if silent:
+        counts = Counter(mark for document in marked if document.domain == silent[0] for mark in document.marks)
+        raise GenomeError(
+            f"domain {silent[0]!r} has no document that `genome.exclude` leaves in: "
+            + ", ".join(f"{count} {mark}" for mark, count in sorted(counts.items()) if mark in spec.exclude),
+            "take a mark out of `exclude`, or give the domain other text",
+        )
+    splits = assign_splits(heard, kin.groups, spec.split.select, spec.split.report)
+    parts = {document.doc_id: EXCLUDED for document in marked}
+    parts |= {document.doc_id: splits[kin.groups[document.source_key]] for document in heard}
+    return marked, parts
 
 
 def _content(
-    recipe: Mapping[str, Any], documents: Sequence[Document], splits: Mapping[str, str], skipped: Mapping[str, int]
+    recipe: Mapping[str, Any], documents: Sequence[Document], parts: Mapping[str, str], sources: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The hashed part of the manifest."""
-    rows: list[dict[str, Any]] = [
-        {
-            "doc_id": document.doc_id,
-            "domain": document.domain,
-            "path": document.path,
-            "split": splits[document.doc_id],
-            "bytes": document.size,
-            "licence": document.licence,
-        }
-        for document in documents
-    ]
+    rows = [row_of(document, parts[document.doc_id]) for document in documents]
     totals: dict[str, dict[str, dict[str, int]]] = {}
     licences: dict[str, set[str]] = defaultdict(set)
+    marks: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         of_domain = totals.setdefault(row["domain"], {split: {"documents": 0, "bytes": 0} for split in SPLITS})
-        of_domain[row["split"]]["documents"] += 1
-        of_domain[row["split"]]["bytes"] += row["bytes"]
+        of_part = of_domain.setdefault(row["split"], {"documents": 0, "bytes": 0})
+        of_part["documents"] += 1
+        of_part["bytes"] += row["bytes"]
         licences[row["domain"]].add(row["licence"])
+        marks[row["domain"]].update(tuple(row.get("marks", ())))
+    skipped = sum((Counter(source["skipped"]) for source in sources), Counter())
+    skipped["duplicate"] = sum(source["documents"] for source in sources) - len(documents)
     return {
         "format": FORMAT,
         "recipe": recipe,
         "recipe_sha256": sha256_of(recipe),
+        "sources": list(sources),
         "merkle_root": root_of_documents(rows),
         "totals": totals,
-        "licences": {domain: " AND ".join(sorted(names)) for domain, names in licences.items()},
-        "skipped": dict(skipped),
+        "licences": {domain: joined(names) for domain, names in licences.items()},
+        "marks": {domain: dict(sorted(counts.items())) for domain, counts in marks.items()},
+        "skipped": {reason: count for reason, count in sorted(skipped.items()) if count},
         "documents": rows,
     }
+
+
+def row_of(document: Document, part: str) -> dict[str, Any]:
+    """A document's line of the manifest."""
+    row: dict[str, Any] = {
+        "doc_id": document.doc_id,
+        "domain": document.domain,
+        "path": document.path,
+        "split": part,
+        "bytes": document.size,
+        "licence": document.licence,
+    }
+    if document.evidence != "declared":
+        row["evidence"] = document.evidence
+    if document.encoding != "utf-8":
+        row["encoding"] = document.encoding
+    if document.marks:
+        row["marks"] = dict(document.marks)
+    return row
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:

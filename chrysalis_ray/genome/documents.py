@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 SPLITS = ("train", "select", "report")
+EXCLUDED = "excluded"  # the part of documents that are kept and sealed, but neither train nor judge
+PARTS = (*SPLITS, EXCLUDED)
+ENCODINGS = ("utf-8", "utf-8-sig", "latin-1")
 MISFITS_BEFORE_STOP = 24
 
 
@@ -15,8 +19,11 @@ MISFITS_BEFORE_STOP = 24
 class Document:
     """One text of one domain.
 
-    `doc_id` is the sha256 of the UTF-8 bytes. `path` is for people and is unique enough to find the text again. `source_key`
-    is what the split hashes: all documents made from one source file share it, so that they share a split.
+    `doc_id` is the sha256 of the bytes that were read. They come back as ``text.encode(encoding)``: ``utf-8``; ``utf-8-sig``
+    where they began with a byte order mark; ``latin-1``, which loses nothing, where they were no UTF-8. `path` is for people
+    and is unique enough to find the text again. `source_key` is what the split hashes: all documents made from one source
+    file share it, so that they share a split. `evidence` says why the licence is thought to be what it is. `marks` maps what
+    was noticed (`chrysalis_ray.genome.marks`) to a few words about it.
     """
 
     doc_id: str
@@ -25,16 +32,52 @@ class Document:
     domain: str
     text: str
     licence: str
+    encoding: str = "utf-8"
+    evidence: str = "declared"
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that were read."""
+        return self.text.encode(self.encoding)
 
     @property
     def size(self) -> int:
-        """Bytes of the text in UTF-8."""
-        return len(self.text.encode())
+        """How many bytes were read."""
+        return len(self.content)
 
 
-def make_document(text: str, path: str, source_key: str, domain: str, licence: str) -> Document:
+def make_document(
+    text: str, path: str, source_key: str, domain: str, licence: str, encoding: str = "utf-8", evidence: str = "declared"
+) -> Document:
     """A document named by its content. Raises UnicodeEncodeError when `text` holds a lone surrogate."""
-    return Document(hashlib.sha256(text.encode()).hexdigest(), path, source_key, domain, text, licence)
+    doc_id = hashlib.sha256(text.encode(encoding)).hexdigest()
+    return Document(doc_id, path, source_key, domain, text, licence, encoding, evidence)
+
+
+def decoded(content: bytes) -> tuple[str, str] | None:
+    """(text, encoding) such that ``text.encode(encoding) == content``, newlines untouched. None where the bytes hold a NUL:
+    no text file does."""
+    if b"\0" in content:
+        return None
+    if content.startswith(codecs.BOM_UTF8):
+        try:
+            return content.decode("utf-8-sig"), "utf-8-sig"
+        except UnicodeDecodeError:
+            return content.decode("latin-1"), "latin-1"
+    try:
+        return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), "latin-1"
+
+
+def shown_path(name: bytes) -> str:
+    """A file name as text. One that is no UTF-8 is written with ``\\xNN``, and then a backslash of its own too: the bytes can
+    be had back."""
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return name.replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace")
 
 
 def hash_order(name: str) -> str:

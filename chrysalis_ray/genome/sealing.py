@@ -7,8 +7,9 @@ The tree is that of RFC 6962, section 2.1 (Certificate Transparency): ``leaf = H
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chrysalis_ray.core.errors import GenomeCorrupt
-from chrysalis_ray.core.records import sha256_of_file, sync_folder
-from chrysalis_ray.genome.documents import SPLITS, Document
+from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder
+from chrysalis_ray.genome.documents import ENCODINGS, PARTS, Document
 
 ROWS_PER_GROUP = 4096
+DRAFT = ".draft"
 REBUILD = "delete the genome folder and build it again from its sources"
 SCHEMA = pa.schema(
     [
@@ -27,6 +29,9 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("source_key", pa.string()),
         ("licence", pa.string()),
+        ("evidence", pa.string()),
+        ("encoding", pa.string()),
+        ("marks", pa.string()),  # canonical JSON
         ("text", pa.large_string()),
     ]
 )
@@ -63,29 +68,58 @@ def shard_name(domain: str, split: str) -> str:
     return f"shards/{domain}-{split}.parquet"
 
 
-def write_shard(path: Path, documents: Sequence[Document]) -> dict[str, Any]:
-    """Write `documents`, sorted by doc_id, as zstd parquet; equal documents give equal bytes. Returns {sha256, bytes, rows}."""
+def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write `documents`, sorted by doc_id, as zstd parquet; equal documents give equal bytes. Returns {sha256, bytes, rows,
+    rows_sha256}, the last over everything but the texts, which their doc_ids name. The file is written as a draft, which
+    `place_shards` puts in its place. `before` is what was returned for the file that is there: if it holds these documents and
+    is still as it was, it is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(documents, key=lambda document: document.doc_id)
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", write_statistics=False) as writer:
+    named = [name for name in SCHEMA.names if name != "text"]
+    rows_sha256 = sha256_of([SCHEMA.names, *([_cell(document, name) for name in named] for document in ordered)])
+    same = before is not None and before.get("rows_sha256") == rows_sha256 and path.is_file()
+    if before is not None and same and sha256_of_file(path) == before["sha256"]:
+        return dict(before)
+    draft = path.with_name(path.name + DRAFT)
+    with pq.ParquetWriter(draft, SCHEMA, compression="zstd", write_statistics=False) as writer:
         for start in range(0, len(ordered), ROWS_PER_GROUP):
             part = ordered[start : start + ROWS_PER_GROUP]
-            columns = [[getattr(document, name) for document in part] for name in SCHEMA.names]
+            columns = [[_cell(document, name) for document in part] for name in SCHEMA.names]
             writer.write_table(pa.table(columns, schema=SCHEMA))
-    with path.open("rb") as stream:
+    with draft.open("rb") as stream:
         os.fsync(stream.fileno())
-    sync_folder(path.parent)
-    return {"sha256": sha256_of_file(path), "bytes": path.stat().st_size, "rows": len(ordered)}
+    size = draft.stat().st_size
+    return {"sha256": sha256_of_file(draft), "bytes": size, "rows": len(ordered), "rows_sha256": rows_sha256}
+
+
+def place_shards(folder: Path, names: Collection[str]) -> None:
+    """Put the drafts of `names` in their places and remove every other file from ``shards``."""
+    for name in sorted(names):
+        draft = folder / f"{name}{DRAFT}"
+        if draft.is_file():
+            draft.replace(folder / name)
+    for stale in (folder / "shards").iterdir():
+        if f"shards/{stale.name}" not in names:
+            stale.unlink()
+    sync_folder(folder / "shards")
+
+
+def _cell(document: Document, name: str) -> str:
+    return canonical_json(dict(document.marks)).decode() if name == "marks" else getattr(document, name)
 
 
 def read_shard(path: Path, domain: str) -> Iterator[Document]:
-    """Documents of a shard in doc_id order. Raises GenomeCorrupt when it cannot be read as one."""
+    """Documents of a shard in doc_id order; one of format 1 has no marks and UTF-8 only. Raises GenomeCorrupt when it cannot be
+    read as one."""
     try:
         with pq.ParquetFile(path) as shard:
-            for batch in shard.iter_batches(batch_size=512, columns=SCHEMA.names):
+            for batch in shard.iter_batches(batch_size=512):
                 for row in batch.to_pylist():
-                    yield Document(row["doc_id"], row["path"], row["source_key"], domain, row["text"], row["licence"])
-    except (OSError, pa.ArrowException, KeyError) as error:
+                    marks = json.loads(row.pop("marks", "{}"))
+                    if row.get("encoding", "utf-8") not in ENCODINGS:
+                        raise ValueError(f"unknown encoding {row['encoding']!r}")
+                    yield Document(domain=domain, marks=marks, **row)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise GenomeCorrupt(f"{path}: cannot be read as a shard ({error})", REBUILD) from error
 
 
@@ -106,13 +140,20 @@ def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     expected: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         expected.setdefault((row["domain"], row["split"]), {})[row["doc_id"]] = row
-    for (domain, split), wanted in sorted(expected.items(), key=lambda item: (item[0][0], SPLITS.index(item[0][1]))):
+    for (domain, split), wanted in sorted(expected.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))):
         path = folder / shard_name(domain, split)
         left = dict(wanted)
         for document in read_shard(path, domain):
             sealed = left.pop(document.doc_id, None)
-            actual = hashlib.sha256(document.text.encode()).hexdigest()
-            if sealed is None or (actual, document.path, document.size) != (document.doc_id, sealed["path"], sealed["bytes"]):
+            actual = hashlib.sha256(document.content).hexdigest()
+            told = (actual, document.path, document.size, dict(document.marks), document.licence)
+            if sealed is None or told != (
+                document.doc_id,
+                sealed["path"],
+                sealed["bytes"],
+                sealed.get("marks", {}),
+                sealed["licence"],
+            ):
                 raise GenomeCorrupt(
                     f"{path}: document {document.doc_id[:16]} ({document.path}) is not as sealed; its text is {actual[:16]}",
                     REBUILD,

@@ -17,17 +17,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.genome.archives import read_archive
 from chrysalis_ray.genome.chat import conversation_text
-from chrysalis_ray.genome.documents import Document, capped, hash_order, make_document
+from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document
+from chrysalis_ray.genome.git_source import read_git
+from chrysalis_ray.genome.globs import matches
+from chrysalis_ray.genome.licences import tagged
+from chrysalis_ray.genome.packages import read_packages
 from chrysalis_ray.genome.python_text import read_python
 
 SKIPPED_FOLDERS = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".ipynb_checkpoints"})
 
 
-def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
-    """Documents of one source. `skipped` counts what was left out, by reason. Raises GenomeError, with a remedy, when the
-    source is missing, unreadable, malformed or empty."""
+def read_source(source: Source, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> Iterator[Document]:
+    """Documents of one source. `skipped` counts what was left out, by reason; `facts` receives what the source is pinned to.
+    Raises GenomeError, with a remedy, when the source is missing, unreadable, malformed or empty."""
     if isinstance(source, PythonSource):
         yield from read_python(source, skipped)
         return
@@ -35,6 +41,8 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Ite
         documents = read_folder(source, relative_to, skipped)
     elif isinstance(source, JsonlSource):
         documents = read_jsonl(source, relative_to, skipped)
+    elif isinstance(source, PackedSource):
+        documents = _read_packed(source, relative_to, skipped, facts)
     else:
         documents = read_dataset(source, relative_to, skipped)
     limit = None if source.max_megabytes is None else int(source.max_megabytes * 1_000_000)
@@ -44,13 +52,29 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str]) -> Ite
         yield document
     if not count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(skipped.items())) or "nothing there"
+        if isinstance(source, PackedSource):
+            domains = ", ".join(repr(domain) for _, domain in source.patterns)
+            raise GenomeError(
+                f"no document for {domains} in {source.named!r} ({reasons})",
+                "let a `glob` match text, or raise `max_megabytes`",
+            )
         raise GenomeError(
             f"domain {source.domain!r}: no document in {source.path!r} ({reasons})",
             "point `path` (and `glob`, `text_key`, `messages_key`) at UTF-8 text, or raise `max_megabytes`",
         )
 
 
-def _located(path: str, relative_to: Path) -> Path:
+def _read_packed(
+    source: GitSource | ArchiveSource | PackagesSource, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]
+) -> Iterator[Document]:
+    if isinstance(source, GitSource):
+        return read_git(source, relative_to, skipped, facts)
+    if isinstance(source, ArchiveSource):
+        return read_archive(source, relative_to, skipped, facts)
+    return read_packages(source, skipped, facts)
+
+
+def located(path: str, relative_to: Path) -> Path:
     """Where a written path lies: relative to the experiment's folder, ``~`` being the user's home."""
     return relative_to / Path(path).expanduser()
 
@@ -61,11 +85,11 @@ def _located(path: str, relative_to: Path) -> Path:
 def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per file that matches `glob`, in hash order. Counts ``not_text``, ``empty``, ``outside`` (a link that leads
     out of the folder) and ``unreadable``."""
-    root = _located(source.path, relative_to)
+    root = located(source.path, relative_to)
     if not root.is_dir():
         raise GenomeError(f"domain {source.domain!r}: {root} is no folder", "paths are relative to the experiment file")
     real_root = root.resolve()
-    for name in sorted(_matching_files(root, source.glob), key=hash_order):
+    for name in sorted(matching_files(root, source.glob), key=hash_order):
         path = root / name
         if not path.resolve().is_relative_to(real_root):
             skipped["outside"] += 1
@@ -75,17 +99,19 @@ def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) 
         except OSError:
             skipped["unreadable"] += 1
             continue
-        text = _text_of(content)
-        if text is None:
+        found = decoded(content)
+        if found is None:
             skipped["not_text"] += 1
-        elif not text.strip():
+        elif not found[0].strip():
             skipped["empty"] += 1
         else:
-            key = f"{PurePosixPath(source.path)}/{name}"
-            yield make_document(text, key, key, source.domain, source.licence)
+            (text, encoding), key = found, f"{PurePosixPath(source.path)}/{name}"
+            tag = tagged(text)
+            evidence = "tag" if tag else "declared"
+            yield make_document(text, key, key, source.domain, tag or source.licence, encoding, evidence)
 
 
-def _matching_files(root: Path, glob: str) -> Iterator[str]:
+def matching_files(root: Path, glob: str) -> Iterator[str]:
     """Relative posix names of regular files under `root` that match `glob`; folders are never entered through a link."""
     pattern = PurePosixPath(glob).parts
     for folder, subfolders, files in os.walk(root, followlinks=False):
@@ -93,31 +119,12 @@ def _matching_files(root: Path, glob: str) -> Iterator[str]:
         for file in files:
             path = Path(folder, file)
             relative = path.relative_to(root)
-            if path.is_file() and _is_unicode(relative) and _matches(relative.parts, pattern):
+            if path.is_file() and _is_unicode(relative) and matches(relative.parts, pattern):
                 yield relative.as_posix()
 
 
 def _is_unicode(path: Path) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in str(path))
-
-
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Glob over whole paths: ``**`` stands for any number of folders, the rest is matched name by name."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[index:], pattern[1:] or ("*",)) for index in range(len(parts)))
-    return bool(parts) and PurePosixPath(parts[0]).match(pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _text_of(content: bytes) -> str | None:
-    """The text, newlines untouched, or None where the bytes are no UTF-8 text."""
-    if b"\0" in content:
-        return None
-    try:
-        return content.decode("utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 # JSON lines ---------------------------------------------------------------------------------------------------------
@@ -129,7 +136,7 @@ def read_jsonl(source: JsonlSource, relative_to: Path, skipped: Counter[str]) ->
     Raises GenomeError naming ``file:line`` at the first line that is no JSON object, lacks its key, or holds something else
     there than text or a conversation.
     """
-    path = _located(source.path, relative_to)
+    path = located(source.path, relative_to)
     if not path.is_file():
         raise GenomeError(f"domain {source.domain!r}: {path} is no file", "paths are relative to the experiment file")
     documents = _lines(path, source, skipped)
@@ -240,7 +247,7 @@ def _load(source: DatasetSource, relative_to: Path, scratch: str) -> Any:
     them goes to `scratch`. Only an uncapped set of the hub fills the user's cache."""
     import datasets
 
-    folder = _located(source.path, relative_to)
+    folder = located(source.path, relative_to)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(str(folder))
         if not isinstance(saved, dict):

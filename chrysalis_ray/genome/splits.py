@@ -7,10 +7,8 @@ Training must not have read what judges it. So the split is drawn for *sources*,
 from __future__ import annotations
 
 import hashlib
-import re
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,45 +16,70 @@ from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.documents import SPLITS, Document
+from chrysalis_ray.genome.similarity import (
+    FEWEST_SHINGLES,
+    NEAR_DUPLICATE,
+    SAMPLED_ONE_IN,
+    SPLIT_APART_BELOW,
+    Groups,
+    Sketches,
+    similar_pairs,
+    sketch,
+)
 
-SHINGLE_WORDS = 5
-SAMPLED_ONE_IN = 2
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
-SHARED_AT_LEAST = 5
 CONTAINED_AT_LEAST = 0.5
-WORD = re.compile(r"\w+")
+MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
 # kinship ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Kinship:
+    """Who belongs together. `groups` maps every source_key to the name of its group, its smallest source_key;
+    `near_duplicates` lists clusters of documents, by ordinal, each at least `NEAR_DUPLICATE` like another of its cluster."""
+
+    groups: Mapping[str, str]
+    near_duplicates: Sequence[Sequence[int]]
+
+
 def kin_groups(documents: Sequence[Document]) -> dict[str, str]:
-    """source_key -> name of its group. Two sources are kin when at least half of the sampled five-word shingles of a document
-    of one stand in a document of the other (containment, Broder 1997, over a hash sample of the shingles), and so on
-    transitively. A group is named by its smallest source_key; the order of `documents` does not matter.
+    """source_key -> name of its group, whatever the order of `documents`."""
+    ordered = sorted(documents, key=lambda document: (document.doc_id, document.source_key, document.path))
+    return dict(kinship(ordered, sketch([document.text for document in ordered])).groups)
+
+
+def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
+    """Kin of `documents`, which stand in an order of their own, with their sketches.
+
+    Two sources are kin when at least half of the kept shingles of a document of one stand in a document of the other
+    (containment, Broder 1997), which finds what was quoted or cut, or when two of their documents have Jaccard similarity of
+    at least `SPLIT_APART_BELOW` (MinHash), which finds what exists in dozens of copies; and so on transitively.
     """
     keys = sorted({document.source_key for document in documents})
     ordinal = {key: index for index, key in enumerate(keys)}
     sources = np.array([ordinal[document.source_key] for document in documents], dtype=np.int64)
-    parent = list(range(len(keys)))
+    groups, clusters = Groups(len(keys)), Groups(len(documents))
+    for left, right in _containing(sources, sketches):
+        groups.join(int(sources[left]), int(sources[right]))
+    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW):
+        groups.join(int(sources[left]), int(sources[right]))
+        if similarity >= NEAR_DUPLICATE:
+            clusters.join(left, right)
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(documents)):
+        members[clusters.name(index)].append(index)
+    near = [cluster for cluster in members.values() if len(cluster) > 1]
+    return Kinship({key: keys[groups.name(index)] for index, key in enumerate(keys)}, near)
 
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
 
-    for left, right in _kin_documents(documents, sources):
-        a, b = root(int(sources[left])), root(int(sources[right]))
-        parent[max(a, b)] = min(a, b)
-    return {key: keys[root(index)] for index, key in enumerate(keys)}
-
-
-def _kin_documents(documents: Sequence[Document], sources: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Pairs of documents of different sources that share enough sampled shingles."""
-    samples = [_sampled_shingles(document.text) for document in documents]
-    sizes = np.array([len(sample) for sample in samples], dtype=np.int64)
-    hashes = np.concatenate([*samples, np.empty(0, np.uint64)])
-    owners = np.repeat(np.arange(len(documents)), sizes)
+def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tuple[int, int]]:
+    """Pairs of documents of different sources, of which one holds enough shingles of the other."""
+    owners = np.repeat(np.arange(len(sketches)), sketches.sizes)
+    coarse = np.uint64(SAMPLED_ONE_IN * 2 ** max(0, (len(owners) // MOST_HASHES).bit_length()))
+    kept = sketches.hashes % coarse == 0
+    hashes, owners = sketches.hashes[kept], owners[kept]
+    sizes = np.bincount(owners, minlength=len(sketches))
     order = np.lexsort((owners, hashes))
     hashes, owners = hashes[order], owners[order]
     first = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]])[: len(hashes)]
@@ -67,23 +90,23 @@ def _kin_documents(documents: Sequence[Document], sources: NDArray[np.int64]) ->
         same = hashes[distance:] == hashes[:-distance]
         left, right = owners[:-distance][same], owners[distance:][same]
         apart = sources[left] != sources[right]
-        found.append(left[apart] * len(documents) + right[apart])
+        found.append(left[apart] * len(sketches) + right[apart])
     pairs, shared = np.unique(np.concatenate([*found, np.empty(0, np.int64)]), return_counts=True)
-    left, right = pairs // max(1, len(documents)), pairs % max(1, len(documents))
-    kin = (shared >= SHARED_AT_LEAST) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
+    left, right = pairs // max(1, len(sketches)), pairs % max(1, len(sketches))
+    kin = (shared >= FEWEST_SHINGLES) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
 
 
-def _sampled_shingles(text: str) -> NDArray[np.uint64]:
-    """Sorted distinct hashes of the shingles of `text` that fall into the sample: the same shingle is sampled everywhere."""
-    words = np.array([zlib.crc32(word.encode()) for word in WORD.findall(text.lower())], dtype=np.uint64)
-    if len(words) < SHINGLE_WORDS:
-        return np.empty(0, np.uint64)
-    mixed = np.zeros(len(words) - SHINGLE_WORDS + 1, np.uint64)
-    for offset in range(SHINGLE_WORDS):
-        mixed = (mixed ^ words[offset : len(words) - SHINGLE_WORDS + 1 + offset]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return np.unique(mixed[mixed % np.uint64(SAMPLED_ONE_IN) == 0])
+def near_duplicate_marks(
+    documents: Sequence[Document], near: Sequence[Sequence[int]], exclude: Collection[str]
+) -> dict[int, str]:
+    """ordinal -> doc_id of the document it is a near-duplicate of. Of each cluster one stays unmarked: the first that no other
+    mark of `exclude` keeps away."""
+    marked = {}
+    for cluster in near:
+        kept = min(cluster, key=lambda index: (bool(set(documents[index].marks) & set(exclude)), index))
+        marked.update({index: documents[kept].doc_id for index in cluster if index != kept})
+    return marked
 
 
 # drawing ------------------------------------------------------------------------------------------------------------

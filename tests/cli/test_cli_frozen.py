@@ -19,7 +19,12 @@ FROZEN = {
     "schema": ["OF", "--help", "-h"],
     "doctor": ["--help", "--json", "-h"],
     "genome": ["--help", "-h"],
-    "genome verify": ["RUN_DIRECTORY", "--help", "-h"],
+    "genome build": ["EXPERIMENT", "--help", "--json", "--out", "--set", "-h"],
+    "genome verify": ["DIRECTORY", "--help", "-h"],
+    "genome show": ["DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
+    "genome diff": ["BEFORE", "AFTER", "--help", "--json", "-h"],
+    "genome export": ["DIRECTORY", "--help", "--out", "-h"],
+    "genome exposure": ["RUN_DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
 }  # fmt: skip
 
 
@@ -43,6 +48,6 @@ def test_verbs_and_flags_are_frozen() -> None:
 
 def test_every_verb_has_an_example_in_its_help() -> None:
     root = typer.main.get_command(app)
-    commands = {**root.commands, "genome verify": root.commands["genome"].commands["verify"]}
+    commands = {**root.commands, **{f"genome {name}": verb for name, verb in root.commands["genome"].commands.items()}}
     without = [name for name, command in commands.items() if name != "genome" and "\b\nchrysalis " not in command.help]
     assert without == []

@@ -105,11 +105,35 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 LADDER = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 200))
 
+CHATS = "{type: jsonl, path: chats.jsonl, domain: chats}"
+ID = "0" * 40
+
+PACKED = [
+    exp(
+        "a transport that runs",
+        CHATS,
+        f"{{type: git, url: 'ext::sh x', commit: {ID[:-1]}a, domain: d}}",
+        "ext::",
+        "runs a command",
+    ),
+    exp("an option as url", CHATS, f"{{type: git, url: '--upload-pack=x', commit: {ID[:-1]}a, domain: d}}", "upload", "dash"),
+    exp("no repository", CHATS, f"{{type: git, url: ./nowhere, commit: {ID[:-1]}a, domain: d}}", "nowhere", "no repository"),
+    exp("no archive", CHATS, "{type: archive, path: gone.zip, domain: d}", "gone.zip", "no archive"),
+    exp(
+        "no commit id", CHATS, "{type: git, url: 'https://a/b', commit: 'a..b', domain: d}", "a..b", "neither a full commit id"
+    ),
+    exp("no domain", CHATS, "{type: packages, names: all}", "packages, names", "either `domain` or `domains_by`"),
+    exp("glob that climbs", CHATS, "{type: packages, names: all, domain: d, glob: '../*'}", "../*", "leaves the source"),
+    exp("names that are a word", CHATS, "{type: packages, names: numpy, domain: d}", "names: numpy", "genome.sources.2.names"),
+]
+
 TYPOS = [
     exp("typo at the top", "rng_seed: 17", "rng_sed: 17", "rng_sed", "unknown key 'rng_sed'", "did you mean 'rng_seed'"),
     exp("typo in population", "variants: 4", "varients: 4", "varients", "population.varients", "did you mean 'variants'"),
     exp("typo in search", "learning_rate: {", "learnign_rate: {", "learnign_rate", "did you mean 'learning_rate'"),
     exp("typo in a union member", "grace_reports: 1", "grace_report: 1", "grace_report: 1", "did you mean 'grace_reports'"),
+    exp("typo in a git source", CHATS, "{type: git, url: ../x, comit: abc, domain: d}", "comit", "did you mean 'commit'"),
+    exp("typo in a mark", "  split: {", "  exclude: [secrets]\n  split: {", "exclude", "did you mean 'secret'"),
     exp("typo in a source", 'glob: "**/*.md"', "globb: x", "globb", "genome.sources.1.globb", "did you mean 'glob'"),
     exp("typo in a merge", "support: 0.5", "suport: 0.5", "suport", "merge.2.suport", "did you mean 'support'"),
     blue("typo in lora", "alpha: 16", "alhpa: 16", "alhpa", "lora.alhpa", "did you mean 'alpha'"),
@@ -844,4 +868,4 @@ SYNTAX = [
     blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "d: &d", "expands to"),
 ]
 
-CASES = [*TYPOS, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *CONVERSATIONS, *SYNTAX]
+CASES = [*TYPOS, *PACKED, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *CONVERSATIONS, *SYNTAX]

@@ -233,7 +233,7 @@ def test_large_domains_get_the_shares_that_were_asked_for():
 # folder
 
 
-def test_what_is_no_text_is_left_out_and_counted(tmp_path):
+def test_what_is_no_text_is_left_out_and_counted_and_what_is_no_utf8_is_kept_apart(tmp_path):
     notes = write_files(tmp_path / "notes")
     (notes / "image.bin").write_bytes(b"\x89PNG\0\0")
     (notes / "latin.txt").write_bytes("café".encode("latin-1"))
@@ -250,8 +250,10 @@ def test_what_is_no_text_is_left_out_and_counted(tmp_path):
     (notes / "broken").symlink_to(notes / "nowhere")
     os.mkfifo(notes / "pipe")
     genome = build_genome(spec(folder_source()), tmp_path / "g", tmp_path)
-    assert genome.manifest["content"]["skipped"] == {"duplicate": 1, "empty": 1, "not_text": 2, "outside": 1}
-    assert len(genome.manifest["content"]["documents"]) == 12
+    assert genome.manifest["content"]["skipped"] == {"duplicate": 1, "empty": 1, "not_text": 1, "outside": 1}
+    assert len(genome.manifest["content"]["documents"]) == 13
+    (latin,) = genome.documents("notes", "excluded")
+    assert (latin.path, latin.content, set(latin.marks)) == ("notes/latin.txt", "café".encode("latin-1"), {"not_utf8"})
 
 
 def test_glob_chooses_files(tmp_path):

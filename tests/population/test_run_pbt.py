@@ -93,3 +93,35 @@ def test_positions_chain_from_the_shared_seed(bred):
         assert position == first_position(variant)
         assert length == 6
     assert len(cuts(bred)) >= 6
+
+
+def test_exposure_is_what_counting_by_hand_finds(bred):
+    """`genome exposure` of some documents against drawing every row of every history, take-overs included."""
+    from chrysalis_ray.core.layout import RunLayout
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.genome.exposure import ordinal_of
+    from chrysalis_ray.population.ancestry import Ancestry
+    from chrysalis_ray.population.exposure import exposure
+    from chrysalis_ray.training.lanes import Feed
+
+    layout = RunLayout(bred)
+    genome, tokens, ancestry = open_genome(layout.genome), open_tokens(layout.tokens), Ancestry(layout)
+    drawn: dict[str, list[tuple[int, str, int, str]]] = {}  # variant -> (step, domain, row, trained by)
+    for name in ancestry.variants:
+        for chunk in ancestry.history(name):
+            feed = Feed(chunk.variant, tokens)
+            for step in chunk.steps:
+                drawn.setdefault(name, []).extend((step, *row, chunk.variant.variant_id) for row in feed.step(step).rows)
+    assert any(who != name for name, rows in drawn.items() for *_, who in rows), "no take-over to tell of"
+    documents = [row for row in genome.manifest["content"]["documents"] if row["split"] == "train"]
+    seen = 0
+    for row in documents[:: max(1, len(documents) // 12)]:
+        domain, _, ordinal = ordinal_of(genome.manifest["content"]["documents"], row["doc_id"])
+        held = (tokens.arrays[domain, "train"]["document"] == ordinal).sum(axis=1)
+        told = exposure(layout, genome, tokens, row["doc_id"])
+        for name, rows in drawn.items():
+            by_hand = [(step, int(held[number])) for step, of, number, _ in rows if of == domain and held[number]]
+            assert told[name]["steps"] == sorted({step for step, _ in by_hand})
+            assert told[name]["tokens"] == sum(count for _, count in by_hand)
+            seen += len(by_hand)
+    assert seen

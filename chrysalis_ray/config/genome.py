@@ -1,0 +1,169 @@
+"""Sources of a genome that come packed: git repositories, archives, installed packages; and the marks that keep text away."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from chrysalis_ray.config.blueprint import Positive, Written
+from chrysalis_ray.config.population import Name
+
+Mark = Literal["not_utf8", "secret", "pii", "generated", "minified", "lfs_pointer", "near_duplicate"]
+MARKS: tuple[Mark, ...] = get_args(Mark)
+EXCLUDED_BY_DEFAULT: tuple[Mark, ...] = ("lfs_pointer", "minified", "not_utf8", "secret")
+
+PROTOCOLS = ("https", "ssh", "file")
+_OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_FORBIDDEN_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-/.]|[/.]$|\.lock$")
+_SCP_LIKE = re.compile(r"(?P<user>[\w.-]+@)?(?P<host>[\w.-]+):(?!//)(?P<path>.+)")
+
+
+def is_object_id(commit: str) -> bool:
+    """Whether `commit` is a full object id (SHA-1 or SHA-256), not a name that can move."""
+    return bool(_OBJECT_ID.fullmatch(commit))
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` names a repository elsewhere (or a ``file://`` URL), not a path of this machine."""
+    return "://" in url or bool(_SCP_LIKE.fullmatch(url) and not url.startswith(("/", ".", "~")))
+
+
+def refused_url(url: str) -> str | None:
+    """Why git must not be given `url`; None where it may. Nothing that git could read as an option, as a command of another
+    transport (``ext::``), or that carries a password, gets through."""
+    if not url.strip() or re.search(r"[\x00-\x1f\x7f]", url):
+        return "is no address of a repository"
+    if url.startswith("-"):
+        return f"{url!r} starts with a dash, which git would read as an option"
+    if "::" in url.split("/")[0]:
+        return f"{url!r} names a transport that runs a command; use {', '.join(PROTOCOLS)} or a path"
+    scheme, found, rest = url.partition("://")
+    if found:
+        if scheme not in PROTOCOLS:
+            return f"protocol {scheme!r} is not used here; use {', '.join(PROTOCOLS)} or a path"
+        authority = rest.split("/")[0]
+        user, at, host = authority.rpartition("@")
+        if at and ":" in user:
+            return "the address holds a password, which would be kept in every manifest; use ssh, or a credential in ~/.netrc"
+        if scheme != "file" and not re.fullmatch(r"\[[0-9A-Fa-f:.]+\](:\d+)?|\w[\w.-]*(:\d+)?", host):
+            return f"{host!r} is no host"
+    elif (match := _SCP_LIKE.fullmatch(url)) and (match["host"].startswith("-") or match["path"].startswith("-")):
+        return f"{url!r} holds what ssh would read as an option"
+    return None
+
+
+def refused_glob(glob: str) -> str | None:
+    """Why `glob` cannot match paths below a root; None where it can."""
+    if not glob or glob.startswith("/") or ".." in glob.split("/"):
+        return f"{glob!r} leaves the source; write a pattern below its root, e.g. '**/*.md'"
+    return None
+
+
+class DomainByGlob(Written):
+    """The files of a source that match `glob` are of `domain`."""
+
+    domain: Name
+    glob: str
+
+    @field_validator("glob")
+    @classmethod
+    def _below_the_root(cls, glob: str) -> str:
+        if why := refused_glob(glob):
+            raise ValueError(why)
+        return glob
+
+
+class PackedSource(Written):
+    """What git, archive and package sources share: files that match `glob` are of `domain`, or `domains_by` says of which.
+
+    With `domains_by` the first pattern that matches decides, and what matches none is left out. `licence` stands where no
+    file of the source says another.
+    """
+
+    domain: Name | None = None
+    domains_by: tuple[DomainByGlob, ...] = ()
+    glob: str = "**/*"
+    licence: str = "NOASSERTION"
+    max_megabytes: Positive | None = None
+
+    @property
+    def named(self) -> str:
+        """What a person wrote to name the source."""
+        raise NotImplementedError
+
+    @property
+    def patterns(self) -> tuple[tuple[str, str], ...]:
+        """(glob, domain), in the order in which they are tried."""
+        if self.domain is not None:
+            return ((self.glob, self.domain),)
+        return tuple((entry.glob, entry.domain) for entry in self.domains_by)
+
+    @field_validator("glob")
+    @classmethod
+    def _below_the_root(cls, glob: str) -> str:
+        if why := refused_glob(glob):
+            raise ValueError(why)
+        return glob
+
+    @model_validator(mode="after")
+    def _one_way_to_a_domain(self) -> Self:
+        if (self.domain is None) == (not self.domains_by):
+            raise ValueError("write either `domain` or `domains_by` (a list of {domain, glob}), not both and not neither")
+        if self.domains_by and "glob" in self.model_fields_set:
+            raise ValueError("`glob` belongs to `domain`; with `domains_by` every entry has a glob of its own")
+        return self
+
+
+class GitSource(PackedSource):
+    """A git repository at one commit: ``https``, ``ssh``, ``file``, a local repository or a bundle. Nothing is checked out.
+
+    `commit` is a full object id; a branch or tag is resolved when the genome is built, and the id it had is sealed.
+    """
+
+    type: Literal["git"]
+    url: str
+    commit: str
+
+    @property
+    def named(self) -> str:
+        return self.url
+
+    @field_validator("url")
+    @classmethod
+    def _safe_url(cls, url: str) -> str:
+        if why := refused_url(url):
+            raise ValueError(why)
+        return url
+
+    @field_validator("commit")
+    @classmethod
+    def _safe_commit(cls, commit: str) -> str:
+        if not commit or _FORBIDDEN_IN_REF.search(commit):
+            raise ValueError(f"{commit!r} is neither a full commit id (40 or 64 hex digits) nor the name of a branch or tag")
+        return commit
+
+
+class ArchiveSource(PackedSource):
+    """A zip or tar file (plain, gz, bz2, xz), read without unpacking it."""
+
+    type: Literal["archive"]
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the file; another file is refused
+
+    @property
+    def named(self) -> str:
+        return self.path
+
+
+class PackagesSource(PackedSource):
+    """Files of packages installed beside this program, each checked against the hash its RECORD gives."""
+
+    type: Literal["packages"]
+    names: Literal["all"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    glob: str = "**/*.py"
+
+    @property
+    def named(self) -> str:
+        return "packages" if self.names == "all" else ", ".join(self.names)

@@ -1,0 +1,90 @@
+"""How a source looks from outside: enough to see, for a stat per file, that it did not change. A cache, never evidence.
+
+`state.json` beside a manifest keeps the fingerprints that were taken *before* the sources were read: a file that changes
+while it is read is seen as changed the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, is_object_id
+from chrysalis_ray.core.records import read_json, sha256_of, write_json
+from chrysalis_ray.genome.git_objects import resolve
+from chrysalis_ray.genome.git_source import located_url
+from chrysalis_ray.genome.packages import installed_files
+from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.sources import located, matching_files
+
+STATE = "state.json"
+
+
+def fingerprints(spec: GenomeSpec, relative_to: Path) -> list[str] | None:
+    """One fingerprint per source, sorted; None where one cannot be had without reading the source."""
+    found = []
+    for source in spec.sources:
+        look = _look(source, relative_to)
+        if look is None:
+            return None
+        found.append(sha256_of([source.model_dump(mode="json"), look]))
+    return sorted(found)
+
+
+def unchanged(folder: Path, genome_id: str, seen: Sequence[str] | None) -> bool:
+    """Whether the genome in `folder` was made from sources that looked like this, and its shards are there."""
+    try:
+        state = read_json(folder / STATE)
+        same = seen is not None and state["genome_id"] == genome_id and state["fingerprints"] == seen
+        return same and all((folder / name).stat().st_size == size for name, size in state["shards"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache that cannot be read says nothing
+        return False
+
+
+def remember(folder: Path, genome_id: str, seen: Sequence[str] | None) -> None:
+    """Keep how the sources of the genome in `folder` looked before they were read."""
+    if seen is None:
+        (folder / STATE).unlink(missing_ok=True)
+        return
+    shards = {f"shards/{path.name}": path.stat().st_size for path in sorted((folder / "shards").iterdir())}
+    write_json(folder / STATE, {"genome_id": genome_id, "fingerprints": list(seen), "shards": shards})
+
+
+def _look(source: Source, relative_to: Path) -> object:
+    """What of a source can be seen without reading it; None for a data set of the hub that is not pinned."""
+    if isinstance(source, PythonSource):
+        return python_identity()
+    if isinstance(source, FolderSource):
+        root = located(source.path, relative_to)
+        return _stats((name, root / name) for name in sorted(matching_files(root, source.glob)))
+    if isinstance(source, JsonlSource | ArchiveSource):
+        return _stats([(source.path, located(source.path, relative_to))])
+    if isinstance(source, GitSource):
+        if is_object_id(source.commit):
+            return source.commit
+        with tempfile.TemporaryDirectory() as scratch:
+            return resolve(located_url(source.url, relative_to), source.commit, Path(scratch))
+    if isinstance(source, PackagesSource):
+        return _stats(installed_files(source))
+    return _look_of_dataset(source, relative_to)
+
+
+def _look_of_dataset(source: DatasetSource, relative_to: Path) -> object:
+    folder = located(source.path, relative_to)
+    if folder.is_dir():
+        return _stats((name, folder / name) for name in sorted(matching_files(folder, "**/*")))
+    return source.revision
+
+
+def _stats(files: Iterable[tuple[str, Path]]) -> list[list[object]]:
+    found: list[list[object]] = []
+    for name, path in files:
+        try:
+            seen: os.stat_result | None = path.stat()
+        except OSError:
+            seen = None
+        found.append([name, *((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino) if seen else ())])
+    return found

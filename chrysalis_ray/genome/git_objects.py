@@ -1,0 +1,296 @@
+"""Objects of a git repository, fetched and checked without running anything that comes with it.
+
+The `git` binary moves bytes: `fetch` into a bare store of our own, one `cat-file --batch` out of it. There is never a working
+tree, so no checkout, hook, filter, smudge, LFS or submodule runs. No configuration is read, neither the user's nor the
+repository's; protocols are ``https``, ``ssh`` and ``file``. What is read is believed only because every object, from the
+pinned commit over its trees to each file, is hashed here again: the object's name is the hash of
+``<kind> <size> NUL <content>`` (git's object format; SHA-1 or SHA-256 by the length of the name).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from chrysalis_ray.config.genome import PROTOCOLS
+from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.redaction import redact_text
+
+NEUTRAL = (
+    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+    "-c", "protocol.allow=never", "-c", "protocol.ext.allow=never",
+    *(part for protocol in PROTOCOLS for part in ("-c", f"protocol.{protocol}.allow=always")),
+    "-c", "protocol.version=2", "-c", "fetch.recurseSubmodules=false", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
+    "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "credential.helper=",
+)  # fmt: skip
+KEPT_VARIABLES = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
+     "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "LD_LIBRARY_PATH"}
+)  # fmt: skip
+# Read by the `upload-pack` of a local repository too, which need not look for deltas in what is copied over a pipe.
+OURS, OURS_TEXT = "fetching.config", "[pack]\n\twindow = 0\n\tcompression = 1\n"
+WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
+PIECE = 1 << 20
+MAX_ENTRIES = 2_000_000
+MAX_STRUCTURE_BYTES = 64 * 2**20  # of a commit, tag or tree
+TAG_DEPTH = 8
+TREE, LINK, SUBMODULE = 0o040000, 0o120000, 0o160000
+
+
+@dataclass(frozen=True)
+class GitObject:
+    """An object whose hash is its name. `content` is None where it is longer than the caller wanted."""
+
+    name: str
+    kind: str
+    size: int
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """One path of a commit: its mode, its name in bytes, the object it names."""
+
+    mode: int
+    path: bytes
+    name: str
+
+
+# the binary ---------------------------------------------------------------------------------------------------------
+
+
+def git(arguments: Sequence[str], cwd: Path) -> bytes:
+    """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words."""
+    done = subprocess.run(
+        [_binary(), *NEUTRAL, *arguments],
+        cwd=cwd,
+        env=_environment(cwd / OURS),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise GenomeError(f"git {arguments[0]} failed: {_last_words(done.stderr)}", "check address, access and commit")
+    return done.stdout
+
+
+def _binary() -> str:
+    found = shutil.which("git")
+    if found is None:
+        raise GenomeError(
+            "a git source needs the `git` program, which is not there", "install git (Debian: apt-get install git)"
+        )
+    return found
+
+
+def _environment(configuration: Path | None = None) -> dict[str, str]:
+    """Nothing of the user's configuration but, if it is there, ours; no question at a terminal, no lazily fetched object."""
+    ours = configuration if configuration is not None and configuration.is_file() else os.devnull
+    kept = {key: value for key, value in os.environ.items() if key in KEPT_VARIABLES}
+    return kept | {
+        "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": str(ours),
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "true",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=30 -oPermitLocalCommand=no",
+        "LC_ALL": "C",
+    }
+
+
+def _last_words(stderr: bytes) -> str:
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    return redact_text(" | ".join(lines[-4:])[-400:]) or "it said nothing"
+
+
+# fetching -----------------------------------------------------------------------------------------------------------
+
+
+def resolve(url: str, reference: str, cwd: Path) -> str:
+    """The id that the branch or tag `reference` has at `url` now; a tag's commit, not the tag. Raises GenomeError when there is
+    none of that name, or a branch and a tag that differ."""
+    lines = git(["ls-remote", "--", url, reference, f"{reference}^{{}}"], cwd).decode("utf-8", "replace").splitlines()
+    named = {name: identity for identity, _, name in (line.partition("\t") for line in lines)}
+    branch = named.get(f"refs/heads/{reference}")
+    tag = named.get(f"refs/tags/{reference}^{{}}", named.get(f"refs/tags/{reference}"))
+    if branch and tag and branch != tag:
+        raise GenomeError(
+            f"{url}: {reference!r} is a branch ({branch[:12]}) and a tag ({tag[:12]})",
+            f"write refs/heads/{reference} or the id",
+        )
+    found = branch or tag or named.get(f"{reference}^{{}}", named.get(reference))
+    if found is None:
+        raise GenomeError(
+            f"{url} has no branch or tag {reference!r}", "write a full commit id, or the name of a branch or tag that is there"
+        )
+    return found
+
+
+def fetch(url: str, commit: str, store: Path) -> None:
+    """Make the bare `store` and put `commit`, its trees and files into it; the history stays behind where the server can leave
+    it. `url` is an address, or an absolute path of a repository or a bundle. Raises GenomeError."""
+    store.mkdir(parents=True)
+    git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
+    (store / OURS).write_text(OURS_TEXT)
+    if url.startswith("/") and Path(url).is_file():
+        git(["bundle", "unbundle", url], store)
+        return
+    quiet = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"]
+    try:
+        git([*quiet, "--depth=1", "--", url, commit], store)
+    except GenomeError as by_name:  # an old server: only what a branch or tag names can be asked for
+        try:
+            git([*quiet, "--", url, "+refs/*:refs/fetched/*"], store)
+        except GenomeError as everything:
+            raise GenomeError(f"{url} cannot be fetched: {everything.message}", everything.remedy) from by_name
+
+
+def _algorithm(name: str) -> str:
+    return "sha1" if len(name) == 40 else "sha256"
+
+
+# reading ------------------------------------------------------------------------------------------------------------
+
+
+class ObjectReader:
+    """One `git cat-file --batch` on a bare store, and a hash over all it says."""
+
+    def __init__(self, store: Path) -> None:
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
+        self._process = subprocess.Popen(
+            [_binary(), *NEUTRAL, f"--git-dir={store}", "cat-file", "--batch"],
+            env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+        )  # fmt: skip
+        self.verified = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._stderr.close()
+
+    def read(self, name: str, kind: str) -> bytes:
+        """Content of one object of `kind`. Raises GenomeCorrupt when it is missing, of another kind, or not what its name
+        says."""
+        (found,) = self.objects([name], MAX_STRUCTURE_BYTES)
+        if found.kind != kind or found.content is None:
+            raise GenomeCorrupt(f"object {name} is a {found.kind} of {found.size} bytes; a {kind} was meant")
+        return found.content
+
+    def objects(self, names: Iterable[str], keep_bytes: int) -> Iterator[GitObject]:
+        """The objects named, in order; those of more than `keep_bytes` are hashed and dropped. Raises GenomeCorrupt."""
+        assert self._process.stdin is not None
+        asked: deque[str] = deque()
+        left = iter(names)
+        while True:
+            fresh = (
+                [name for _, name in zip(range(WINDOW - len(asked)), left, strict=False)] if len(asked) <= WINDOW // 2 else []
+            )
+            if fresh:
+                asked.extend(fresh)
+                try:
+                    self._process.stdin.write(("\n".join(fresh) + "\n").encode())
+                    self._process.stdin.flush()
+                except BrokenPipeError:
+                    raise self._ended(asked[0]) from None
+            if not asked:
+                return
+            yield self._one(asked.popleft(), keep_bytes)
+
+    def _one(self, name: str, keep_bytes: int) -> GitObject:
+        assert self._process.stdout is not None
+        header = self._process.stdout.readline().decode("ascii", "replace").split()
+        if len(header) != 3 or header[0] != name or not header[2].isdigit():
+            if len(header) == 2 and header[1] == "missing":
+                raise GenomeCorrupt(f"git object {name} is missing", "fetch it again; name a commit that the repository has")
+            raise self._ended(name)
+        kind, size = header[1], int(header[2])
+        digest = hashlib.new(_algorithm(name), f"{kind} {size}\0".encode(), usedforsecurity=False)
+        pieces: list[bytes] = []
+        unread = size
+        while unread:
+            piece = self._process.stdout.read(min(unread, PIECE))
+            if not piece:
+                raise self._ended(name)
+            unread -= len(piece)
+            digest.update(piece)
+            if size <= keep_bytes:
+                pieces.append(piece)
+        if self._process.stdout.read(1) != b"\n":
+            raise self._ended(name)
+        if digest.hexdigest() != name:
+            raise GenomeCorrupt(
+                f"git object {name} ({kind}, {size} bytes) hashes to {digest.hexdigest()}",
+                "the repository is damaged; fetch again",
+            )
+        self.verified += 1
+        return GitObject(name, kind, size, b"".join(pieces) if size <= keep_bytes else None)
+
+    def _ended(self, name: str) -> GenomeCorrupt:
+        """What to say when git stopped in the middle of an object."""
+        self._process.kill()
+        self._process.wait()
+        self._stderr.seek(0)
+        return GenomeCorrupt(
+            f"git object {name} cannot be read: {_last_words(self._stderr.read())}", "fetch the repository again"
+        )
+
+
+def tree_of_commit(reader: ObjectReader, commit: str) -> tuple[str, str]:
+    """(commit, tree) of the commit that `commit` is, or, if it is a tag, points to."""
+    for _ in range(TAG_DEPTH):
+        (found,) = reader.objects([commit], MAX_STRUCTURE_BYTES)
+        first = (found.content or b"").partition(b"\n")[0].decode("ascii", "replace").split()
+        if found.kind == "commit" and len(first) == 2 and first[0] == "tree":
+            return commit, first[1]
+        if found.kind != "tag" or len(first) != 2 or first[0] != "object":
+            break
+        commit = first[1]
+    raise GenomeError(f"git object {commit} is a {found.kind}, not a commit", "name a commit, a branch or a tag of a commit")
+
+
+def tree_entries(reader: ObjectReader, tree: str) -> Iterator[TreeEntry]:
+    """Every file, link and submodule below `tree`, in git's order. Raises GenomeCorrupt for a name that is no file name and
+    GenomeError for more than `MAX_ENTRIES` (a tree that holds one subtree a thousand times over costs its author nothing)."""
+    count = 0
+    waiting = [(b"", tree)]
+    while waiting:
+        prefix, name = waiting.pop()
+        below: list[tuple[bytes, str]] = []
+        for entry in _entries(reader.read(name, "tree"), len(name) // 2, name):
+            count += 1
+            if count > MAX_ENTRIES:
+                raise GenomeError(f"tree {tree} has more than {MAX_ENTRIES} entries", "name a smaller repository")
+            path = prefix + entry.path
+            if entry.mode == TREE:
+                below.append((path + b"/", entry.name))
+            else:
+                yield TreeEntry(entry.mode, path, entry.name)
+        waiting += reversed(below)
+
+
+def _entries(content: bytes, id_bytes: int, tree: str) -> Iterator[TreeEntry]:
+    """The lines of one tree object: octal mode, space, name, NUL, raw id."""
+    at = 0
+    while at < len(content):
+        space, end = content.find(b" ", at), content.find(b"\0", at)
+        mode, name = content[at:space], content[space + 1 : end]
+        at = end + 1 + id_bytes
+        bad = not 0 < space < end or at > len(content) or not mode.isdigit() or b"8" in mode or b"9" in mode
+        if bad or not name or b"/" in name or name in (b".", b"..") or name.lower() == b".git":
+            raise GenomeCorrupt(f"tree {tree} has an entry that is no file name: {name[:40]!r}", "the repository is malformed")
+        yield TreeEntry(int(mode, 8), name, content[end + 1 : at].hex())

@@ -1,0 +1,135 @@
+"""Documents of a git repository at one commit. Every object that is read is hashed again (`git_objects`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chrysalis_ray.config.genome import GitSource, is_object_id, is_remote
+from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
+from chrysalis_ray.genome.git_objects import (
+    LINK,
+    SUBMODULE,
+    ObjectReader,
+    TreeEntry,
+    fetch,
+    resolve,
+    tree_entries,
+    tree_of_commit,
+)
+from chrysalis_ray.genome.globs import domain_of
+from chrysalis_ray.genome.licences import LICENCE_BYTES, Licensing, is_licence_file, licensing
+
+MAX_DOCUMENT_BYTES = 32 * 2**20
+
+
+def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> Iterator[Document]:
+    """One document per text file of the commit, by path; in hash order where the source is capped.
+
+    Counts ``not_text``, ``empty``, ``too_large``, ``symlink`` and ``unmatched`` in `skipped`. Puts into `facts` what was
+    pinned: commit, tree, the hash git names things by, how many objects were checked, the submodules (path -> commit; they are
+    not followed), and, for a branch or tag, that it was resolved. Raises GenomeError where the repository or commit cannot be
+    had, GenomeCorrupt where an object is not what its name says.
+    """
+    url = located_url(source.url, relative_to)
+    with tempfile.TemporaryDirectory(prefix="chrysalis-git-") as scratch:
+        commit = source.commit if is_object_id(source.commit) else resolve(url, source.commit, Path(scratch))
+        if not is_object_id(commit):
+            raise GenomeError(f"{source.url}: {source.commit!r} resolves to {commit!r}, which is no commit id")
+        store = Path(scratch) / "store.git"
+        try:
+            fetch(url, commit, store)
+            with ObjectReader(store) as reader:
+                yield from read_commit(reader, commit, source, skipped, facts)
+        except GenomeCorrupt as error:
+            raise GenomeCorrupt(f"{source.url} at {commit[:12]}: {error.message}", error.remedy) from error
+
+
+def located_url(url: str, relative_to: Path) -> str:
+    """What git is given: the address as written, or the absolute path of a repository or bundle of this machine."""
+    if is_remote(url):
+        return url
+    path = (relative_to / Path(url).expanduser()).resolve()
+    if not path.exists():
+        raise GenomeError(f"there is no repository or bundle {path}", "paths are relative to the experiment file")
+    return str(path)
+
+
+def read_commit(
+    reader: ObjectReader, commit: str, source: GitSource, skipped: Counter[str], facts: dict[str, Any]
+) -> Iterator[Document]:
+    """The documents of `commit`, read from a store that holds it."""
+    commit, tree = tree_of_commit(reader, commit)
+    entries = list(tree_entries(reader, tree))
+    facts |= {"commit": commit, "tree": tree, "object_format": "sha1" if len(commit) == 40 else "sha256"}
+    if not is_object_id(source.commit):
+        facts["resolved"] = f"{source.commit!r} was this commit when the genome was built"
+    submodules = {shown_path(entry.path): entry.name for entry in entries if entry.mode == SUBMODULE}
+    if submodules:
+        facts["submodules"] = submodules
+    wanted = _wanted(entries, source, skipped)
+    licences = _licences(reader, entries, source.licence)
+    repository = source.url.rstrip("/").rpartition("/")[2].removesuffix(".git") or "repository"
+    blobs = reader.objects([entry.name for entry, _ in wanted], MAX_DOCUMENT_BYTES)
+    try:
+        for (entry, domain), blob in zip(wanted, blobs, strict=True):
+            if blob.kind != "blob":
+                raise GenomeCorrupt(f"{shown_path(entry.path)} is a {blob.kind}, not a file", "the repository is malformed")
+            document = _document(entry, domain, blob.content, repository, source, licences, skipped)
+            if document is not None:
+                yield document
+    finally:
+        facts["objects_verified"] = reader.verified
+
+
+def _wanted(entries: Sequence[TreeEntry], source: GitSource, skipped: Counter[str]) -> list[tuple[TreeEntry, str]]:
+    """The files to read, each with its domain."""
+    found = []
+    for entry in entries:
+        if entry.mode == LINK:
+            skipped["symlink"] += 1
+        elif entry.mode != SUBMODULE:
+            domain = domain_of(shown_path(entry.path), source.patterns)
+            if domain is not None:
+                found.append((entry, domain))
+            else:
+                skipped["unmatched"] += 1
+    if source.max_megabytes is not None:
+        found.sort(key=lambda pair: hash_order(shown_path(pair[0].path)))
+    return found
+
+
+def _licences(reader: ObjectReader, entries: Sequence[TreeEntry], declared: str) -> Licensing:
+    files = [entry for entry in entries if entry.mode not in (LINK, SUBMODULE) and is_licence_file(shown_path(entry.path))]
+    texts = []
+    for entry, blob in zip(files, reader.objects([entry.name for entry in files], LICENCE_BYTES), strict=True):
+        if blob.content is not None:
+            texts.append((shown_path(entry.path), blob.content.decode("utf-8", "replace")))
+    return licensing(texts, declared)
+
+
+def _document(
+    entry: TreeEntry,
+    domain: str,
+    content: bytes | None,
+    repository: str,
+    source: GitSource,
+    licences: Licensing,
+    skipped: Counter[str],
+) -> Document | None:
+    path = shown_path(entry.path)
+    if content is None:
+        skipped["too_large"] += 1
+        return None
+    found = decoded(content)
+    if found is None or not found[0].strip():
+        skipped["not_text" if found is None else "empty"] += 1
+        return None
+    text, encoding = found
+    licence, evidence = licences.of(path, text)
+    # the key leaves the commit out: the same file in two snapshots of one repository belongs into one split
+    return make_document(text, f"{repository}/{path}", f"{source.url}/{path}", domain, licence, encoding, evidence)

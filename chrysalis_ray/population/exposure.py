@@ -1,0 +1,51 @@
+"""Which variants of a run saw a document: the closed form of `genome.exposure` over the history of every variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from chrysalis_ray.core.errors import RunError
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.genome.build import Genome
+from chrysalis_ray.genome.exposure import Stretch, ordinal_of, sightings, tokens_by_row
+from chrysalis_ray.genome.tokens import TokenStore
+from chrysalis_ray.population.ancestry import Ancestry, Chunk
+
+
+def exposure(layout: RunLayout, genome: Genome, tokens: TokenStore, doc_id: str) -> dict[str, dict[str, Any]]:
+    """variant -> {steps, tokens, trained_by}: the optimizer steps at which its weights learned from the document, the tokens of
+    it in all of them, and who trained those steps (others, where it took over their weights).
+
+    A document outside the train split was seen by nobody. Raises GenomeError for a document that the genome lacks, RunError
+    where nothing was branched yet, where the tokens are of another genome, or where a history cannot be followed.
+    """
+    if tokens.genome_id != genome.genome_id:
+        raise RunError(
+            f"{layout.tokens} was made from genome {tokens.genome_id[:16]}, not {genome.genome_id[:16]}",
+            "run the same experiment again: tokens follow their genome",
+        )
+    ancestry = Ancestry(layout)
+    domain, split, ordinal = ordinal_of(genome.manifest["content"]["documents"], doc_id)
+    by_row = tokens_by_row(tokens, domain, ordinal) if split == "train" else {}
+    told = {}
+    for name in sorted(ancestry.variants):
+        seen = sightings(stretches_of(ancestry.history(name)), tokens, domain, by_row)
+        told[name] = {
+            "steps": [sighting.step for sighting in seen],
+            "tokens": sum(sighting.tokens for sighting in seen),
+            "trained_by": sorted({sighting.variant_id for sighting in seen}),
+        }
+    return told
+
+
+def stretches_of(trail: Sequence[Chunk]) -> list[Stretch]:
+    """A history as stretches of equal mix and random seed: neighbouring chunks that drew from the same plan are one."""
+    found: list[Stretch] = []
+    for chunk in trail:
+        now = chunk.variant
+        start = chunk.steps.start
+        if found and (found[-1].variant_id, found[-1].epigenome, found[-1].stop) == (now.variant_id, now.epigenome, start):
+            start = found.pop().start
+        found.append(Stretch(now.variant_id, now.rng_seed, now.epigenome, start, chunk.steps.stop, now.rows_per_step))
+    return found
