@@ -40,7 +40,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     lines = [problem_at(tree, path, what) for path, what in here]
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_lanes(loaded)):
+    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
@@ -80,6 +80,12 @@ def _local_base(loaded: LoadedExperiment) -> Iterator[Finding]:
             yield ("base", "model"), f"no folder {folder}; write a hub id such as Qwen/Qwen3-0.6B or a folder with config.json"
         elif not (folder / "config.json").is_file():
             yield ("base", "model"), f"{folder} holds no config.json; a Hugging Face model folder was meant"
+
+
+def _chat_template(loaded: LoadedExperiment) -> Iterator[Finding]:
+    file = loaded.chat_template
+    if file is not None and not file.is_file():
+        yield ("base", "chat_template"), f"no file {file}; a Jinja template was meant, such as blueprints/chatml.jinja"
 
 
 def _targets(blueprint: Blueprint) -> Iterator[Finding]:

@@ -56,6 +56,15 @@ class LoadedExperiment:
         return base
 
     @property
+    def chat_template(self) -> Path | None:
+        """The file of a chat template that stands in for the base's own; seen from the file that names it."""
+        written = (self.experiment.base, self.path) if self.experiment.base else (self.blueprint.base, self.blueprint_path)
+        base, file = written
+        if not isinstance(base, PretrainedBase) or base.chat_template is None:
+            return None
+        return file.parent / Path(base.chat_template).expanduser()
+
+    @property
     def body(self) -> BodyPatch:
         """The body with every field set (`threads` may stay None)."""
         return resolve_body(self.experiment, self.blueprint)

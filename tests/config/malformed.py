@@ -698,6 +698,22 @@ CHATS = "- {type: jsonl, path: chats.jsonl, domain: chats}"
 
 CONVERSATIONS = [
     exp(
+        "missing chat template",
+        "rng_seed: 17",
+        "base: {type: pretrained, model: a/b, chat_template: chat.jinja}",
+        "chat.jinja",
+        "base.chat_template",
+        "no file",
+        "blueprints/chatml.jinja",
+    ),
+    exp(
+        "another word for the template",
+        "rng_seed: 17",
+        "base: {type: pretrained, model: a/b, chat_template_path: chat.jinja}",
+        "chat_template_path",
+        "the name here is base.chat_template",
+    ),
+    exp(
         "text and conversations at once",
         CHATS,
         "- {type: jsonl, path: chats.jsonl, domain: chats, text_key: text, messages_key: messages}",
