@@ -20,8 +20,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,8 +119,10 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
     from chrysalis_ray.body.cluster import check_address
     from chrysalis_ray.population.search import check_installed
     from chrysalis_ray.report.tracking import check_tracking
+    from chrysalis_ray.training.hardware import check_quantisation
 
     check_installed(loaded.experiment.population)
+    check_quantisation(loaded.body.quantization)
     check_tracking(loaded.experiment.tracking.wandb)
     check_address(address)
 
@@ -166,25 +169,22 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
 
 
 def write_seed(run: Run, base: dict[str, Any]) -> str:
+    from chrysalis_ray.population.branch import bank_rank
     from chrysalis_ray.seed.adapter import WEIGHTS, adapter_sha256
     from chrysalis_ray.seed.zero import write_adapter_zero
 
     if (run.layout.seed / WEIGHTS).exists():
         return adapter_sha256(run.layout.seed)
-    sha256 = write_adapter_zero(
-        Path(base["path"]), base["name"], run.loaded.blueprint.lora, bank_rank(run), run.experiment.rng_seed, run.layout.seed
-    )
-    run.story.stage("seed", f"adapter zero of rank {bank_rank(run)}, sha256 {sha256[:12]}")
+    folder, lora, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.lora, bank_rank(run.loaded), run.experiment.rng_seed
+    directions = None
+    if lora.init == "eva":
+        from chrysalis_ray.training.eva import read_directions
+
+        directions = read_directions(folder, run.loaded.body, run.layout.tokens, lora.targets, rank, rng_seed)
+    sha256 = write_adapter_zero(folder, base["name"], lora, rank, rng_seed, run.layout.seed, directions=directions)
+    from_data = ", its A from the train split" if lora.init == "eva" else ""
+    run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")
     return sha256
-
-
-def bank_rank(run: Run) -> int:
-    """The rank every slot has room for: the largest that a variant or a merge asks for."""
-    from chrysalis_ray.population.branch import branched_rank
-
-    asked = [branched_rank(run.loaded)]
-    asked += [rank for merge in run.experiment.merge if (rank := getattr(merge, "rank", None))]
-    return max(asked)
 
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
@@ -214,47 +214,31 @@ def branch(run: Run, branching: Branching) -> list[Variant]:
 # body, training, judging --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def bodies_for(run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None) -> Iterator[Bodies]:
+def bodies_for(
+    run: Run, base: dict[str, Any], variants: Sequence[Variant], address: str | None
+) -> AbstractContextManager[Bodies]:
     """Bodies that host these variants, on a cluster of our own or on the one at `address`."""
-    from chrysalis_ray.body.barrier import Barrier
-    from chrysalis_ray.body.cluster import check_room, joined
-    from chrysalis_ray.body.manifest import Bodies, awaken_omega, namespace
+    from chrysalis_ray.body.manifest import awakened
     from chrysalis_ray.body.morphology import Morphology
     from chrysalis_ray.body.worker import BodyPlan
+    from chrysalis_ray.population.branch import bank_rank
 
-    population = run.experiment.population
-    shape = (Morphology() >> run.loaded.body).hosting(population.variants)
+    layout, loaded = run.layout, run.loaded
     plan = BodyPlan(
-        morphology=shape,
+        morphology=(Morphology() >> loaded.body).hosting(loaded.experiment.population.variants),
         base_folder=base["path"],
-        tokens_folder=str(run.layout.tokens),
-        seed_folder=str(run.layout.seed),
-        store_folder=str(run.layout.store),
-        targets=run.loaded.blueprint.lora.targets,
-        rank=bank_rank(run),
-        rows_per_microstep=rows_at_once(run.loaded),
-        rows_per_report=run.experiment.evaluate.rows_per_report,
+        tokens_folder=str(layout.tokens),
+        seed_folder=str(layout.seed),
+        store_folder=str(layout.store),
+        targets=loaded.blueprint.lora.targets,
+        rank=bank_rank(loaded),
+        rows_per_microstep=rows_at_once(loaded),
+        rows_per_report=loaded.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
         namespace="",
     )
-    run.layout.store.mkdir(exist_ok=True)
-    with joined(address):
-        if lack := check_room(shape, address):
-            run.story.stage("body", lack)
-        there = [] if population.proposes else variants
-        barrier = Barrier(shape.places, population.variants, by_rest=population.pauses)
-        kept = {"barrier": barrier, "bodies": shape.count, "run_ahead": population.runs_ahead}
-        omega = awaken_omega(plan.omega_name, run.layout.store, run.layout.weave, there, shape.places, **kept)
-        autoscaling = address is not None  # a cluster of our own cannot grow
-        bodies = Bodies(plan.in_namespace(namespace()), omega, run.layout.bodies, autoscaling=autoscaling).manifest()
-        run.story.stage("body", shape.sentence)
-        try:
-            yield bodies
-            bodies.dissolve()
-        except BaseException:  # Ctrl-C while the workers go home, too
-            bodies.abandon()
-            raise
+    tell = partial(run.story.stage, "body")
+    return awakened(plan, layout, loaded.experiment.population, variants, address, tell)
 
 
 def train(run: Run, branching: Branching, variants: Sequence[Variant], bodies: Bodies) -> None:

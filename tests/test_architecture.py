@@ -33,6 +33,7 @@ DOORS = {
     "datasets": ("genome/",),
     "wandb": ("report/", "population/listener.py"),
     "pyarrow": ("genome/",),
+    "bitsandbytes": ("training/quantised.py",),
     "typer": ("cli/",),
     "yaml": ("config/",),
 }

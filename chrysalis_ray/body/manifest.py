@@ -7,15 +7,19 @@ import importlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.body.barrier import Barrier
+from chrysalis_ray.body.cluster import check_room, joined
 from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
 from chrysalis_ray.body.turn import Candidate, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
+from chrysalis_ray.config.population import Population
 from chrysalis_ray.core.errors import BodyError, error_line
+from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 
 log = logging.getLogger(__name__)
@@ -199,3 +203,42 @@ class Bodies:
         deadline = time.monotonic() + timeout_seconds
         for body in self.all:
             body.join(max(0.0, deadline - time.monotonic()))
+
+
+@contextmanager
+def awakened(
+    plan: BodyPlan,
+    layout: RunLayout,
+    population: Population,
+    variants: Sequence[Variant],
+    address: str | None,
+    tell: Callable[[str], None],
+) -> Iterator[Bodies]:
+    """Bodies after `plan`, and omega, on a cluster of our own or on the one at `address`; they go when the block ends.
+
+    `variants` are those that are there before training. Raises BodyError where there is no room or no cluster.
+    """
+    shape = plan.morphology
+    layout.store.mkdir(exist_ok=True)
+    with joined(address):
+        if lack := check_room(shape, address):
+            tell(lack)
+        omega = awaken_omega(
+            plan.omega_name,
+            layout.store,
+            layout.weave,
+            [] if population.proposes else variants,
+            shape.places,
+            barrier=Barrier(shape.places, population.variants, by_rest=population.pauses),
+            bodies=shape.count,
+            run_ahead=population.runs_ahead,
+        )
+        autoscaling = address is not None  # a cluster of our own cannot grow
+        bodies = Bodies(plan.in_namespace(namespace()), omega, layout.bodies, autoscaling=autoscaling).manifest()
+        tell(shape.sentence)
+        try:
+            yield bodies
+            bodies.dissolve()
+        except BaseException:  # Ctrl-C while the workers go home, too
+            bodies.abandon()
+            raise

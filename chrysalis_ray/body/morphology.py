@@ -27,6 +27,7 @@ class Morphology:
     zero_stage: int = 0
     offload: str = "none"
     precision: str = "fp32"
+    quantization: str = "none"
     lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
     threads: int | None = None

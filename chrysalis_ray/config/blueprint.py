@@ -45,7 +45,21 @@ class PretrainedBase(Written):
 Base = Annotated[EmbeddedBase | PretrainedBase, Field(discriminator="type")]
 
 
+# Not among the inits, and why: the base of a pack is shared and frozen, and adapter zero must change nothing.
+OTHER_INITS = {
+    "pissa": "moves the leading part of the base's weights into the adapter",
+    "olora": "moves a part of the base's weights into the adapter",
+    "corda": "moves a part of the base's weights into the adapter",
+    "loftq": "quantises the base's weights and moves the error into the adapter",
+    "lora_ga": "moves the first gradient out of the base's weights into the adapter",
+    "milora": "moves the trailing part of the base's weights into the adapter",
+}
+
+
 class Lora(Written):
+    """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero."""
+
+    init: Literal["kaiming", "eva"] = "kaiming"
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
@@ -55,6 +69,14 @@ class Lora(Written):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _keeps_the_base(cls, init: object) -> object:
+        name = init.lower().replace("-", "_").partition("_niter")[0] if isinstance(init, str) else ""
+        if what := OTHER_INITS.get(name):
+            raise ValueError(f"{init!r} {what}, which all variants share; write eva or kaiming")
+        return init
 
 
 OptimizerType = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "sgd"]
@@ -146,6 +168,7 @@ class BodyPatch(Written):
     zero_stage: Literal[0, 3] | None = None
     offload: Literal["none", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] | None = None
+    quantization: Literal["none", "nf4", "int8"] | None = None
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

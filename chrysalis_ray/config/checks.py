@@ -131,6 +131,11 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "offload"),
             ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
         )
+    if body.zero_stage == 3 and body.quantization != "none":
+        yield (
+            ("body", "quantization"),
+            f"zero_stage 3 shards weights as they are, not {body.quantization}; write zero_stage: 0, or quantization: none",
+        )
     if gpus > 1 and gpus != int(gpus):
         yield ("body", "gpus_per_worker"), (f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of it: write 1")
     elif gpus > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 BLUEPRINT, EXPERIMENT = "blueprint", "experiment"
 
 _BLUEPRINT_NAMES: dict[str, str] = {
+    "lora.init": "init_lora_weights lora_init peft_init_lora_weights",
     "lora.rank": "r lora_r lora_rank",
     "lora.alpha": "lora_alpha",
     "lora.use_rslora": "rslora lora_use_rslora peft_use_rslora",
@@ -55,6 +56,7 @@ _EXPERIMENT_NAMES: dict[str, str] = {
     "body.offload": "offload_param",
     "body.precision": "bf16 fp16 dtype torch_dtype",
     "body.activation_checkpointing": "gradient_checkpointing",
+    "body.quantization": "load_in_4bit load_in_8bit quantization_bit quantization_config quantization_method",
     "population.tokens_per_variant": "num_train_epochs num_epochs epochs max_steps max_tokens steps",
     "population.variants": "num_samples population_size n_variants",
     "population.search": "param_space hyperparameters search_space",
@@ -104,6 +106,8 @@ CONVERSIONS: dict[str, str] = {
     "bf16": "write precision: bf16",
     "fp16": "write precision: bf16 (fp16 needs a loss scale shared by all variants)",
     "gradient_checkpointing": "write activation_checkpointing: true",
+    "load_in_4bit": "write quantization: nf4",
+    "load_in_8bit": "write quantization: int8",
     "deepspeed": "write zero_stage: 3; there is no other DeepSpeed file",
     "use_gpu": "write gpus_per_worker: 1",
     "use_wandb": "write wandb: offline, online or disabled",
@@ -111,15 +115,26 @@ CONVERSIONS: dict[str, str] = {
     "seed": "`seed` is the state of a variant, never a random number",
 }
 
+_DORA = (
+    "DoRA divides by the norm of W + B A, row by row: its delta is not low-rank beside a base that variants share, so that it "
+    "can be neither packed nor merged; leave it out, or train it alone with peft"
+)
+_WHOLE_MODULES = (
+    "modules that are trained whole are parts of the base, which variants share, and no low-rank deltas to merge; leave it "
+    "out, or train it alone with peft"
+)
+_OTHER_KIND = "the adapters of a pack are rows of LoRA factors; other kinds of peft are trained alone with peft"
+
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
     "trust_remote_code": "code from a model repository is never run",
-    "load_in_4bit": "quantised bases are not supported; use precision: bf16 and zero_stage: 3",
-    "load_in_8bit": "quantised bases are not supported; use precision: bf16 and zero_stage: 3",
-    "use_dora": "DoRA cannot be merged in delta space; plain LoRA only",
-    "peft_use_dora": "DoRA cannot be merged in delta space; plain LoRA only",
-    "modules_to_save": "only LoRA factors are trained; leave it out",
-    "lora_modules_to_save": "only LoRA factors are trained; leave it out",
+    "use_dora": _DORA,
+    "peft_use_dora": _DORA,
+    "modules_to_save": _WHOLE_MODULES,
+    "lora_modules_to_save": _WHOLE_MODULES,
+    "use_vera": _OTHER_KIND,
+    "use_oft": _OTHER_KIND,
+    "peft_type": _OTHER_KIND,
     "output_dir": "a run is written to runs/NAME; choose `name`",
     "include": "one experiment is one file; there are no includes",
     "defaults": "one experiment is one file; there are no includes",

@@ -106,6 +106,12 @@ def branched_rank(loaded: LoadedExperiment) -> int:
     return max(row.rank for row in hyperparameters_of(loaded.experiment, loaded.blueprint))
 
 
+def bank_rank(loaded: LoadedExperiment) -> int:
+    """The rank every slot has room for: the largest that a variant or a merge asks for."""
+    asked = [rank for merge in loaded.experiment.merge if (rank := getattr(merge, "rank", None))]
+    return max([branched_rank(loaded), *asked])
+
+
 # values -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,13 @@
-"""Adapter zero: the one adapter from which every variant branches. A as peft draws it, B zero, so that it changes nothing."""
+"""Adapter zero: the one adapter from which every variant branches. A as peft draws it, or as the data asks, and B zero, so that
+it changes nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,20 +18,30 @@ from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
 
 
 def write_adapter_zero(
-    base_folder: Path, base_name: str, lora: Lora, rank: int, rng_seed: int, folder: Path, revision: str | None = None
+    base_folder: Path,
+    base_name: str,
+    lora: Lora,
+    rank: int,
+    rng_seed: int,
+    folder: Path,
+    revision: str | None = None,
+    directions: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
     """Write adapter zero of `rank` for the base at `base_folder` and return its sha256.
 
     Only the base's config is read. peft itself says which modules the targets mean; A is drawn per module as peft draws it
     (Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))) from a generator of (rng_seed, module name), so
     that it depends neither on the order of modules nor on other targets. The bound does not depend on the rank: a variant
-    of smaller rank takes the first rows of A. Raises ModelError for a target that is no linear module of the base.
+    of smaller rank takes the first rows of A. `directions` gives the A [rank, in] of every module instead, best rows first.
+    Raises ModelError for a target that is no linear module of the base, and for directions of other modules or shapes.
     """
     shapes, transposed = _target_shapes(base_folder, lora.targets)
     factors = {}
     for module, (out_features, in_features) in shapes.items():
-        a_ri = torch.empty(rank, in_features)
-        torch.nn.init.kaiming_uniform_(a_ri, a=math.sqrt(5), generator=_generator(rng_seed, module))
+        a_ri = _drawn(module, rank, in_features, rng_seed) if directions is None else directions.get(module)
+        if a_ri is None or a_ri.shape != (rank, in_features):
+            found = "none" if a_ri is None else f"those of shape {list(a_ri.shape)}"
+            raise ModelError(f"adapter zero needs directions [{rank}, {in_features}] for {module}, there are {found}")
         factors[module] = (a_ri, torch.zeros(out_features, rank))
     weights = AdapterWeights(
         base_model=base_name,
@@ -41,6 +54,12 @@ def write_adapter_zero(
         fan_in_fan_out=transposed,
     )
     return write_adapter(folder, weights)
+
+
+def _drawn(module: str, rank: int, in_features: int, rng_seed: int) -> torch.Tensor:
+    a_ri = torch.empty(rank, in_features)
+    torch.nn.init.kaiming_uniform_(a_ri, a=math.sqrt(5), generator=_generator(rng_seed, module))
+    return a_ri
 
 
 def _generator(rng_seed: int, module: str) -> torch.Generator:

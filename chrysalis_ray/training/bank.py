@@ -8,7 +8,8 @@ side. Every per-variant operation is then one vector operation on a row: an opti
 snapshot. Per-target views are strided and share the storage, and so do their gradients: autograd adds in place.
 
 A slot of smaller rank than the bank leaves the other rows of A and columns of B at zero. Their gradients are products with
-those zeros, and no optimizer here moves what has no gradient, no moments and no value: they stay exactly zero.
+those zeros, and no optimizer here moves what has no gradient, no moments and no value: they stay exactly zero. Where ranks
+differ much a window leaves those zeros out: neighbouring rows of like rank are a bucket, computed as wide as that rank needs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.dropout import Passage
 
 ALIGNMENT = 64  # elements; rows stay aligned for vector loads, and norms are summed in groups of this many
+NARROWEST = 8  # ranks below this one are computed as it is: a narrower product takes no less time
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,7 @@ class Bank:
         """Logical views of a row-shaped vector (weights, a moment): ``<module>.lora_A`` [rank, in], ``lora_B`` [out, rank]."""
         tensors = {}
         for name, side in self.offsets:
-            block = self.block(row_P, name, side)
-            tensors[f"{name}.{side}"] = block[:rank] if side == "lora_A" else block[:, :rank]
+            tensors[f"{name}.{side}"] = _narrow(self.block(row_P, name, side), side, rank)
         return tensors
 
     def pack(self, tensors: Mapping[str, Tensor], rank: int, row_P: Tensor) -> None:
@@ -105,8 +107,7 @@ class Bank:
         row_P.zero_()
         for name, side in self.offsets:
             value = _cut(tensors.get(f"{name}.{side}"), f"{name}.{side}", side, rank)
-            block = self.block(row_P, name, side)
-            block = block[:rank] if side == "lora_A" else block[:, :rank]
+            block = _narrow(self.block(row_P, name, side), side, rank)
             if value.shape != block.shape:
                 raise ModelError(
                     f"{name}.{side} has shape {list(value.shape)}, the base needs {list(block.shape)}",
@@ -128,14 +129,32 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """The factors of targets that read the same x, and where their gradients are added. All are views of the bank."""
+class Bucket:
+    """Neighbouring rows of a window whose A is computed to its first `rank` rows, B to as many columns: the rest is zero."""
 
+    rows: slice
     rank: int
-    a_sci: Tensor  # rows x (members x rank) x in
+
+
+def bucket_rank(rank: int, most: int) -> int:
+    """The rank of the bucket that an adapter of `rank` falls into: the next power of two, in a bank of rank `most`."""
+    return min(max(NARROWEST, 1 << (rank - 1).bit_length()), most)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A bucket's factors of targets that read the same x, and where their gradients are added. All are views of the bank."""
+
+    rows: slice  # of the window
+    rank: int
+    a_smri: Tensor  # rows x members x rank x in
     b_sor: tuple[Tensor, ...]  # of each member: rows x out x rank
-    grad_a_sci: Tensor
+    grad_a_smri: Tensor
     grad_b_sor: tuple[Tensor, ...]
+
+    def a_sci(self, dtype: torch.dtype) -> Tensor:
+        """The A of all members, one below the other; a view where rank and `dtype` are the bank's."""
+        return self.a_smri.to(dtype).flatten(1, 2)
 
 
 class Window:
@@ -143,55 +162,85 @@ class Window:
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
-        self.rows = slice(0, bank.slots)
         self.passage: Passage | None = None  # of the forward pass at work; whoever calls the trunk sets it
-        self._views: dict[tuple[int, int], dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
-        self._stacked: dict[tuple[int, int, str], Stacked] = {}
+        self._leaves: dict[tuple[int, int, int], dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
+        self._stacked: dict[tuple[int, int, int, int, str], Stacked] = {}
+        self.show(slice(0, bank.slots))
 
-    def show(self, rows: slice) -> None:
-        """Look at these rows from now on."""
+    def show(self, rows: slice, ranks: Sequence[int] | None = None) -> None:
+        """Look at these rows from now on: as far as adapters of these ranks reach, or at the whole width of the bank."""
         self.rows = rows
+        most, count = self.bank.rank, rows.stop - rows.start
+        widths = [most] * count if ranks is None else [bucket_rank(rank, most) for rank in ranks]
+        buckets, start = [], 0
+        for width, members in groupby(widths):
+            end = start + len(list(members))
+            buckets.append(Bucket(slice(start, end), width))
+            start = end
+        self.buckets = tuple(buckets)
 
-    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [rows, rank, in] and B [rows, out, rank] of one target, as leaves whose gradients lie in the bank's `gflat_SP`."""
-        key = (self.rows.start, self.rows.stop)
-        views = self._views.get(key)
-        if views is None:
-            targets = self.bank.targets
-            views = self._views[key] = {t.name: (self._leaf(t.name, "lora_A"), self._leaf(t.name, "lora_B")) for t in targets}
-        return views[name]
+    def factors(self, name: str) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A [rows, rank, in] and B [rows, out, rank] of one target for every bucket, as leaves whose gradients lie in the
+        bank's `gflat_SP`."""
+        return [self._leaves_of(bucket)[name] for bucket in self.buckets]
 
-    def stacked(self, names: Sequence[str]) -> Stacked:
-        """The factors of neighbouring targets of one input width; `Bank.neighbours` says which are."""
-        key = (self.rows.start, self.rows.stop, names[0])
-        views = self._stacked.get(key)
-        if views is None:
-            bank = self.bank
-            start, (rank, width) = bank.offsets[names[0], "lora_A"]
-            shape = (len(names) * rank, width)
-            a_sci, grad_a_sci = (
-                flat_SP[self.rows, start : start + shape[0] * shape[1]].unflatten(-1, shape)
-                for flat_SP in (bank.flat_SP, bank.gflat_SP)
-            )
-            b_sor, grad_b_sor = (
-                tuple(bank.block(flat_SP[self.rows], name, "lora_B") for name in names)
-                for flat_SP in (bank.flat_SP, bank.gflat_SP)
-            )
-            views = self._stacked[key] = Stacked(rank, a_sci, b_sor, grad_a_sci, grad_b_sor)
-        return views
+    def stacked(self, names: Sequence[str]) -> list[Stacked]:
+        """The factors of neighbouring targets of one input width for every bucket; `Bank.neighbours` says which are."""
+        return [self._stacked_of(bucket, names) for bucket in self.buckets]
 
     @property
     def scale_S(self) -> Tensor:
         """The scale of every row in sight."""
         return self.bank.scale_S[self.rows]
 
-    def _leaf(self, name: str, side: str) -> nn.Parameter:
-        leaf = nn.Parameter(self.bank.block(self.bank.flat_SP[self.rows], name, side))
-        leaf.grad = self.bank.block(self.bank.gflat_SP[self.rows], name, side)
+    def _place(self, bucket: Bucket) -> slice:
+        """The rows of the bank that a bucket means."""
+        return slice(self.rows.start + bucket.rows.start, self.rows.start + bucket.rows.stop)
+
+    def _leaves_of(self, bucket: Bucket) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        place = self._place(bucket)
+        key = (place.start, place.stop, bucket.rank)
+        if key not in self._leaves:
+            self._leaves[key] = {
+                target.name: (
+                    self._leaf(target.name, "lora_A", place, key[2]),
+                    self._leaf(target.name, "lora_B", place, key[2]),
+                )
+                for target in self.bank.targets
+            }
+        return self._leaves[key]
+
+    def _leaf(self, name: str, side: str, place: slice, rank: int) -> nn.Parameter:
+        bank = self.bank
+        leaf = nn.Parameter(_narrow(bank.block(bank.flat_SP[place], name, side), side, rank))
+        leaf.grad = _narrow(bank.block(bank.gflat_SP[place], name, side), side, rank)
         return leaf
+
+    def _stacked_of(self, bucket: Bucket, names: Sequence[str]) -> Stacked:
+        place, rank = self._place(bucket), bucket.rank
+        key = (place.start, place.stop, self.rows.start, rank, names[0])
+        if key not in self._stacked:
+            bank = self.bank
+            start, (height, width) = bank.offsets[names[0], "lora_A"]
+            end = start + len(names) * height * width
+            a_smri, grad_a_smri = (
+                flat_SP[place, start:end].unflatten(-1, (len(names), height, width))[:, :, :rank]
+                for flat_SP in (bank.flat_SP, bank.gflat_SP)
+            )
+            b_sor, grad_b_sor = (
+                tuple(_narrow(bank.block(flat_SP[place], name, "lora_B"), "lora_B", rank) for name in names)
+                for flat_SP in (bank.flat_SP, bank.gflat_SP)
+            )
+            self._stacked[key] = Stacked(bucket.rows, rank, a_smri, b_sor, grad_a_smri, grad_b_sor)
+        return self._stacked[key]
+
+
+def _narrow(block_shw: Tensor, side: str, rank: int) -> Tensor:
+    """The first `rank` rows of every A, or columns of every B."""
+    return block_shw[..., :rank, :] if side == "lora_A" else block_shw[..., :rank]
 
 
 def _cut(value: Tensor | None, name: str, side: str, rank: int) -> Tensor:
     if value is None:
         raise ModelError(f"an adapter has no tensor {name!r}", "use an adapter made for this base and these lora.targets")
-    return value[:rank] if side == "lora_A" else value[:, :rank]
+    return _narrow(value, side, rank)

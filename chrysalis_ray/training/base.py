@@ -20,6 +20,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.training.embedded import RECIPE, grow
+from chrysalis_ray.training.quantised import quantise
 from chrysalis_ray.training.shapes import layers_of
 
 if TYPE_CHECKING:
@@ -49,11 +50,12 @@ def prepare_base(
     return _pretrained(spec, cache, progress)
 
 
-def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
+def load_base(folder: Path | str, precision: str, quantization: str = "none") -> PreTrainedModel:
     """The model of a folder, frozen and in evaluation mode. `precision` is fp32, bf16, or fp64 for checks of arithmetic.
 
-    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores).
-    Raises ModelError where the weights do not fill the model that the config describes.
+    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores). With
+    `quantization` nf4 or int8 its linear modules keep their weights in so few bits. Raises ModelError where the weights do not
+    fill the model that the config describes.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -80,6 +82,8 @@ def load_base(folder: Path | str, precision: str) -> PreTrainedModel:
         )
     model.requires_grad_(False)
     model.config.use_cache = False
+    if quantization != "none":
+        quantise(model, quantization)
     return model.eval()
 
 

@@ -10,7 +10,7 @@ GPU are others, and the same on GPUs of one kind.
 The rows that drop are computed one by one beside the operations that serve all rows. What the others go through has the same
 shapes and values whether or not somebody beside them drops.
 
-    x_ski   variants x tokens x in      h_skc   variants x tokens x members * rank      a_sci   variants x members * rank x in
+    x_ski   variants x tokens x in      h_skc   variants x tokens x members * rank      a_smri   variants x members x rank x in
 """
 
 from __future__ import annotations
@@ -74,17 +74,21 @@ class Passage:
     def dropping(self) -> Iterator[tuple[int, LaneMask]]:
         return ((row, lane) for row, lane in enumerate(self.lanes) if lane is not None)
 
+    def part(self, rows: slice) -> Passage | None:
+        """The passage of these rows alone."""
+        return passage_of(self.lanes[rows])
+
 
 def passage_of(lanes: Sequence[LaneMask | None]) -> Passage | None:
     """The passage of these lanes; None, which costs nothing, where no variant drops."""
     return Passage(tuple(lanes)) if any(lane is not None for lane in lanes) else None
 
 
-def project_down(passage: Passage, names: Sequence[str], x_ski: Tensor, a_sci: Tensor, h_skc: Tensor) -> None:
+def project_down(passage: Passage, names: Sequence[str], x_ski: Tensor, a_smri: Tensor, h_skc: Tensor) -> None:
     """Put A (m x) in the place of A x in `h_skc`, where a lane drops. `names` are the members that share x."""
     for row, lane in passage.dropping():
-        for name, part in _members(names, a_sci):
-            h_skc[row, :, part] = (x_ski[row] * lane.noise(name, x_ski[row])) @ a_sci[row, part].to(x_ski.dtype).mT
+        for name, a_ri, part in _members(names, a_smri[row]):
+            h_skc[row, :, part] = (x_ski[row] * lane.noise(name, x_ski[row])) @ a_ri.to(x_ski.dtype).mT
 
 
 def take_out(passage: Passage, grad_h_skc: Tensor) -> dict[int, Tensor]:
@@ -100,23 +104,25 @@ def project_back(
     names: Sequence[str],
     taken: Mapping[int, Tensor],
     x_ski: Tensor,
-    a_sci: Tensor,
-    grad_a_sci: Tensor,
+    a_smri: Tensor,
+    grad_a_smri: Tensor,
     grad_x_ski: Tensor | None,
 ) -> None:
     """Add the gradients of A and x, if that is wanted, of the rows that were taken out."""
     for row, lane in passage.dropping():
         x_ki = x_ski[row]
-        for name, part in _members(names, a_sci):
+        for index, (name, a_ri, part) in enumerate(_members(names, a_smri[row])):
             noise_ki, grad_h_kr = lane.noise(name, x_ki), taken[row][:, part]
-            grad_a_sci[row, part] += product(grad_h_kr.mT[None], (x_ki * noise_ki)[None], grad_a_sci.dtype)[0]
+            grad_a_smri[row, index] += product(grad_h_kr.mT[None], (x_ki * noise_ki)[None], grad_a_smri.dtype)[0]
             if grad_x_ski is not None:
-                grad_x_ski[row] += (grad_h_kr @ a_sci[row, part].to(x_ki.dtype)).mul_(noise_ki)
+                grad_x_ski[row] += (grad_h_kr @ a_ri.to(x_ki.dtype)).mul_(noise_ki)
 
 
-def _members(names: Sequence[str], a_sci: Tensor) -> Iterator[tuple[str, slice]]:
-    rank = a_sci.shape[1] // len(names)
-    return ((name, slice(index * rank, (index + 1) * rank)) for index, name in enumerate(names))
+def _members(names: Sequence[str], a_mri: Tensor) -> Iterator[tuple[str, Tensor, slice]]:
+    """Every member's name, its A, and where it stands in h."""
+    rank = a_mri.shape[1]
+    stacked = enumerate(zip(names, a_mri, strict=True))
+    return ((name, a_ri, slice(index * rank, (index + 1) * rank)) for index, (name, a_ri) in stacked)
 
 
 def product(left_sij: Tensor, right_sjk: Tensor, dtype: torch.dtype) -> Tensor:

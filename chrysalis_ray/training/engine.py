@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.seed.linear import CompressedLinear
 
 
 class Engine(Protocol):
@@ -92,6 +93,8 @@ class ShardedEngine(ReplicatedEngine):
         self.persist = persist
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
+        if any(isinstance(module, CompressedLinear) for module in trunk.modules()):
+            raise ModelError("ZeRO-3 does not shard a quantised base", "set zero_stage: 0, or quantization: none")
         deepspeed = _deepspeed(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)

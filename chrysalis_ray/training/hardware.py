@@ -1,4 +1,4 @@
-"""What this machine has, asked without torch: processors, memory, GPUs."""
+"""What this machine has, asked without torch: processors, memory, GPUs, and the package that a quantised base needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from chrysalis_ray.core.errors import ModelError
 
 GIB = 1 << 30
 
@@ -36,6 +39,15 @@ class Hardware:
         gpus = f", {self.gpus} x {self.gpu_name or 'GPU'} of {self.gpu_memory / GIB:.0f} GiB" if self.gpus else ", no GPU"
         nodes = f"{self.nodes} nodes: " if self.nodes > 1 else ""
         return f"{nodes}{self.cpus} CPU cores, {self.memory / GIB:.1f} GiB{gpus}"
+
+
+def check_quantisation(kind: str | None) -> None:
+    """Raise ModelError where what a base quantised as `kind` needs is not installed."""
+    if kind == "nf4" and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "body.quantization is nf4, which needs the package bitsandbytes, and it is not installed",
+            "pip install -c constraints.txt -e '.[nf4]', or write int8 or none",
+        )
 
 
 def _cpus() -> int:

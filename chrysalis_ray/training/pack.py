@@ -1,9 +1,9 @@
 """A pack: one frozen base, and slots that hold variants.
 
 A slot is a name; where its weights stand in the bank is the pack's own business. With "compacted" lanes `arrange` moves the
-slots that train into the first rows and the others are not computed. With "fixed" lanes slot k stays in row k and all rows
-are always computed, those that do not train with labels of weight zero: a variant's arithmetic then has the same shapes
-whatever happens beside it, and its bits are the same.
+slots that train into the first rows, like ranks together, and the others are not computed. With "fixed" lanes slot k stays in
+row k and all rows are always computed in their whole width, those that do not train with labels of weight zero: a variant's
+arithmetic then has the same shapes whatever happens beside it, and its bits are the same.
 """
 
 from __future__ import annotations
@@ -184,10 +184,11 @@ class Pack:
             self.bank.live = self.bank.slots
             rows = [slot if slot in slots else None for slot in range(self.bank.slots)]
         else:
-            for row, slot in enumerate(slots):
-                self._move(slot, row)
-            self.bank.live = len(slots)
-            rows = list(slots)
+            order = self.shards.order([self.bank.ranks[self._row_of[slot]] for slot in slots], self.bank.rank)
+            for row, index in enumerate(order):
+                self._move(slots[index], row)
+            self.bank.live = len(order)
+            rows = [slots[index] for index in order]
         self.shards.spread(self.bank)
         return rows
 

@@ -38,7 +38,7 @@ class LowRank(torch.autograd.Function):
         x_ski = x.reshape(variants, -1, x.shape[-1])
         h_skr = torch.bmm(x_ski, a_sri.to(x.dtype).mT)
         if passage is not None:
-            project_down(passage, [name], x_ski, a_sri, h_skr)
+            project_down(passage, [name], x_ski, a_sri[:, None], h_skr)
         h_skr = _scaled(h_skr, scale_s)
         ctx.passage, ctx.name = passage, name
         ctx.save_for_backward(x, h_skr)
@@ -61,7 +61,7 @@ class LowRank(torch.autograd.Function):
         grad_b_sor = product(h_skr.mT, grad_y_sko, b_sor.dtype).mT  # few rows multiply faster than few columns
         grad_x_ski = torch.bmm(grad_h_skr, a_sri.to(x.dtype)) if ctx.needs_input_grad[1] else None
         if ctx.passage is not None:
-            project_back(ctx.passage, [ctx.name], taken, x_ski, a_sri, grad_a_sri, grad_x_ski)
+            project_back(ctx.passage, [ctx.name], taken, x_ski, a_sri[:, None], grad_a_sri[:, None], grad_x_ski)
         grad_x = grad_x_ski.view(x.shape) if grad_x_ski is not None else None
         return grad_y, grad_x, grad_a_sri, grad_b_sor, None, None, None
 
@@ -85,8 +85,18 @@ class PackedLinear(nn.Module):
         if self.group is not None:
             return self.group.output(self.name, x)
         y = self.base(x)
-        a_sri, b_sor = self.window.factors(self.name)
-        return LowRank.apply(y, x, a_sri, b_sor, self.window.scale_S, self.window.passage, self.name)
+        factors, scale_S, passage = self.window.factors(self.name), self.window.scale_S, self.window.passage
+        if len(factors) == 1:
+            return LowRank.apply(y, x, *factors[0], scale_S, passage, self.name)
+        rows = [bucket.rows for bucket in self.window.buckets]
+        sizes = [len(y) // len(scale_S) * len(a_sri) for a_sri, _ in factors]
+        parts = zip(y.split(sizes), x.split(sizes), factors, rows, strict=True)
+        return torch.cat(
+            [
+                LowRank.apply(y, x, *own, scale_S[row], passage.part(row) if passage else None, self.name)
+                for y, x, own, row in parts
+            ]
+        )
 
 
 def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from chrysalis_ray.training.bank import Bank, Window
+from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
@@ -77,6 +77,7 @@ class Shards:
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
             count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
         self.threads = threads
+        self.buckets = lanes != "fixed"  # a variant is computed as wide as its rank needs; else all as wide as the bank is
         self.all = [Shard(trunk, head, window, engine)]
         for _ in range(1, count):
             own = Window(bank)
@@ -84,11 +85,25 @@ class Shards:
         self.live = self.all[:1]
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
+    def order(self, ranks: Sequence[int], most: int) -> list[int]:
+        """In which order variants of these ranks should stand in a bank of rank `most`: like ranks together, and every shard
+        with its share of the high ones. Where they all fall into one bucket, as they are."""
+        widths = [bucket_rank(rank, most) for rank in ranks]
+        if not self.buckets or len(set(widths)) < 2:
+            return list(range(len(ranks)))
+        room = [part.stop - part.start for part in _parts(len(ranks), len(self.all))]
+        hands: list[list[int]] = [[] for _ in room]
+        for index in sorted(range(len(ranks)), key=lambda index: -widths[index]):
+            shard = max(range(len(room)), key=lambda shard: room[shard] - len(hands[shard]))
+            hands[shard].append(index)
+        return [index for hand in hands for index in hand]
+
     def spread(self, bank: Bank) -> None:
         """Deal the live rows of the bank to as many shards as there is work for, neighbours together."""
-        self.live = self.all[: min(len(self.all), bank.live)]
-        for index, shard in enumerate(self.live):
-            shard.window.show(slice(index * bank.live // len(self.live), (index + 1) * bank.live // len(self.live)))
+        parts = _parts(bank.live, len(self.all))
+        self.live = self.all[: len(parts)]
+        for shard, rows in zip(self.live, parts, strict=True):
+            shard.window.show(rows, bank.ranks[rows] if self.buckets else None)
 
     @property
     def rows(self) -> list[slice]:
@@ -104,6 +119,12 @@ class Shards:
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
         return [future.result() for future in futures]
+
+
+def _parts(live: int, shards: int) -> list[slice]:
+    """The rows of every shard that has some."""
+    count = min(shards, live)
+    return [slice(index * live // count, (index + 1) * live // count) for index in range(count)]
 
 
 def _alone(work: Callable[[Shard, Item], Result], shard: Shard, item: Item, threads: int) -> Result:

@@ -156,6 +156,21 @@ OTHER_TRAINERS = [
     blue(
         "axolotl min lr", "decay: cosine", "cosine_min_lr_ratio: 0.1", "cosine_min", "the name here is schedule.final_fraction"
     ),
+    blue(
+        "dora",
+        "  rank: 8",
+        "  rank: 8\n  use_dora: true",
+        "use_dora",
+        "lora.use_dora",
+        "neither packed nor merged",
+        "with peft",
+    ),
+    blue("modules to save", "  rank: 8", "  rank: 8\n  modules_to_save: [norm]", "modules_to_save", "which variants share"),
+    blue("another kind", "  rank: 8", "  rank: 8\n  peft_type: VERA", "peft_type", "trained alone with peft"),
+    blue("peft pissa", "  rank: 8", "  rank: 8\n  init: pissa_niter_16", "init:", "lora.init", "variants share", "write eva"),
+    blue("lora-ga", "  rank: 8", "  rank: 8\n  init: LoRA-GA", "init:", "lora.init", "first gradient", "write eva or kaiming"),
+    blue("peft init", "  rank: 8", "  rank: 8\n  init_lora_weights: eva", "init_lora", "the name here is lora.init"),
+    blue("four bits", "workers: 1", "workers: 1\n  load_in_4bit: true", "load_in", "body.quantization", "quantization: nf4"),
     blue("remote code", "  layers: 2", "  trust_remote_code: true", "trust_remote_code", "never run"),
     exp(
         "hf epochs",
@@ -450,6 +465,14 @@ RULES = [
     ),
     exp("missing blueprint", "./blueprint.yaml", "tinny", "blueprint: tinny", "did you mean 'tiny'", "qwen3-0.6b"),
     exp("workers and rows", "rng_seed: 17", "body: {workers: 3}", "body: {workers: 3}", "3 workers cannot share the 4 rows"),
+    exp(
+        "zero of a quantised base",
+        "rng_seed: 17",
+        "body: {zero_stage: 3, workers: 2, quantization: int8}",
+        "quantization: int8",
+        "body.quantization",
+        "write zero_stage: 0",
+    ),
     exp("zero alone", "rng_seed: 17", "body: {zero_stage: 3}", "zero_stage: 3", "workers is 1", "set workers: 2"),
     exp("offload without zero", "rng_seed: 17", "body: {offload: cpu}", "offload: cpu", "part of zero_stage 3"),
     exp("shared gpu", "rng_seed: 17", "body: {workers: 2, gpus_per_worker: 0.5}", "0.5", "NCCL refuses"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,15 +25,22 @@ VARIANTS = (
 )
 
 
-def train_alone(base: Path, pack: Pack, variant: Variant, tokens: TextTokens, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW."""
+def train_alone(
+    base: Path,
+    pack: Pack,
+    variant: Variant,
+    tokens: TextTokens,
+    dtype: torch.dtype,
+    prepared: Callable[[Any], Any] = lambda model: model,
+) -> dict[str, torch.Tensor]:
+    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW, on what `prepared` makes of the base."""
     from peft import LoraConfig, get_peft_model
 
     hyper = variant.hyperparameters
     config = LoraConfig(
         r=hyper.rank, lora_alpha=hyper.alpha, use_rslora=hyper.use_rslora, target_modules=list(PROJECTIONS), lora_dropout=0.0
     )
-    model = get_peft_model(load_base(base, {torch.float32: "fp32", torch.float64: "fp64"}[dtype]), config)
+    model = get_peft_model(prepared(load_base(base, {torch.float32: "fp32", torch.float64: "fp64"}[dtype])), config)
     start = fresh_adapter(pack, variant.index)
     layers = {name.removeprefix("base_model.model."): m for name, m in model.named_modules() if hasattr(m, "lora_A")}
     for name, layer in layers.items():

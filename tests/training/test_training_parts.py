@@ -151,14 +151,14 @@ def test_a_bank_keeps_a_before_b_and_neighbours_together(tiny_base: Path) -> Non
     assert bank.row_size % 64 == 0
     window = Window(bank)
     window.show(slice(1, 3))
-    a_sri, b_sor = window.factors(targets[0].name)
+    ((a_sri, b_sor),) = window.factors(targets[0].name)
     assert (a_sri.shape, b_sor.shape) == ((2, 4, 48), (2, 64, 4))
     a_sri.data[1].fill_(3.0)
     assert a_sri.grad is not None
     a_sri.grad[1].fill_(5.0)
     assert (bank.flat_SP[2, : 4 * 48] == 3.0).all()
     assert (bank.gflat_SP[2, : 4 * 48] == 5.0).all()
-    assert window.factors(targets[0].name)[0] is a_sri
+    assert window.factors(targets[0].name)[0][0] is a_sri
 
 
 def test_targets_are_found_by_name_and_faults_list_what_there_is(tiny_base: Path) -> None:

@@ -116,10 +116,11 @@ def new_pack(
     targets: Sequence[str] = PROJECTIONS,
     threads: int = 1,
     recompute: bool = False,
+    quantization: str = "none",
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     engine = engine or make_engine(0, "none", precision, "cpu")
-    model = load_base(base, precision)
+    model = load_base(base, precision, quantization)
     if recompute:
         checkpoint_activations(model)
     return Pack(model, targets, slots, rank, engine, lanes=lanes, dtype=dtype, threads=threads)  # type: ignore[arg-type]
