@@ -17,8 +17,9 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, sha256_of, write_json
-from chrysalis_ray.population.mixes import LEVEL, MIX, epigenome_of
+from chrysalis_ray.population.mixes import epigenome_of
 from chrysalis_ray.population.sobol import sobol_point
+from chrysalis_ray.population.words import LEVEL, MIX
 from chrysalis_ray.training.planner import optimizer_steps
 
 ROWS = "rows_per_step"  # of the search space, but no hyperparameter: it makes the steps that those speak of

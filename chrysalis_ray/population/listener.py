@@ -12,7 +12,7 @@ from ray.tune import Callback, Stopper
 
 from chrysalis_ray.core.errors import error_line
 from chrysalis_ray.core.records import sha256_of
-from chrysalis_ray.population.search import DIVERGED, METRIC
+from chrysalis_ray.population.words import DIVERGED, METRIC
 
 Row = dict[str, Any]
 

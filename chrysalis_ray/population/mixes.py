@@ -10,9 +10,7 @@ from typing import Any
 
 from chrysalis_ray.config.population import DirichletMixes, Epigenomes, LevelMixes, SimplexGridMixes
 from chrysalis_ray.core.records import Epigenome, sha256_of
-
-LEVEL = "level."  # `level.<domain>` in a search space is the level of that domain
-MIX = "mix"  # in a search space: which of the mixes that are written or listed
+from chrysalis_ray.population.words import LEVEL
 
 
 def mix_count(spec: Epigenomes, domains: Sequence[str]) -> int | None:

@@ -18,8 +18,8 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.population.branch import Branching, ranges_of
-from chrysalis_ray.population.mixes import MIX, mix_count
-from chrysalis_ray.population.search import METRIC, MODE
+from chrysalis_ray.population.mixes import mix_count
+from chrysalis_ray.population.words import METRIC, MIX, MODE
 
 
 def make_proposer(branching: Branching, layout: RunLayout, omega: Any, slots: int) -> Any:

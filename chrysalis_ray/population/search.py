@@ -10,10 +10,7 @@ from chrysalis_ray.config.population import Asha, Bohb, HyperBand, MedianStoppin
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.branch import ranges_of
-from chrysalis_ray.population.mixes import LEVEL
-
-METRIC, MODE = "select_loss", "min"
-DIVERGED = 1e9  # nats; what schedulers hear of a loss that is no number: worse than any, and safe to average
+from chrysalis_ray.population.words import LEVEL
 
 # what a YAML may name -> (module it needs, extra of this package that brings it)
 NEEDS = {"optuna": ("optuna", "optuna"), "pb2": ("sklearn", "pb2"), "bohb": ("hpbandster", "bohb")}

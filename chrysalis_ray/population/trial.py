@@ -15,9 +15,8 @@ import ray
 
 from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
-from chrysalis_ray.population.mixes import LEVEL
 from chrysalis_ray.population.postponed import postponed
-from chrysalis_ray.population.search import DIVERGED, METRIC
+from chrysalis_ray.population.words import DIVERGED, LEVEL, METRIC
 
 with postponed():
     from ray import tune

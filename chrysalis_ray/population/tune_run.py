@@ -11,7 +11,8 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.population.branch import Branching
 from chrysalis_ray.population.listener import PopulationListener, UntilBodyLost, seed_generators
-from chrysalis_ray.population.search import METRIC, MODE, make_scheduler, make_searcher, mutable_fields
+from chrysalis_ray.population.search import make_scheduler, make_searcher, mutable_fields
+from chrysalis_ray.population.words import METRIC, MODE
 
 TRIAL_MEMORY = 256 * 1024 * 1024  # bytes a trial process reserves where there is room; it takes no CPU from the body
 

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import MOMENTS, Variant
-from chrysalis_ray.training.bank import Bank, Window
+from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.packed import find_targets, fuse, inject
 from chrysalis_ray.training.probe import probe
+from chrysalis_ray.training.quick import quicken
 from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
 
@@ -89,6 +90,8 @@ class Pack:
         trunk = engine.prepare(Trunk(model))
         if engine.copyable:
             fuse(trunk, window)
+            if engine.device.type == "cpu":
+                quicken(model)
         probe(trunk, model, head, window, engine)
         self.shards = Shards(trunk, head, window, engine, threads, lanes)
         self._row_of = list(range(slots))
@@ -175,6 +178,11 @@ class Pack:
         if slot not in self._occupants:
             raise ModelError(f"slot {slot} holds no variant that can train", "place one first")
         return self._occupants[slot]
+
+    def is_even(self, slots: Sequence[int]) -> bool:
+        """Whether it makes no difference to the time of a step which of these variants sits in which of the first rows."""
+        widths = {bucket_rank(self.occupant(slot).variant.hyperparameters.rank, self.bank.rank) for slot in slots}
+        return self.lanes == "compacted" and len(widths) == 1
 
     def arrange(self, slots: Sequence[int]) -> list[int | None]:
         """Make ready to compute `slots`; returns the slot of every live row, None where a row only keeps the shape."""

@@ -98,6 +98,10 @@ class Shards:
             hands[shard].append(index)
         return [index for hand in hands for index in hand]
 
+    def sizes(self, live: int) -> list[int]:
+        """How many of so many live rows each shard gets."""
+        return [part.stop - part.start for part in _parts(live, len(self.all))]
+
     def spread(self, bank: Bank) -> None:
         """Deal the live rows of the bank to as many shards as there is work for, neighbours together."""
         parts = _parts(bank.live, len(self.all))

@@ -23,6 +23,7 @@ from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, micro
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
 from chrysalis_ray.training.pack import Occupant, Pack
+from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
 
@@ -68,19 +69,31 @@ def train_chunk(
     Each pass takes `rows_per_microstep` rows of every variant; all rows of a step by default, where they agree in how many
     that are. Raises ModelError where variants, tokens and micro-steps do not fit together.
     """
-    counts = [steps] * len(slots) if isinstance(steps, int) else steps
-    seats = {slot: Seat(pack.occupant(slot), count) for slot, count in zip(slots, counts, strict=True)}
-    variants = [seat.occupant.variant for seat in seats.values()]
+    counts = [steps] * len(slots) if isinstance(steps, int) else list(steps)
+    variants = [pack.occupant(slot).variant for slot in slots]
     _check_lengths(variants, tokens)
     at_once = rows_per_microstep or _rows_of_all(variants)
-    passes = {slot: seat.steps * microsteps(seat.occupant.variant.rows_per_step, at_once) for slot, seat in seats.items()}
-    rows = pack.arrange(sorted(slots, key=lambda slot: -passes[slot]))  # who is done first stands last
-    train = partial(train_rows, tokens=tokens, rows_per_microstep=at_once, lanes=pack.lanes)
+    passes = [count * microsteps(variant.rows_per_step, at_once) for count, variant in zip(counts, variants, strict=True)]
+    tallies = {slot: Tally() for slot in slots}
     with strided_gradients():
-        seated = [seats[slot] if slot is not None else None for slot in rows]
-        parts = pack.shards.each(train, [seated[part] for part in pack.shards.rows])
-    metrics = dict(zip(rows, (metric for part in parts for metric in part), strict=True))
-    return [told for slot in slots if (told := metrics[slot]) is not None]
+        for seats in _legs(pack, slots, counts, passes):
+            rows = pack.arrange(sorted(seats, key=lambda slot: -passes[slots.index(slot)]))  # who is done first stands last
+            train = partial(train_rows, tokens=tokens, rows_per_microstep=at_once, lanes=pack.lanes)
+            seated = [seats[slot] if slot is not None else None for slot in rows]
+            parts = pack.shards.each(train, [seated[part] for part in pack.shards.rows])
+            for slot, tally in zip(rows, (tally for part in parts for tally in part), strict=True):
+                if slot is not None and tally is not None:
+                    tallies[slot].add(tally)
+    return [metrics_of(pack.occupant(slot), tallies[slot]) for slot in slots]
+
+
+def _legs(pack: Pack, slots: Sequence[int], counts: Sequence[int], passes: Sequence[int]) -> Iterator[dict[int, Seat]]:
+    """Who sits where, one leg after the other. Those who have as much to do each share the threads as a relay."""
+    legs = [Leg(tuple(range(len(slots))), tuple(counts))]
+    if len(set(counts)) == len(set(passes)) == 1 and pack.is_even(slots):
+        legs = relay(pack.shards.sizes(len(slots)), counts[0])
+    for leg in legs:
+        yield {slots[i]: Seat(pack.occupant(slots[i]), steps) for i, steps in zip(leg.order, leg.steps, strict=True)}
 
 
 def train_rows(
@@ -89,7 +102,7 @@ def train_rows(
     tokens: TokenStore,
     rows_per_microstep: int,
     lanes: Literal["compacted", "fixed"],
-) -> list[SlotMetrics | None]:
+) -> list[Tally | None]:
     """The steps of one shard; `seats` says who sits in each of its rows, None for a row that only keeps the shape.
 
     Every variant accumulates over its own step: the one whose step is complete is summed, clipped and moved alone. "fixed"
@@ -213,20 +226,33 @@ class Ledger:
         for row, step in enumerate(complete):
             self.labels[row] += step.labels if step is not None else 0
 
-    def read(self, seats: Sequence[Seat | None]) -> list[SlotMetrics | None]:
-        """The metrics of whoever sits in each row."""
+    def read(self, seats: Sequence[Seat | None]) -> list[Tally | None]:
+        """What came of whoever sits in each row."""
         losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
         told = zip(seats, losses, self.labels, norms, strict=True)
-        return [metrics_of(seat.occupant, loss / max(1, labels), norm) if seat else None for seat, loss, labels, norm in told]
+        return [Tally(loss, labels, norm) if seat else None for seat, loss, labels, norm in told]
 
 
-def metrics_of(occupant: Occupant, loss: float, norm: float) -> SlotMetrics:
+@dataclass
+class Tally:
+    """The losses of a variant, summed in nats, their number, and the gradient norm of its last step."""
+
+    loss: float = 0.0
+    labels: int = 0
+    norm: float = 0.0
+
+    def add(self, later: Tally) -> None:
+        """Go on with what came later."""
+        self.loss, self.labels, self.norm = self.loss + later.loss, self.labels + later.labels, later.norm
+
+
+def metrics_of(occupant: Occupant, tally: Tally) -> SlotMetrics:
     variant, step = occupant.variant, occupant.optimizer_step
     return SlotMetrics(
         step=step,
         tokens=step * variant.tokens_per_step,
-        train_loss=_finite(loss),
-        gradient_norm=_finite(norm),
+        train_loss=_finite(tally.loss / max(1, tally.labels)),
+        gradient_norm=_finite(tally.norm),
         learning_rate=learning_rate_at(variant.hyperparameters, max(0, step - 1), variant.steps),
         skipped=occupant.skipped,
         state="evicted" if occupant.evicted else "training",

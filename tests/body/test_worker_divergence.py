@@ -10,7 +10,7 @@ from chrysalis_ray.core.records import canonical_json
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.evaluate.heldout import DocumentScore
 from chrysalis_ray.population.listener import PopulationListener
-from chrysalis_ray.population.search import DIVERGED
+from chrysalis_ray.population.words import DIVERGED
 
 
 def tensors(value):
