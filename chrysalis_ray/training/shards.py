@@ -31,13 +31,21 @@ Result = TypeVar("Result")
 
 
 class Shard:
-    """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are."""
+    """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are.
 
-    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine) -> None:
+    With `buckets` each is computed as wide as its rank needs, else all as wide as the bank is.
+    """
+
+    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, buckets: bool) -> None:
         self.trunk = trunk
         self.head = head
         self.window = window
         self.engine = engine
+        self.buckets = buckets
+
+    def show(self, rows: slice) -> None:
+        """Compute these rows of the bank from now on."""
+        self.window.show(rows, self.window.bank.ranks[rows] if self.buckets else None)
 
     @property
     def gradients(self) -> Tensor:
@@ -77,11 +85,11 @@ class Shards:
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
             count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
         self.threads = threads
-        self.buckets = lanes != "fixed"  # a variant is computed as wide as its rank needs; else all as wide as the bank is
-        self.all = [Shard(trunk, head, window, engine)]
+        self.buckets = lanes != "fixed"
+        self.all = [Shard(trunk, head, window, engine, self.buckets)]
         for _ in range(1, count):
             own = Window(bank)
-            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine))
+            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets))
         self.live = self.all[:1]
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
@@ -107,7 +115,7 @@ class Shards:
         parts = _parts(bank.live, len(self.all))
         self.live = self.all[: len(parts)]
         for shard, rows in zip(self.live, parts, strict=True):
-            shard.window.show(rows, bank.ranks[rows] if self.buckets else None)
+            shard.show(rows)
 
     @property
     def rows(self) -> list[slice]:

@@ -116,9 +116,7 @@ def train_rows(
 
     for takes_N in _together(seats, tokens, rows_per_microstep):
         computed = len(seats) if lanes == "fixed" else 1 + max(row for row, take in enumerate(takes_N) if take)
-        if computed < shard.window.rows.stop - shard.window.rows.start:
-            first, bank = shard.window.rows.start, shard.window.bank
-            shard.window.show(slice(first, first + computed), bank.ranks[first : first + computed])
+        shard.show(slice(rows.start, rows.start + computed))
         for part in runs([row for row, take in enumerate(takes_N) if take and take.opens]):
             gradients[part].zero_()
         batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, engine.rank, engine.world, engine.device)
@@ -127,6 +125,7 @@ def train_rows(
         if any(complete):
             ledger.close(move(shard, gradients, seats, complete, lanes), complete)
 
+    shard.show(rows)
     engine.reduce(ledger.loss_N)
     return ledger.read(seats)
 

@@ -37,6 +37,8 @@ def varied(index: int, dropout: bool = True) -> Variant:
 def as_wide_as_the_bank(pack: Pack) -> Pack:
     """Computed as if every variant had the rank of the bank."""
     pack.shards.buckets = False
+    for shard in pack.shards.all:
+        shard.buckets = False
     return pack
 
 
@@ -79,7 +81,8 @@ def test_very_different_ranks_equal_separate_peft(
         packed, alone = weights(pack, slot), train_alone(tiny_base, pack, member, tokens, dtype)
         # as in the test of like ranks: fp32 alone may be further from fp64 than the tolerance itself
         exact = alone if dtype == torch.float64 else train_alone(tiny_base, pack, member, tokens, torch.float64)
-        assert largest_difference(packed, alone) <= max(tolerance, largest_difference(alone, exact))
+        as_exact = dtype == torch.float32 and largest_difference(packed, exact) <= largest_difference(alone, exact)
+        assert largest_difference(packed, alone) <= tolerance or as_exact
 
 
 @pytest.mark.parametrize("path", ["together", "module by module"])
