@@ -110,7 +110,7 @@ def train_rows(
     """
     if not any(seats):
         return [None for _ in seats]
-    engine, gradients = shard.engine, shard.gradients
+    engine, gradients, rows = shard.engine, shard.gradients, shard.window.rows
     ledger = Ledger(len(seats), gradients)
     gradients.zero_()
 
