@@ -169,6 +169,7 @@ class BodyPatch(Written):
     offload: Literal["none", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] | None = None
     quantization: Literal["none", "nf4", "int8"] | None = None
+    attention: Literal["sdpa", "flash"] | None = None
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -136,6 +136,9 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "quantization"),
             f"zero_stage 3 shards weights as they are, not {body.quantization}; write zero_stage: 0, or quantization: none",
         )
+    if body.attention == "flash" and (gpus == 0 or body.precision != "bf16"):
+        lack = "gpus_per_worker is 0" if gpus == 0 else f"precision is {body.precision}"
+        yield ("body", "attention"), f"flash runs on a GPU in bf16, and {lack}; write attention: sdpa, or change that"
     if gpus > 1 and gpus != int(gpus):
         yield ("body", "gpus_per_worker"), (f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of it: write 1")
     elif gpus > 1:
@@ -199,13 +202,12 @@ def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
     """A domain is text or conversations: only these have tokens that are not learned."""
     first: dict[str, bool] = {}
     for position, source in enumerate(genome.sources):
-        of_source = source.domains if isinstance(source, PythonSource) else (source.domain,)
         chat = getattr(source, "messages_key", None) is not None
-        for domain in of_source:
+        for domain in domains_of(genome.model_copy(update={"sources": (source,)})):
             if first.setdefault(domain, chat) != chat:
                 kinds = "conversations here, text in another source" if chat else "text here, conversations in another source"
                 at: Location = ("genome", "sources", position)
-                path = at if isinstance(source, PythonSource) else (*at, "domain")
+                path = (*at, "domain") if hasattr(source, "domain") else at
                 yield path, f"the domain {domain!r} would hold {kinds}; give one of them a domain of its own"
 
 

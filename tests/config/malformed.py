@@ -475,6 +475,9 @@ RULES = [
     ),
     exp("zero alone", "rng_seed: 17", "body: {zero_stage: 3}", "zero_stage: 3", "workers is 1", "set workers: 2"),
     exp("offload without zero", "rng_seed: 17", "body: {offload: cpu}", "offload: cpu", "part of zero_stage 3"),
+    exp("flash on a cpu", "rng_seed: 17", "body: {attention: flash}", "attention: flash", "gpus_per_worker is 0", "sdpa"),
+    exp("flash in fp32", "rng_seed: 17", "body: {attention: flash, gpus_per_worker: 1}", "flash", "precision is fp32"),
+    exp("unknown attention", "rng_seed: 17", "body: {attention: flsh}", "flsh", "'flsh' is not known", "known: sdpa, flash"),
     exp("shared gpu", "rng_seed: 17", "body: {workers: 2, gpus_per_worker: 0.5}", "0.5", "NCCL refuses"),
     exp(
         "several gpus a worker",
