@@ -32,6 +32,7 @@ class Morphology:
     lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
     threads: int | None = None
+    virtual_workers: int | None = None
 
     def __rshift__(self, patch: BodyPatch) -> Morphology:
         return replace(self, **patch.model_dump(exclude_none=True))

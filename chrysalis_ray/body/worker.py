@@ -108,13 +108,14 @@ def grow(plan: BodyPlan) -> Flesh:
     from chrysalis_ray.training.trunk import checkpoint_activations
 
     morphology = plan.morphology
-    threads = morphology.threads or torch.get_num_threads()
+    threads = morphology.threads or (1 if morphology.virtual_workers else torch.get_num_threads())
     torch.set_num_threads(threads)
     device = worker_device(morphology)
     model = load_base(visible(plan.base_folder), morphology.precision, morphology.quantization, morphology.attention)
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
-    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device)
+    virtual = morphology.virtual_workers
+    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual)
     pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)  # of this thread, which waits for those of the shards; they set their own

@@ -173,6 +173,7 @@ class BodyPatch(Written):
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
 
 
 class Blueprint(Written):

@@ -131,6 +131,17 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "offload"),
             ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
         )
+    if body.virtual_workers and body.virtual_workers % workers:
+        yield (
+            ("body", "virtual_workers"),
+            f"{body.virtual_workers} virtual workers cannot be shared evenly by {workers} workers; "
+            f"write a multiple of {workers}",
+        )
+    if body.virtual_workers and body.lanes != "fixed":
+        yield (
+            ("body", "virtual_workers"),
+            f"they are for equal bits, which {body.lanes} lanes do not keep; write lanes: fixed, or leave virtual_workers out",
+        )
     if body.zero_stage == 3 and body.quantization != "none":
         yield (
             ("body", "quantization"),

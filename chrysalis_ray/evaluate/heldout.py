@@ -36,7 +36,7 @@ def score_rows(
     """
     rows = heldout_rows(tokens, split, rows_per_domain)
     own: list[Piece] = []
-    for group, spare in _shares(rows, batch_rows, pack.engine.rank, pack.engine.world):
+    for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
         pieces = _score(pack, slots, tokens, split, group)
         own += [] if spare else pieces
     return _by_slot(slots, _gathered(own, pack.engine.world))
@@ -56,12 +56,13 @@ def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[R
     return rows
 
 
-def _shares(rows: Sequence[Row], batch_rows: int, rank: int, world: int) -> Iterator[tuple[Sequence[Row], bool]]:
+def _shares(rows: Sequence[Row], batch_rows: int, parts: Sequence[int], whole: int) -> Iterator[tuple[Sequence[Row], bool]]:
     """This worker's rows of every pass, and whether they are spare: computed only to keep step with the others."""
-    for start in range(0, len(rows), batch_rows * world):
-        together = rows[start : start + batch_rows * world]
-        own = together[rank::world]
-        yield (own, False) if own else (together[:1], True)
+    for start in range(0, len(rows), batch_rows * whole):
+        together = rows[start : start + batch_rows * whole]
+        for part in parts:
+            own = together[part::whole]
+            yield (own, False) if own else (together[:1], True)
 
 
 def _score(pack: Pack, slots: Sequence[int], tokens: TokenStore, split: str, rows: Sequence[Row]) -> list[Piece]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.dropout import Passage
+from chrysalis_ray.training.limbs import shared_zeros
 
 ALIGNMENT = 64  # elements; rows stay aligned for vector loads, and norms are summed in groups of this many
 NARROWEST = 8  # ranks below this one are computed as it is: a narrower product takes no less time
@@ -39,7 +41,10 @@ class Target:
 
 
 class Bank:
-    """`slots` rows of P parameters. `live` rows from the top take part in the forward pass, as windows show them."""
+    """`slots` rows of P parameters. `live` rows from the top take part in the forward pass, as windows show them.
+
+    With `shared` they lie in memory that a fork of this process goes on sharing.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Bank:
         rank: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        shared: bool = False,
     ) -> None:
         self.targets = tuple(targets)
         self.slots = slots
@@ -63,9 +69,10 @@ class Bank:
             self.offsets[target.name, "lora_B"] = (end, (target.out_features, rank))
             end += rank * target.out_features
         self.row_size = math.ceil(end / ALIGNMENT) * ALIGNMENT
-        self.flat_SP = torch.zeros(slots, self.row_size, dtype=dtype, device=device)
-        self.gflat_SP = torch.zeros_like(self.flat_SP)
-        self.scale_S = torch.zeros(slots, dtype=dtype, device=device)
+        make = shared_zeros if shared else partial(torch.zeros, device=device)
+        self.flat_SP = make((slots, self.row_size), dtype=dtype)
+        self.gflat_SP = make((slots, self.row_size), dtype=dtype)
+        self.scale_S = make((slots,), dtype=dtype)
         self.ranks = [0] * slots
         self.live = slots
 

@@ -29,6 +29,9 @@ class Engine(Protocol):
     world: int
     device: torch.device
     copyable: bool  # whether a prepared trunk may be copied, and the copies be called by several threads at once
+    parts: tuple[int, ...]  # which parts of every micro-step this worker computes, each in a pass of its own
+    whole: int  # of how many
+    in_order: bool  # whether those parts are summed in their order, whoever computed them
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         """Put the frozen trunk where it lives and return the module to call."""
@@ -39,20 +42,26 @@ class Engine(Protocol):
     def reduce(self, rows: Tensor) -> None:
         """Sum a contiguous tensor over all workers, in place."""
 
+    def total(self, parts_V: Tensor) -> Tensor:
+        """The sum of a tensor that every part of a micro-step has, over all workers. `parts_V` may be written to."""
 
-def make_engine(zero_stage: int, offload: str, precision: str, device: torch.device | str) -> Engine:
+
+def make_engine(
+    zero_stage: int, offload: str, precision: str, device: torch.device | str, virtual_workers: int | None = None
+) -> Engine:
     """The engine of this worker. World and rank come from torch.distributed where it is initialised, else it is alone.
 
-    `zero_stage` 0 replicates the base, 3 shards it; `offload` "cpu" keeps the shards in host memory. Raises ModelError for
-    what DeepSpeed cannot do: other stages (the base has no gradients and no optimizer to shard) and fp64.
+    `zero_stage` 0 replicates the base, 3 shards it; `offload` "cpu" keeps the shards in host memory. With `virtual_workers`
+    the arithmetic is that of so many workers, to the bit, however many there are. Raises ModelError for what DeepSpeed cannot
+    do: other stages (the base has no gradients and no optimizer to shard) and fp64.
     """
     if zero_stage == 0:
-        return ReplicatedEngine(torch.device(device))
+        return ReplicatedEngine(torch.device(device), virtual_workers)
     if zero_stage != 3:
         raise ModelError(f"zero_stage {zero_stage} shards nothing of a frozen base", "use 0 (replicate) or 3 (shard)")
     if precision not in ("fp32", "bf16"):
         raise ModelError(f"ZeRO-3 does not run in {precision}", "use precision fp32 or bf16, or zero_stage 0")
-    return ShardedEngine(torch.device(device), offload, precision)
+    return ShardedEngine(torch.device(device), offload, precision, virtual_workers=virtual_workers)
 
 
 class ReplicatedEngine:
@@ -60,10 +69,18 @@ class ReplicatedEngine:
 
     copyable = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, virtual_workers: int | None = None) -> None:
         self.device = device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.in_order, self.whole = virtual_workers is not None, virtual_workers or self.world
+        if self.whole % self.world:
+            raise ModelError(
+                f"{self.whole} virtual workers cannot be shared evenly by {self.world} workers",
+                "set body.virtual_workers to a multiple of body.workers",
+            )
+        each = self.whole // self.world
+        self.parts = tuple(range(self.rank * each, (self.rank + 1) * each))
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         return trunk.to(self.device)
@@ -75,6 +92,19 @@ class ReplicatedEngine:
         if self.world > 1:
             dist.all_reduce(rows)
 
+    def total(self, parts_V: Tensor) -> Tensor:
+        if not self.in_order:
+            self.reduce(parts_V[0])
+            return parts_V[0]
+        everyone = [torch.empty_like(parts_V) for _ in range(self.world)] if self.world > 1 else [parts_V]
+        if self.world > 1:
+            dist.all_gather(everyone, parts_V.contiguous())
+        first, *others = (part for parts in everyone for part in parts)
+        total = first.clone()
+        for part in others:
+            total += part
+        return total
+
 
 class ShardedEngine(ReplicatedEngine):
     """The base cut over all workers by ZeRO-3; each layer is gathered just before it is used, once for all variants.
@@ -84,10 +114,17 @@ class ShardedEngine(ReplicatedEngine):
 
     copyable = False  # its hooks follow one forward pass at a time
 
-    def __init__(self, device: torch.device, offload: str, precision: str, persist: int = 100_000) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        offload: str,
+        precision: str,
+        persist: int = 100_000,
+        virtual_workers: int | None = None,
+    ) -> None:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-        super().__init__(device)
+        super().__init__(device, virtual_workers)
         self.offload = offload
         self.precision = precision
         self.persist = persist

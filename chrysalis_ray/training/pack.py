@@ -83,7 +83,8 @@ class Pack:
     ) -> None:
         self.engine = engine
         self.lanes = lanes
-        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device)
+        shared = engine.device.type == "cpu" and threads > 1
+        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared)
         window = Window(self.bank)
         inject(model, window)
         head = find_head(model)

@@ -10,6 +10,7 @@ few variants live go into the operations, if the base is wide enough for that to
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -80,7 +81,8 @@ class Shards:
 
     def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
         bank = window.bank
-        alone = engine.device.type == "cpu" and engine.copyable and engine.world == 1  # threads would mix up collectives
+        lonely = engine.world == 1 and not engine.in_order  # threads would mix up collectives, and change shapes
+        alone = engine.device.type == "cpu" and engine.copyable and lonely
         count = min(threads, bank.slots, MOST_SHARDS) if alone else 1
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
             count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
@@ -91,6 +93,9 @@ class Shards:
             own = Window(bank)
             self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets))
         self.live = self.all[:1]
+        # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
+        self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
+        self.apart: object = None  # the shards in processes of their own, once they have trained
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
     def order(self, ranks: Sequence[int], most: int) -> list[int]:

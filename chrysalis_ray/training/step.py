@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
+from chrysalis_ray.training.apart import Apart
 from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, takes
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
@@ -26,6 +27,8 @@ from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.sums import Sums
+from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import TokenStore
@@ -54,13 +57,6 @@ class SlotMetrics:
         return asdict(self)
 
 
-class Seat(NamedTuple):
-    """Who sits in a row of a shard, and how many optimizer steps it is to make."""
-
-    occupant: Occupant
-    steps: int
-
-
 def train_chunk(
     pack: Pack, slots: Sequence[int], tokens: TokenStore, steps: int | Sequence[int], rows_per_microstep: int | None = None
 ) -> list[SlotMetrics]:
@@ -78,13 +74,24 @@ def train_chunk(
     with strided_gradients():
         for seats in _legs(pack, slots, counts, passes):
             rows = pack.arrange(sorted(seats, key=lambda slot: -passes[slots.index(slot)]))  # who is done first stands last
-            train = partial(train_rows, tokens=tokens, rows_per_microstep=at_once, lanes=pack.lanes)
             seated = [seats[slot] if slot is not None else None for slot in rows]
-            parts = pack.shards.each(train, [seated[part] for part in pack.shards.rows])
+            parts = _train_parts(pack, [seated[part] for part in pack.shards.rows], tokens, at_once)
             for slot, tally in zip(rows, (tally for part in parts for tally in part), strict=True):
                 if slot is not None and tally is not None:
                     tallies[slot].add(tally)
     return [metrics_of(pack.occupant(slot), tallies[slot]) for slot in slots]
+
+
+def _train_parts(
+    pack: Pack, seats: Sequence[Sequence[Seat | None]], tokens: TokenStore, rows_per_microstep: int
+) -> list[list[Tally | None]]:
+    """Every live shard its seats: in a process each where the base is small enough for that to pay, else in a thread each."""
+    shards = pack.shards
+    if len(seats) > 1 and shards.may_fork:
+        if not isinstance(shards.apart, Apart) or shards.apart.tokens is not tokens:
+            shards.apart = Apart(pack, tokens, train_rows)
+        return shards.apart.train(seats, rows_per_microstep)
+    return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)
 
 
 def _legs(pack: Pack, slots: Sequence[int], counts: Sequence[int], passes: Sequence[int]) -> Iterator[dict[int, Seat]]:
@@ -111,7 +118,7 @@ def train_rows(
     if not any(seats):
         return [None for _ in seats]
     engine, gradients, rows = shard.engine, shard.gradients, shard.window.rows
-    ledger = Ledger(len(seats), gradients)
+    ledger, sums = Ledger(len(seats), gradients, len(engine.parts)), Sums(engine, gradients)
     gradients.zero_()
 
     for takes_N in _together(seats, tokens, rows_per_microstep):
@@ -119,15 +126,16 @@ def train_rows(
         shard.show(slice(rows.start, rows.start + computed))
         for part in runs([row for row, take in enumerate(takes_N) if take and take.opens]):
             gradients[part].zero_()
-        batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, engine.rank, engine.world, engine.device)
-        ledger.add(forward_backward(shard, batch), batch.labelled)
+        for place, rank in enumerate(engine.parts):
+            batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, rank, engine.whole, engine.device)
+            ledger.add(forward_backward(shard, batch), batch.labelled, place)
+            sums.keep(place)
         complete = [take.step if take and take.closes else None for take in takes_N]
         if any(complete):
-            ledger.close(move(shard, gradients, seats, complete, lanes), complete)
+            ledger.close(move(shard, sums, seats, complete, lanes), complete)
 
     shard.show(rows)
-    engine.reduce(ledger.loss_N)
-    return ledger.read(seats)
+    return ledger.read(seats, engine.total(ledger.loss_VN))
 
 
 def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microstep: int) -> Iterator[list[Take | None]]:
@@ -142,17 +150,16 @@ def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microst
         yield takes_N
 
 
-def move(
-    shard: Shard, gradients: Tensor, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str
-) -> Tensor:
+def move(shard: Shard, sums: Sums, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str) -> Tensor:
     """Move the variants whose steps are `complete`: sum over workers, clip, step. Returns the gradient norms [N] of all rows.
 
     Workers sum exactly the rows that move. In "fixed" lanes row by row: in which order three workers add up a number
     depends on where in a message it stands, and must not on who else moves.
     """
+    gradients = sums.gradients_NP
     due = [row for row, step in enumerate(complete) if step is not None]
     for part in [slice(row, row + 1) for row in due] if lanes == "fixed" else runs(due):
-        shard.engine.reduce(gradients[part])
+        sums.close(part)
     moving = [
         seat.occupant.variant.hyperparameters if seat and step else None for seat, step in zip(seats, complete, strict=True)
     ]
@@ -208,15 +215,15 @@ def current_learning_rate(occupant: Occupant) -> float:
 class Ledger:
     """Losses and norms of a chunk, kept on the device and read once."""
 
-    def __init__(self, live: int, like: Tensor) -> None:
-        self.loss_N = torch.zeros(live, dtype=torch.float64, device=like.device)
+    def __init__(self, live: int, like: Tensor, parts: int) -> None:
+        self.loss_VN = torch.zeros(parts, live, dtype=torch.float64, device=like.device)
         self.norm_N = torch.zeros(live, dtype=torch.float64, device=like.device)
         self.labels = [0] * live
 
-    def add(self, losses_K: Tensor, labelled: Labelled) -> None:
-        """Sum a micro-batch's losses lane by lane; its lanes are the first rows."""
+    def add(self, losses_K: Tensor, labelled: Labelled, part: int) -> None:
+        """Sum the losses of a part of a micro-batch lane by lane; its lanes are the first rows."""
         parts = losses_K.detach().to(torch.float64).split(labelled.counts)
-        self.loss_N[: len(parts)] += torch.stack([part.sum() for part in parts])
+        self.loss_VN[part, : len(parts)] += torch.stack([part.sum() for part in parts])
 
     def close(self, norms_N: Tensor, complete: Sequence[LaneStep | None]) -> None:
         """End the steps that are complete."""
@@ -225,24 +232,11 @@ class Ledger:
         for row, step in enumerate(complete):
             self.labels[row] += step.labels if step is not None else 0
 
-    def read(self, seats: Sequence[Seat | None]) -> list[Tally | None]:
-        """What came of whoever sits in each row."""
-        losses, norms = torch.stack([self.loss_N, self.norm_N]).tolist()
+    def read(self, seats: Sequence[Seat | None], loss_N: Tensor) -> list[Tally | None]:
+        """What came of whoever sits in each row; `loss_N` sums over all workers."""
+        losses, norms = torch.stack([loss_N, self.norm_N]).tolist()
         told = zip(seats, losses, self.labels, norms, strict=True)
         return [Tally(loss, labels, norm) if seat else None for seat, loss, labels, norm in told]
-
-
-@dataclass
-class Tally:
-    """The losses of a variant, summed in nats, their number, and the gradient norm of its last step."""
-
-    loss: float = 0.0
-    labels: int = 0
-    norm: float = 0.0
-
-    def add(self, later: Tally) -> None:
-        """Go on with what came later."""
-        self.loss, self.labels, self.norm = self.loss + later.loss, self.labels + later.labels, later.norm
 
 
 def metrics_of(occupant: Occupant, tally: Tally) -> SlotMetrics:

@@ -1,6 +1,8 @@
 """One of several gloo processes of a data-parallel pack; run by the tests, not collected by them.
 
-python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...      CASE: whole | sharded | offloaded | batches | fixed
+python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
+
+CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     offload = "cpu" if case == "offloaded" else "none"
-    replicated = case in ("whole", "batches", "fixed")
-    engine = ReplicatedEngine(cpu) if replicated else ShardedEngine(cpu, offload, "fp32", persist=0)
-    pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" else "compacted")
-    sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((2, 2, 2), None)
+    replicated = case in ("whole", "batches", "fixed", "strict")
+    virtual = 4 if case.startswith("strict") else None
+    if replicated:
+        engine = ReplicatedEngine(cpu, virtual)
+    else:
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual)
+    pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" or virtual else "compacted")
+    sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up
         member = variant(index, rank=(8, 4, 2)[index], epsilon=1e-4)

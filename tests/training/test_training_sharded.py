@@ -50,6 +50,8 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
         f"offloaded={tiny_untied_base}",
         f"batches={tiny_base}",
         f"fixed={tiny_base}",
+        f"strict={tiny_base}",
+        f"strict-sharded={tiny_base}",
     )
 
 
@@ -79,6 +81,26 @@ def test_a_sharded_base_equals_a_whole_one(two_workers: list[list[Result]], tiny
 def test_an_untied_head_is_sharded_offloaded_and_gathered(two_workers: list[list[Result]], tiny_untied_base: Path) -> None:
     assert_equal(two_workers[2], train_case("whole", tiny_untied_base))
     assert all(worker["own_share"] < 0.51 for worker in two_workers[2])
+
+
+def assert_same_bits(found: list[Result], expected: Result) -> None:
+    for worker in found:
+        assert all(torch.equal(worker[name], value) for name, value in expected.items() if name != "own_share")
+
+
+def test_virtual_workers_give_the_same_bits_on_one_worker_and_on_two(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    """Adapters, moments, gradients, losses and scores; and with a base that is sharded over the two."""
+    strict = train_case("strict", tiny_base)
+    assert_same_bits(two_workers[5], strict)
+    assert_same_bits(two_workers[6][1:], two_workers[6][0])
+    assert_equal(two_workers[6], {name: value for name, value in strict.items() if name != "own_share"})
+
+
+@pytest.mark.slow
+def test_virtual_workers_give_the_same_bits_on_four(two_workers: list[list[Result]], tiny_base: Path, tmp_path: Path) -> None:
+    plain, sharded = run(tmp_path, 4, f"strict={tiny_base}", f"strict-sharded={tiny_base}")
+    assert_same_bits(plain, two_workers[5][0])
+    assert_same_bits(sharded, two_workers[6][0])
 
 
 @pytest.mark.slow

@@ -1,0 +1,98 @@
+"""Processes of one worker that share its base and its bank, for small bases on CPUs.
+
+Two threads of Python take turns at every operation; on a base of a few million parameters, where an operation takes less time
+than the turn, a step with one variant per thread takes half as long again as it takes alone. So a shard gets a process: a fork
+of the worker, made once. The frozen base is in its memory already and stays shared because nobody writes it. The bank lies in
+shared memory; the moments of a variant's optimizer travel there and back with every chunk, the rest as a line of JSON.
+
+A limb calls nothing but torch and numpy on one thread, keeps no file of the worker open but its two pipes, and ends with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+PR_SET_PDEATHSIG = 1
+
+Order = dict[str, Any]
+
+
+def shared_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU that a fork of this process goes on sharing."""
+    count = torch.Size(shape).numel()
+    memory = mmap.mmap(-1, max(1, count * dtype.itemsize))
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(*shape)
+
+
+class Limb:
+    """A fork of this process that answers orders by `work`, one after the other."""
+
+    def __init__(self, work: Callable[[Order], Order]) -> None:
+        ordered, self._orders = os.pipe()
+        self._answers, answered = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            _live(work, ordered, answered)
+        os.close(ordered)
+        os.close(answered)
+        self._told = os.fdopen(self._answers, "r", encoding="utf-8")
+
+    def order(self, order: Order) -> None:
+        """Give it something to do."""
+        content = json.dumps(order).encode() + b"\n"
+        while content:
+            content = content[os.write(self._orders, content) :]
+
+    def answer(self) -> Order:
+        """Wait for what came of the order. Raises RuntimeError where it failed, or the process is gone."""
+        line = self._told.readline()
+        answer: Order = (
+            json.loads(line) if line.endswith("\n") else {"failed": f"process {self.process} of this worker is gone"}
+        )
+        if "failed" in answer:
+            raise RuntimeError(answer["failed"])
+        return answer
+
+    def close(self) -> None:
+        """End it, and wait until it has ended."""
+        os.close(self._orders)
+        self._told.close()
+        os.waitpid(self.process, 0)
+
+
+def _live(work: Callable[[Order], Order], ordered: int, answered: int) -> NoReturn:
+    """What a limb does until its worker lets go of the pipe, or dies."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _close_but(ordered, answered)
+        torch.set_num_threads(1)
+        with os.fdopen(ordered, "r", encoding="utf-8") as orders, os.fdopen(answered, "w", encoding="utf-8") as answers:
+            for line in orders:
+                try:
+                    answer = work(json.loads(line))
+                except Exception:  # told to the worker, which raises it
+                    answer = {"failed": traceback.format_exc()}
+                answers.write(json.dumps(answer) + "\n")
+                answers.flush()
+    finally:
+        os._exit(0)  # nothing of the worker is to be cleaned up here
+
+
+def _close_but(*kept: int) -> None:
+    """Close every file but these and the standard streams: a socket held here would hide the worker's death from Ray."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # it was that of the listing itself
