@@ -163,7 +163,7 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
     from chrysalis_ray.genome.tokens import tokenize_genome
 
     length = run.loaded.blueprint.lanes.sequence_length
-    tokens = tokenize_genome(genome, Path(base["path"]), run.layout.tokens, length)
+    tokens = tokenize_genome(genome, Path(base["path"]), run.layout.tokens, length, run.loaded.chat_template)
     total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
     run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
 

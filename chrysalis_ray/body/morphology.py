@@ -28,6 +28,7 @@ class Morphology:
     offload: str = "none"
     precision: str = "fp32"
     quantization: str = "none"
+    attention: str = "sdpa"
     lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
     threads: int | None = None

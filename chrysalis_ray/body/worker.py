@@ -111,7 +111,7 @@ def grow(plan: BodyPlan) -> Flesh:
     threads = morphology.threads or (1 if morphology.virtual_workers else torch.get_num_threads())
     torch.set_num_threads(threads)
     device = worker_device(morphology)
-    model = load_base(visible(plan.base_folder), morphology.precision, morphology.quantization)
+    model = load_base(visible(plan.base_folder), morphology.precision, morphology.quantization, morphology.attention)
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
     virtual = morphology.virtual_workers

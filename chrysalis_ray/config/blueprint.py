@@ -33,11 +33,13 @@ class EmbeddedBase(Written):
 
 
 class PretrainedBase(Written):
-    """A causal language model from the Hugging Face hub or from a local folder."""
+    """A causal language model from the Hugging Face hub or from a local folder. `chat_template` is a file of Jinja that renders
+    conversations in place of the base's own, e.g. for a base that has none."""
 
     type: Literal["pretrained"]
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
 
 
 Base = Annotated[EmbeddedBase | PretrainedBase, Field(discriminator="type")]
@@ -167,6 +169,7 @@ class BodyPatch(Written):
     offload: Literal["none", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] | None = None
     quantization: Literal["none", "nf4", "int8"] | None = None
+    attention: Literal["sdpa", "flash"] | None = None
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

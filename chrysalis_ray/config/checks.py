@@ -41,7 +41,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     lines = [problem_at(tree, path, what) for path, what in here]
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_lanes(loaded)):
+    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
@@ -81,6 +81,12 @@ def _local_base(loaded: LoadedExperiment) -> Iterator[Finding]:
             yield ("base", "model"), f"no folder {folder}; write a hub id such as Qwen/Qwen3-0.6B or a folder with config.json"
         elif not (folder / "config.json").is_file():
             yield ("base", "model"), f"{folder} holds no config.json; a Hugging Face model folder was meant"
+
+
+def _chat_template(loaded: LoadedExperiment) -> Iterator[Finding]:
+    file = loaded.chat_template
+    if file is not None and not file.is_file():
+        yield ("base", "chat_template"), f"no file {file}; a Jinja template was meant, such as blueprints/chatml.jinja"
 
 
 def _targets(blueprint: Blueprint) -> Iterator[Finding]:
@@ -142,6 +148,9 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "quantization"),
             f"zero_stage 3 shards weights as they are, not {body.quantization}; write zero_stage: 0, or quantization: none",
         )
+    if body.attention == "flash" and (gpus == 0 or body.precision != "bf16"):
+        lack = "gpus_per_worker is 0" if gpus == 0 else f"precision is {body.precision}"
+        yield ("body", "attention"), f"flash runs on a GPU in bf16, and {lack}; write attention: sdpa, or change that"
     if gpus > 1 and gpus != int(gpus):
         yield ("body", "gpus_per_worker"), (f"{gpus:g} is a fraction above 1; a worker drives one GPU or a part of it: write 1")
     elif gpus > 1:

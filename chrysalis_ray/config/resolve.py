@@ -13,7 +13,7 @@ from chrysalis_ray.core.records import sha256_of
 # The body that stands when neither file says anything: one CPU worker. `threads` stays open: the worker then takes its CPUs.
 BODY_FLOOR = BodyPatch(
     count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
-    quantization="none", lanes="compacted", activation_checkpointing=False,
+    quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False,
 )  # fmt: skip
 
 # Words for people and for W&B: changing them does not make it another run.
@@ -54,6 +54,15 @@ class LoadedExperiment:
         if isinstance(base, PretrainedBase) and is_local(base.model):
             return base.model_copy(update={"model": str((written_in.parent / Path(base.model).expanduser()).resolve())})
         return base
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The file of a chat template that stands in for the base's own; seen from the file that names it."""
+        written = (self.experiment.base, self.path) if self.experiment.base else (self.blueprint.base, self.blueprint_path)
+        base, file = written
+        if not isinstance(base, PretrainedBase) or base.chat_template is None:
+            return None
+        return file.parent / Path(base.chat_template).expanduser()
 
     @property
     def body(self) -> BodyPatch:

@@ -21,6 +21,7 @@ _BLUEPRINT_NAMES: dict[str, str] = {
         "base_model model_name_or_path model_name model_id pretrained_model_name_or_path model hf_model_id checkpoint_dir"
     ),
     "base.revision": "model_revision",
+    "base.chat_template": "chat_template_jinja chat_template_path",
     "base.hidden_size": "hidden_dim d_model n_embd",
     "base.layers": "num_hidden_layers n_layer num_layers",
     "base.heads": "num_attention_heads n_head",

@@ -88,11 +88,11 @@ def as_plain_text(document: Document) -> str:
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """A base's tokenizer with its chat template."""
+    """A base's tokenizer with a chat template. `source` is where that comes from: the base's folder, or a file."""
 
     tokenizer: Any
     template: str
-    folder: Path
+    source: Path
 
     @property
     def sha256(self) -> str:
@@ -126,21 +126,27 @@ class ChatTokenizer:
                 after = self._apply(messages[: place + 1], where, tokenize=False)
                 if not (after.startswith(before) and whole.startswith(after)):
                     raise GenomeError(
-                        f"{where}: the chat template of {self.folder} renders message {place + 1} otherwise when it is the "
+                        f"{where}: the chat template of {self.source} renders message {place + 1} otherwise when it is the "
                         "last one, so that the answer cannot be told from the rest",
-                        "use conversations with one answer, or a template that marks answers with {% generation %}",
+                        "use conversations with one answer, or as base.chat_template one that marks answers with "
+                        "{% generation %}, such as blueprints/chatml.jinja",
                     )
                 learned |= (ends > len(before)) & (begins < len(after))
         return np.array(encoding["input_ids"], np.uint32), learned
 
     def _apply(self, messages: Sequence[Message], where: str, **options: Any) -> Any:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
 
         try:
-            return self.tokenizer.apply_chat_template([dict(message) for message in messages], **options)
+            turns = [dict(message) for message in messages]
+            return self.tokenizer.apply_chat_template(turns, chat_template=self.template, **options)
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"the chat template of {self.source} is not Jinja: {error.message} at line {error.lineno}", "repair it"
+            ) from error
         except (TemplateError, TypeError, ValueError) as error:
             raise GenomeError(
-                f"{where}: the chat template of {self.folder} cannot render this conversation: {error}",
+                f"{where}: the chat template of {self.source} cannot render this conversation: {error}",
                 "write it as that template wants it (most want user and assistant in turn, and system first), or leave it out",
             ) from error
 
@@ -151,21 +157,24 @@ class ChatTokenizer:
             spelt = next((token for token in control if token in message["content"]), None)
             if spelt is not None:
                 raise GenomeError(
-                    f"{where}: message {place} ({message['role']}) spells {spelt!r}, a control token of {self.folder}",
+                    f"{where}: message {place} ({message['role']}) spells {spelt!r}, a control token of the base",
                     "write it in other characters, or leave the conversation out",
                 )
 
 
-def load_chat_tokenizer(folder: Path) -> ChatTokenizer:
-    """The tokenizer and chat template of a base's folder. Raises ModelError where it has none that can be read."""
+def load_chat_tokenizer(folder: Path, template_file: Path | None = None) -> ChatTokenizer:
+    """The tokenizer of a base's folder and its chat template, or that of a file. Raises ModelError where there is none."""
     from transformers import PreTrainedTokenizerFast
 
     try:
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        if template_file is not None:
+            return ChatTokenizer(tokenizer, template_file.read_text(encoding="utf-8"), template_file)
         template = tokenizer.get_chat_template()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"the base at {folder} has no chat template for the conversations of the genome ({str(error)[:200]})",
-            "choose a base made to chat, or add a chat_template.jinja to a copy of its folder and name that as base.model",
+            f"{template_file or f'the base at {folder}'} has no chat template for the genome's conversations "
+            f"({str(error)[:200]})",
+            "choose a base made to chat, or write base.chat_template: FILE, such as blueprints/chatml.jinja",
         ) from error
     return ChatTokenizer(tokenizer, template, folder)

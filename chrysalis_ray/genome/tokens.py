@@ -176,14 +176,17 @@ def verify_tokens(folder: Path) -> TokenStore:
 # making ------------------------------------------------------------------------------------------------------------
 
 
-def tokenize_genome(genome: Genome, tokenizer_folder: Path, folder: Path, sequence_length: int) -> TokenStore:
+def tokenize_genome(
+    genome: Genome, tokenizer_folder: Path, folder: Path, sequence_length: int, chat_template: Path | None = None
+) -> TokenStore:
     """Tokenise and pack `genome` with the tokenizer of a Hugging Face folder; what is there already for the same genome,
     tokenizer and length is opened instead.
 
     The tokenizer's own template is kept (a beginning token, where the model wants one) and each document ends with the end
-    token that the folder names, if any. Text that spells a special token stays text. Conversations are what the folder's chat
-    template makes of them (`chat.py`). Raises ModelError when there is no usable tokenizer, or no chat template where there are
-    conversations, GenomeError for a conversation that cannot be rendered and when a split has nothing to predict.
+    token that the folder names, if any. Text that spells a special token stays text. Conversations are what the file
+    `chat_template`, else the folder's own template, makes of them (`chat.py`). Raises ModelError when there is no usable
+    tokenizer, or no chat template where there are conversations; GenomeError for a conversation that cannot be rendered, and
+    when a split has nothing to predict.
     """
     from chrysalis_ray.genome.chat import load_chat_tokenizer
     from chrysalis_ray.genome.tokenizer import load_tokenizer
@@ -191,7 +194,7 @@ def tokenize_genome(genome: Genome, tokenizer_folder: Path, folder: Path, sequen
     if sequence_length < 4:
         raise GenomeError(f"sequence_length is {sequence_length}: too short a row to learn from", "use at least 8")
     tokenizer = load_tokenizer(tokenizer_folder)
-    chat = load_chat_tokenizer(tokenizer_folder) if genome.chats else None
+    chat = load_chat_tokenizer(tokenizer_folder, chat_template) if genome.chats else None
     key = {
         "format": FORMAT,
         "genome_id": genome.genome_id,

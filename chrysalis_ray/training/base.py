@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.training.embedded import RECIPE, grow
+from chrysalis_ray.training.flash import chosen_kernel, is_supported
 from chrysalis_ray.training.quantised import quantise
 from chrysalis_ray.training.shapes import layers_of
 
@@ -50,10 +52,11 @@ def prepare_base(
     return _pretrained(spec, cache, progress)
 
 
-def load_base(folder: Path | str, precision: str, quantization: str = "none") -> PreTrainedModel:
+def load_base(folder: Path | str, precision: str, quantization: str = "none", attention: str = "sdpa") -> PreTrainedModel:
     """The model of a folder, frozen and in evaluation mode. `precision` is fp32, bf16, or fp64 for checks of arithmetic.
 
-    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores). With
+    transformers chooses sdpa attention where the architecture allows it, else eager (Gemma 2 caps its scores); `attention`
+    "flash" asks for FlashAttention 2 instead, and raises ModelError where it cannot be. With
     `quantization` nf4 or int8 its linear modules keep their weights in so few bits. Raises ModelError where the weights do not
     fill the model that the config describes.
     """
@@ -69,6 +72,7 @@ def load_base(folder: Path | str, precision: str, quantization: str = "none") ->
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                **_attention(folder, attention, precision),
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the base at {folder} cannot be loaded: {error}", "give a complete causal language model") from error
@@ -85,6 +89,18 @@ def load_base(folder: Path | str, precision: str, quantization: str = "none") ->
     if quantization != "none":
         quantise(model, quantization)
     return model.eval()
+
+
+def _attention(folder: Path | str, attention: str, precision: str) -> dict[str, str]:
+    """What transformers is told about attention: nothing, unless FlashAttention is wanted."""
+    from transformers import AutoConfig
+
+    if attention == "sdpa":
+        return {}
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    installed = find_spec("flash_attn") is not None
+    kernel = chosen_kernel(attention, precision, torch.cuda.is_available(), installed, is_supported(config))
+    return {"attn_implementation": kernel} if kernel else {}
 
 
 def inspect_folder(folder: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The part of a causal language model below its output head, called the same way for every model.
 
 Documents share a row. `position_ids` start again at 0 with each, and attention stays inside: the mask is built here and
-always given. transformers would build it too, but only for batches in which it sees two documents in a row; which kernel
-runs for one variant would then depend on its neighbours' data.
+always given (to FlashAttention the bounds of the documents, which say the same). transformers would build it too, but only
+for batches in which it sees two documents in a row; which kernel runs for one variant would then depend on its neighbours'
+data.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.flash import KERNEL, document_bounds
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # how far a layer looks back, by family
 
@@ -35,12 +37,16 @@ class Trunk(nn.Module):
         check_length(self.model.config.model_type, self.longest_row, input_ids_NT.shape[1])
         decoder = self.model.base_model
         assert isinstance(decoder, nn.Module)
-        mask = document_mask(position_ids_NT)
-        if self.model.config._attn_implementation == "eager":  # it adds its mask to the scores
+        kernel, documents = self.model.config._attn_implementation, dict[str, Any]()
+        if kernel == KERNEL:
+            mask, documents = None, document_bounds(position_ids_NT, self.model.config.num_attention_heads)
+        else:
+            mask = document_mask(position_ids_NT)
+        if kernel == "eager" and mask is not None:  # it adds its mask to the scores
             floor = torch.finfo(self.model.dtype).min
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, floor)
         called = decoder if result == "hidden" else self.model
-        output = called(input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=mask, use_cache=False)
+        output = called(input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=mask, use_cache=False, **documents)
         return output.last_hidden_state if result == "hidden" else output.logits
 
 

@@ -542,6 +542,9 @@ RULES = [
     exp("virtual workers and bits", "rng_seed: 17", "body: {virtual_workers: 4}", "virtual_workers: 4", "write lanes: fixed"),
     exp("zero alone", "rng_seed: 17", "body: {zero_stage: 3}", "zero_stage: 3", "workers is 1", "set workers: 2"),
     exp("offload without zero", "rng_seed: 17", "body: {offload: cpu}", "offload: cpu", "part of zero_stage 3"),
+    exp("flash on a cpu", "rng_seed: 17", "body: {attention: flash}", "attention: flash", "gpus_per_worker is 0", "sdpa"),
+    exp("flash in fp32", "rng_seed: 17", "body: {attention: flash, gpus_per_worker: 1}", "flash", "precision is fp32"),
+    exp("unknown attention", "rng_seed: 17", "body: {attention: flsh}", "flsh", "'flsh' is not known", "known: sdpa, flash"),
     exp("shared gpu", "rng_seed: 17", "body: {workers: 2, gpus_per_worker: 0.5}", "0.5", "NCCL refuses"),
     exp(
         "several gpus a worker",
@@ -787,6 +790,22 @@ BATCHES = [
 CHATS = "- {type: jsonl, path: chats.jsonl, domain: chats}"
 
 CONVERSATIONS = [
+    exp(
+        "missing chat template",
+        "rng_seed: 17",
+        "base: {type: pretrained, model: a/b, chat_template: chat.jinja}",
+        "chat.jinja",
+        "base.chat_template",
+        "no file",
+        "blueprints/chatml.jinja",
+    ),
+    exp(
+        "another word for the template",
+        "rng_seed: 17",
+        "base: {type: pretrained, model: a/b, chat_template_path: chat.jinja}",
+        "chat_template_path",
+        "the name here is base.chat_template",
+    ),
     exp(
         "text and conversations at once",
         CHATS,

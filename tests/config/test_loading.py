@@ -106,6 +106,10 @@ def test_a_local_base_is_seen_from_the_file_that_names_it(good: Path) -> None:
     base = load_experiment(good).base
     assert isinstance(base, PretrainedBase)
     assert base.model == str(model)
+    assert load_experiment(good).chat_template is None
+    (good.parent / "chat.jinja").write_text("{{ messages }}")
+    good.write_text(EXPERIMENT + "base: {type: pretrained, model: ./model, chat_template: chat.jinja}\n")
+    assert load_experiment(good).chat_template == good.parent / "chat.jinja"
 
 
 def test_two_sources_of_one_domain_join(good: Path) -> None:

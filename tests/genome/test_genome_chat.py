@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from chrysalis_ray.genome.chat import load_chat_tokenizer, messages_of
 from chrysalis_ray.genome.documents import SPLITS, make_document
 from chrysalis_ray.genome.tokens import open_tokens, tokenize_genome, verify_tokens
 
+CHATML = Path(__file__).parents[2] / "blueprints" / "chatml.jinja"
 START, STOP = "<|im_start|>", "<|im_end|>"
 # ChatML; an answer ends with the end of its turn and the newline after it
 MARKED = (
@@ -282,9 +284,28 @@ def test_what_a_template_refuses_and_what_would_forge_a_turn(folders):
 
 
 def test_a_base_without_a_template_is_named(tmp_path, genome, folders):
-    with pytest.raises(ModelError, match=r"(?s)none has no chat template .*chat_template.jinja"):
+    with pytest.raises(ModelError, match=r"(?s)none has no chat template .*base.chat_template: FILE"):
         tokenize_genome(genome, folders["none"], tmp_path / "tokens", 64)
-    assert not (tmp_path / "tokens").exists()
+    with pytest.raises(ModelError, match=r"lost.jinja has no chat template"):
+        tokenize_genome(genome, folders["none"], tmp_path / "tokens", 64, tmp_path / "lost.jinja")
+    (tmp_path / "torn.jinja").write_text("{% for m in messages %}\n{{ m.content")
+    with pytest.raises(ModelError, match=r"torn.jinja is not Jinja: .* at line 2"):
+        tokenize_genome(genome, folders["none"], tmp_path / "tokens", 64, tmp_path / "torn.jinja")
+    assert not list(tmp_path.glob("tokens/*.npy"))
+
+
+def test_a_template_from_a_file_stands_in_for_the_bases_own(tmp_path, genome, folders):
+    """The one that is shipped: answers without the newline after their turn, earlier ones too."""
+    shipped = load_chat_tokenizer(folders["forgetful"], CHATML)
+    documents = list(genome.documents("chats", "train"))
+    assert shipped.sha256 != load_chat_tokenizer(folders["forgetful"]).sha256
+    for document, (ids, learned) in zip(documents, shipped.encode(documents), strict=True):
+        expected_ids, expected = by_hand(messages_of(document))
+        newlines = [place for place in range(1, len(expected_ids)) if expected_ids[place - 1] == 256]
+        assert ids.tolist() == expected_ids
+        assert learned.tolist() == [mask and place not in newlines for place, mask in enumerate(expected)]
+    store = tokenize_genome(genome, folders["none"], tmp_path / "tokens", 96, CHATML)
+    assert store.manifest["key"]["chat_template_sha256"] == shipped.sha256
 
 
 def test_pieces_without_an_answer_take_no_room(tmp_path, folders):

@@ -70,6 +70,24 @@ def test_batch_sizes_of_one_pack_equal_separate_peft(
         assert sum(last[slot].domain_tokens.values()) == labels  # type: ignore[attr-defined]
 
 
+def test_batches_and_ranks_that_differ_much_equal_separate_peft(tiny_base: Path, tokens: TextTokens) -> None:
+    """Buckets of like ranks stay buckets while variants that are done fall out of the passes."""
+    members = tuple(
+        sized(variant(index, rank=rank, learning_rate=1e-3), size)
+        for index, (rank, size) in enumerate([(2, 8), (40, 3), (4, 1), (16, 2)])
+    )
+    pack = planted(tiny_base, members, dtype=torch.float64, rank=40)
+    window, narrow = pack.shards.all[0].window, []
+    pack.shards.all[0].trunk.register_forward_pre_hook(lambda *_: narrow.append([bucket.rank for bucket in window.buckets]))
+    train_report(pack, tokens, 2)
+    assert narrow[0] == [40, 16, 8]
+    assert {len(buckets) for buckets in narrow} == {3}  # the last one to be done has the lowest rank
+    train_report(pack, tokens, 2)
+    for slot, member in enumerate(members):
+        alone = train_alone(tiny_base, pack, member, tokens, torch.float64)
+        assert largest_difference(weights(pack, slot), alone) <= 1e-12
+
+
 @pytest.mark.parametrize("lanes", ["compacted", "fixed"])
 def test_a_neighbour_of_nan_with_another_batch_changes_no_bit(lanes: str, tiny_base: Path, tokens: TextTokens) -> None:
     healthy, poisoned = (planted(tiny_base, lanes=lanes) for _ in range(2))

@@ -33,7 +33,7 @@ def train_alone(
     dtype: torch.dtype,
     prepared: Callable[[Any], Any] = lambda model: model,
 ) -> dict[str, torch.Tensor]:
-    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip, AdamW, on what `prepared` makes of the base."""
+    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW, on `prepared` of the base."""
     from peft import LoraConfig, get_peft_model
 
     hyper = variant.hyperparameters
