@@ -85,9 +85,11 @@ def test_packed_equals_separate_peft(
     metrics = train_chunk(pack, range(len(VARIANTS)), tokens, STEPS)
     for slot, member in enumerate(VARIANTS):
         packed, alone = weights(pack, slot), train_alone(base, pack, member, tokens, dtype)
-        # AdamW blows up the rounding of gradients that are nearly zero: fp32 alone may be further from fp64 than 1e-5 itself
+        # AdamW blows up the rounding of gradients that are nearly zero: peft in fp32 may be further from fp64 than 1e-5 itself,
+        # and a pack must then be as near to fp64 as peft is
         exact = alone if dtype == torch.float64 else train_alone(base, pack, member, tokens, torch.float64)
-        assert largest_difference(packed, alone) <= max(tolerance, largest_difference(alone, exact))
+        error = largest_difference(alone, exact)
+        assert largest_difference(packed, alone if error < tolerance else exact) <= max(tolerance, error)
         fresh = fresh_adapter(pack, member.index)
         start = {name: fresh[name][: value.shape[0], : value.shape[1]] for name, value in packed.items()}
         assert largest_difference(packed, start) > 1e-3

@@ -77,9 +77,10 @@ def test_very_different_ranks_equal_separate_peft(
     assert len(widths(pack)[0]) == 3
     for slot, member in enumerate(members):
         packed, alone = weights(pack, slot), train_alone(tiny_base, pack, member, tokens, dtype)
-        # as in the test of like ranks: fp32 alone may be further from fp64 than the tolerance itself
+        # as in the test of like ranks: peft in fp32 may be further from fp64 than the tolerance itself
         exact = alone if dtype == torch.float64 else train_alone(tiny_base, pack, member, tokens, torch.float64)
-        assert largest_difference(packed, alone) <= max(tolerance, largest_difference(alone, exact))
+        error = largest_difference(alone, exact)
+        assert largest_difference(packed, alone if error < tolerance else exact) <= max(tolerance, error)
 
 
 @pytest.mark.parametrize("path", ["together", "module by module"])
