@@ -170,7 +170,7 @@ class Window:
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
         self.passage: Passage | None = None  # of the forward pass at work; whoever calls the trunk sets it
-        self._leaves: dict[tuple[int, int, int], dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}
+        self._leaves: dict[tuple[int, int, int, str], tuple[nn.Parameter, nn.Parameter]] = {}
         self._stacked: dict[tuple[int, int, int, int, str], Stacked] = {}
         self.show(slice(0, bank.slots))
 
@@ -189,7 +189,7 @@ class Window:
     def factors(self, name: str) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """A [rows, rank, in] and B [rows, out, rank] of one target for every bucket, as leaves whose gradients lie in the
         bank's `gflat_SP`."""
-        return [self._leaves_of(bucket)[name] for bucket in self.buckets]
+        return [self._leaves_of(bucket, name) for bucket in self.buckets]
 
     def stacked(self, names: Sequence[str]) -> list[Stacked]:
         """The factors of neighbouring targets of one input width for every bucket; `Bank.neighbours` says which are."""
@@ -204,17 +204,11 @@ class Window:
         """The rows of the bank that a bucket means."""
         return slice(self.rows.start + bucket.rows.start, self.rows.start + bucket.rows.stop)
 
-    def _leaves_of(self, bucket: Bucket) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        place = self._place(bucket)
-        key = (place.start, place.stop, bucket.rank)
+    def _leaves_of(self, bucket: Bucket, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        place, rank = self._place(bucket), bucket.rank
+        key = (place.start, place.stop, rank, name)
         if key not in self._leaves:
-            self._leaves[key] = {
-                target.name: (
-                    self._leaf(target.name, "lora_A", place, key[2]),
-                    self._leaf(target.name, "lora_B", place, key[2]),
-                )
-                for target in self.bank.targets
-            }
+            self._leaves[key] = self._leaf(name, "lora_A", place, rank), self._leaf(name, "lora_B", place, rank)
         return self._leaves[key]
 
     def _leaf(self, name: str, side: str, place: slice, rank: int) -> nn.Parameter:

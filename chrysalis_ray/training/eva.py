@@ -123,7 +123,7 @@ def leading_directions(
 ) -> dict[str, Tensor]:
     """The A [rank, in] of every target of `model`, fp32; the same for the same arguments on machines that round alike.
 
-    Raises ModelError for targets that `find_targets` refuses, and for one that reads fewer than `rank` numbers.
+    Raises ModelError for targets that `find_targets` refuses, for one that reads fewer than `rank` numbers, for too few tokens.
     """
     found = find_targets(model, targets)
     narrowest = min(found, key=lambda target: target.in_features)
@@ -143,7 +143,14 @@ def leading_directions(
     finally:
         for handle in handles:
             handle.remove()
-    return {target.name: readers.principal[readers.first[target.name]].leaders(rank) for target in found}
+    directions = {target.name: readers.principal[readers.first[target.name]].leaders(rank) for target in found}
+    fewest = min(len(directions_RI) for directions_RI in directions.values())
+    if fewest < rank:
+        raise ModelError(
+            f"the labelled tokens of the train split span {fewest} directions, lora.init: eva was asked for {rank}",
+            "add sources, lower the rank, or leave lora.init out",
+        )
+    return directions
 
 
 def sampled_rows(tokens: TokenStore, rng_seed: int) -> Iterator[list[Row]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from training_texts import LENGTH, PROJECTIONS, TextTokens, new_pack, variant, weights
 
 from chrysalis_ray.config.blueprint import Lora
@@ -153,9 +154,12 @@ def test_rows_come_from_all_domains_alike(tokens: TextTokens) -> None:
     assert np.mean([len({domain for domain, _ in batch}) for batch in batches]) > 1
 
 
-def test_more_directions_than_a_target_reads_are_refused(tiny_base: Path, tokens: TextTokens, tmp_path: Path) -> None:
+def test_more_directions_than_there_are_are_refused(tiny_base: Path, tokens: TextTokens, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"q_proj reads 48 numbers.*49 directions\n.*lora.init"):
         of_data(tiny_base, tokens, rank=49)
+    few = TextTokens(Tokenizer.from_file(str(tiny_base / "tokenizer.json")), {"code": ["import argparse"]}, {}, 16)
+    with pytest.raises(ModelError, match=r"span \d directions, lora.init: eva was asked for 40\n.*add sources"):
+        of_data(tiny_base, few, rank=40)
     lora = Lora(init="eva", rank=4, targets=("q_proj",))
     with pytest.raises(ModelError, match=r"directions \[4, 48\] for .*q_proj, there are none"):
         write_adapter_zero(tiny_base, "base", lora, 4, 3, tmp_path / "zero", directions={})

@@ -79,7 +79,7 @@ def test_very_different_ranks_equal_separate_peft(
     assert len(widths(pack)[0]) == 3
     for slot, member in enumerate(members):
         packed, alone = weights(pack, slot), train_alone(tiny_base, pack, member, tokens, dtype)
-        # as in the test of like ranks: fp32 alone may be further from fp64 than the tolerance itself
+        # as in the test of like ranks: peft in fp32 may be further from fp64 than the tolerance itself
         exact = alone if dtype == torch.float64 else train_alone(tiny_base, pack, member, tokens, torch.float64)
         as_exact = dtype == torch.float32 and largest_difference(packed, exact) <= largest_difference(alone, exact)
         assert largest_difference(packed, alone) <= tolerance or as_exact
