@@ -22,4 +22,5 @@ Set = Annotated[
         help="Replace one value of the experiment; `blueprint.KEY=VALUE` reaches into its blueprint. Repeatable.",
     ),
 ]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where run directories lie; on a cluster, a folder all nodes see.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]

@@ -156,7 +156,7 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield from _pbt(scheduler, population)
     if isinstance(scheduler, (HyperBand, Bohb)):
         yield from _hyperband(scheduler, population)
-    slots = loaded.body.slots or variants
+    slots = variants if loaded.body.slots == "auto" else loaded.body.slots or variants
     if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and slots < variants:
         why = "population based training needs all of them at once, or those of different waves never exchange weights"
         if isinstance(scheduler, HyperBand):
