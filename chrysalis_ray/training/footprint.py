@@ -33,7 +33,7 @@ SCORED_ROWS = 8
 def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measured: Measurement | None = None) -> Memory:
     """Bytes on one worker that hosts `slots` variants, all of them training at once."""
     if measured is not None:
-        return _measured_memory(loaded, slots, measured)
+        return _measured_memory(shape, loaded, slots, measured)
     body = loaded.body
     workers, width = body.workers or 1, 2 if body.precision == "bf16" else 4
     whole = shape.parameters * width
@@ -56,12 +56,15 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     )
 
 
-def _measured_memory(loaded: LoadedExperiment, slots: int, measured: Measurement) -> Memory:
-    """The same from a measurement; what logits take is part of what a token was seen to take."""
+def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measured: Measurement) -> Memory:
+    """The same from a measurement; what logits take is part of what a token was seen to take.
+
+    It was taken with the blueprint's optimizer: a variant may draw one that remembers more.
+    """
     on_gpu, held = (loaded.body.gpus_per_worker or 0) > 0, measured.holding
     return Memory(
         base=held.base,
-        bank=slots * held.per_slot,
+        bank=slots * max(held.per_slot, slot_bytes(shape, loaded)),
         activations=round(slots * lane_tokens(loaded) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),

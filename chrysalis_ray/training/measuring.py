@@ -39,7 +39,7 @@ from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.fitting import Scored, fit
 from chrysalis_ray.training.footprint import SCORED_ROWS
 from chrysalis_ray.training.measured import Lane, Point
-from chrysalis_ray.training.memory import limit_memory, peak_memory, resident_memory
+from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
@@ -113,7 +113,7 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
     start = time.time() - order.began
     limit_memory(order.room)
     device = torch.device("cuda", rank) if order.on_gpu else torch.device("cpu")
-    process = resident_memory(device)
+    process = process_memory(device)
     if order.workers > 1:
         store = f"file://{order.folder}/rendezvous"
         dist.init_process_group("nccl" if order.on_gpu else "gloo", init_method=store, rank=rank, world_size=order.workers)
@@ -255,7 +255,8 @@ class Bench:
         bank = self.pack.bank
         moments = len(self.pack.occupant(0).optimizer.moments())
         per_slot = bank.row_size * bank.flat_SP.element_size() * (2 + moments)
-        base = max(last.peak - last.variants * each - process - self.order.slots * per_slot, 0)
+        seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
+        base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
         return {
             "process": process,
             "base": round(base),

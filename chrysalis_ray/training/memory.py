@@ -24,12 +24,24 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resident_memory(device: torch.device) -> int:
-    """What is held now; on a GPU what the driver and other processes hold too."""
+    """What is held now, counted as `peak_memory` counts."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return _told("VmRSS")
+
+
+def process_memory(device: torch.device) -> int:
+    """What this process takes before it holds anything: resident in main memory; on a GPU the driver's context.
+
+    Other processes on that GPU are counted in: neither can use what they hold.
+    """
     if device.type == "cuda":
         import torch
 
         free, whole = torch.cuda.mem_get_info(device)
-        return whole - free
+        return whole - free - torch.cuda.memory_reserved(device)
     return _told("VmRSS")
 
 

@@ -27,7 +27,7 @@ def measurement(loaded: LoadedExperiment, hardware: Hardware = LAPTOP, **changes
         ),
         residual=0.01,
         rejected=0.1,
-        holding=Holding(process=400 << 20, base=50 << 20, per_slot=1 << 20, per_token=1e5),
+        holding=Holding(process=400 << 20, base=50 << 20, per_slot=1_523_712, per_token=1e5),
         start=3.0,
         gather=0.0,
         pretrain=1e-4,
