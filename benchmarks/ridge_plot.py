@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, PANEL_WIDTH, PANEL_HEIGHT, GAP = 980, 420, 70, 70, 370, 270, 110
+MILLISECONDS = [digit * 10.0**power for power in range(-1, 6) for digit in (1, 3)]
+LAWS = {"sum": "launch + work", "roofline": "the larger of launch and work"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
@@ -65,7 +67,7 @@ def draw(base: dict[str, Any], device: str) -> str:
         for place, lane in enumerate(lanes)
     )
     title = (
-        f"{base['base']} on {device}: {base['pace']['kind']}, launch {1000 * base['pace']['launch']:.1f} ms, "
+        f"{base['base']} on {device}: {LAWS[base['pace']['kind']]}, launch {1000 * base['pace']['launch']:.1f} ms, "
         f"ridge at {base['ridge_tokens']:,} tokens"
     )
     style = (
@@ -86,7 +88,7 @@ def _steps(base: dict[str, Any], lanes: Sequence[int], colour: dict[int, str]) -
     times = [row[side] for row in cells for side in ("packed_ms", "fitted_ms")]
     panel = Panel(LEFT, [*tokens, max(base["ridge_tokens"], 1)], times)
     panel.ticks("tokens in one packed step", "x", [4.0**power for power in range(12)], lambda mark: f"{mark:,.0f}")
-    panel.ticks("ms per packed step of all variants", "y", [10.0**power for power in range(-1, 7)], lambda mark: f"{mark:g}")
+    panel.ticks("ms per packed step of all variants", "y", MILLISECONDS, lambda mark: f"{mark:g}")
     for lane in lanes:
         own = sorted((row for row in cells if row["tokens_per_lane"] == lane), key=lambda row: row["variants"])
         panel.line([(row["variants"] * lane, row["fitted_ms"]) for row in own], colour[lane], dashed=True)

@@ -135,7 +135,7 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
         "holding": holding,
         "start": start,
         "gather": bench.gather_seconds(),
-        "pretrain": pretrain_seconds(order.base) if rank == 0 else 0.0,
+        "pretrain": pretrain_seconds(order.base, order.look) if rank == 0 else 0.0,
         "points": [asdict(point) for point in points],
     }
 
@@ -180,19 +180,22 @@ def make_base(base: dict[str, Any], precision: str) -> PreTrainedModel:
     return model.eval()
 
 
-def pretrain_seconds(base: dict[str, Any], steps: int = 10) -> float:
+def pretrain_seconds(base: dict[str, Any], look: float) -> float:
     """Seconds per token in which an embedded base learns all its weights, in the driver's process; 0 for other bases."""
     if base["type"] != "embedded":
         return 0.0
     torch.set_num_threads(os.cpu_count() or 1)
     spec = EmbeddedBase.model_validate(base["spec"])
-    model, seconds = build(spec, 0), 0.0
-    for _ in range(2):  # the first time only warms up
+    model = build(spec, 0)
+
+    def step_seconds(steps: int) -> float:
         rows = torch.randint(0, spec.vocabulary, (steps * ROWS, LENGTH + 1))
         began = time.perf_counter()
         pretrain(model, rows, spec.pretrain_learning_rate, lambda line: None)
-        seconds = time.perf_counter() - began
-    return seconds / (steps * ROWS * LENGTH)
+        return (time.perf_counter() - began) / steps
+
+    once = step_seconds(2)  # it warms up, too
+    return step_seconds(max(1, min(20, int(look / once)))) / (ROWS * LENGTH)
 
 
 class Bench:
