@@ -43,6 +43,7 @@ class Turns:
     lane: float
     length: int
     scored: float  # held-out tokens per variant and report, on this worker
+    fixed: bool = False  # whether all slots are computed, however few train
 
     def seconds(self, alive: float) -> float:
         low = math.floor(alive)
@@ -51,8 +52,9 @@ class Turns:
 
     def turn(self, variants: int) -> float:
         """One turn of so many variants, at most as many as there are slots."""
-        steps = self.steps * self.pace.step(variants, self.lane, self.length, self.microsteps)
-        return steps + self.pace.report(variants, self.scored) + TURN_SECONDS
+        computed = self.slots if self.fixed else variants
+        steps = self.steps * self.pace.step(computed, self.lane, self.length, self.microsteps)
+        return steps + self.pace.score(computed, self.scored) + variants * self.pace.keep + TURN_SECONDS
 
     def _whole(self, alive: int) -> float:
         full, rest = divmod(alive, self.slots)
@@ -104,6 +106,7 @@ def turns_of(loaded: LoadedExperiment, pace: Pace, slots: int, chunk_steps: int)
         lane=lane_tokens(loaded),
         length=lanes.sequence_length,
         scored=domains * evaluate.rows_per_report * lanes.sequence_length / (loaded.body.workers or 1),
+        fixed=loaded.body.lanes == "fixed",
     )
 
 

@@ -60,10 +60,6 @@ class Pace:
         once = self.launch + work if self.kind == "sum" else max(self.launch, work)
         return (microsteps * once + self.per_variant * part) * self.crowd(variants)
 
-    def report(self, variants: float, tokens: float) -> float:
-        """Score so many variants on `tokens` held-out tokens each, and keep their seeds."""
-        return self.score(variants, tokens) + variants * self.keep
-
     def score(self, variants: float, tokens: float) -> float:
         """Held-out losses of so many variants on the same `tokens` tokens."""
         return self.part(variants) * tokens * self.score_per_token * self.crowd(variants)

@@ -18,7 +18,7 @@ from measurements import LAPTOP, measurement
 
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.config.resolve import LoadedExperiment
-from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.errors import ConfigError, ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.training.duration import survivors, turns_of
 from chrysalis_ray.training.fitting import Scored, fit
@@ -156,6 +156,24 @@ def test_auto_packs_only_where_it_helps(tmp_path: Path) -> None:
     assert alone.body.slots == 1
     assert any("auto means 1: packing would save less than a tenth" in note for note in alone.notes)
     assert any(note.startswith("packing will not make the steps themselves faster") for note in alone.notes)
+
+
+def test_fixed_lanes_cost_all_slots_however_few_train() -> None:
+    pace = Pace("sum", launch=0.01, per_token=1e-4, score_per_token=3e-5)
+    compacted, fixed = (
+        turns_of(load_experiment(QUICKSTART, [f"body.lanes={lanes}"]), pace, 8, 48) for lanes in ("compacted", "fixed")
+    )
+    assert fixed.turn(8) == compacted.turn(8) > compacted.turn(2)
+    assert fixed.turn(2) == fixed.turn(8)
+    assert compacted.seconds(20) == pytest.approx(2 * compacted.turn(8) + compacted.turn(4))
+    assert compacted.seconds(2.5) == pytest.approx((compacted.turn(2) + compacted.turn(3)) / 2)
+
+
+@pytest.mark.parametrize("wrong", ["automatic", "0", "-1", "1.5", "5000"])
+def test_slots_are_a_number_or_auto(wrong: str) -> None:
+    assert auto().body.slots == "auto"
+    with pytest.raises(ConfigError, match=r"body\.slots"):
+        load_experiment(QUICKSTART, [f"body.slots={wrong}"])
 
 
 def test_auto_keeps_to_what_fits_and_to_what_was_seen_to_fit(tmp_path: Path) -> None:
