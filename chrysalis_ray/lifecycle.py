@@ -129,7 +129,7 @@ def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
     found, cache = layout.run_manifest.exists(), CacheLayout(layout.root.parent / CACHE)
     run_id = claim_run(loaded, layout)
     story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
-    return Run(settle_plan(loaded, layout, cache), layout, cache, run_id, story)
+    return Run(settle_plan(loaded, layout, cache, story.stage), layout, cache, run_id, story)
 
 
 def seal_genome(run: Run) -> Genome:

@@ -7,7 +7,7 @@ run that is taken up again keeps its shape whatever has been measured since.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -19,11 +19,19 @@ from chrysalis_ray.training.plan import clock, gib
 from chrysalis_ray.training.planner import plan, with_slots
 
 
-def settle_plan(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout) -> LoadedExperiment:
-    """Write down what is planned, unless that was done before; returns the experiment with a number of slots.
+def settle_plan(
+    loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, tell: Callable[[str, str], None] = lambda name, line: None
+) -> LoadedExperiment:
+    """Write down what is planned, unless that was done before, and tell it; returns the experiment with a number of slots.
 
     Raises RunError where `run.json` holds slots that are no number.
     """
+    loaded = _settled(loaded, layout, cache)
+    tell("plan", expected(layout))
+    return loaded
+
+
+def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout) -> LoadedExperiment:
     manifest = read_json(layout.run_manifest)
     settled = manifest.get("slots")
     if settled is not None:
@@ -43,6 +51,17 @@ def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any) -> Load
     if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
         raise RunError(f"{layout.run_manifest} holds {slots!r} slots", "restore it, or give this run another --name")
     return with_slots(loaded, slots)
+
+
+def expected(layout: RunLayout) -> str:
+    """What the plan of this run says, in a sentence. What stands in its way is not told: a cluster may have more than this
+    machine."""
+    said = read_json(layout.plan)["said"]
+    memory, time, slots = said.get("memory"), said.get("time"), said["slots_used"]
+    parts = [f"{said['variants']} variants in {slots} slots"]
+    if memory and time:
+        parts += [f"{gib(memory['total'])} per worker", f"about {clock(time['expected'])}"]
+    return f"{', '.join(parts)} ({_how(said)})"
 
 
 def came(layout: RunLayout, seconds: float | None) -> str | None:
@@ -69,8 +88,11 @@ def said_and_came(said: Mapping[str, Any], told: Mapping[str, Any]) -> str | Non
         parts.append(f"time: plan said {clock(time['expected'])}, {clock(told['wall_seconds'])} came")
     if not parts:
         return None
-    how = f"measured {said['measured']}" if said.get("measured") else "a guess; `chrysalis plan --measure` measures"
-    return f"{'; '.join(parts)} ({how})"
+    return f"{'; '.join(parts)} ({_how(said)})"
+
+
+def _how(said: Mapping[str, Any]) -> str:
+    return f"measured {said['measured']}" if said.get("measured") else "a guess; `chrysalis plan --measure` measures"
 
 
 def peak_of_worker(layout: RunLayout) -> int | None:

@@ -42,9 +42,11 @@ def test_the_run_tells_what_the_plan_said_and_what_came(garden, undisturbed):
     assert plan["said"]["fits"]
     assert plan["came"]["wall_seconds"] > 1
     assert 100 << 20 < plan["came"]["peak_memory"] < 4 << 30
-    line = next(line for line in garden.log("undisturbed").splitlines() if " plan " in line)
-    assert "memory of a worker: plan said" in line
-    assert "; time: plan said" in line
+    lines = [line for line in (garden.runs / "undisturbed.log").read_text().splitlines() if " s  plan " in line]
+    before, after = lines[:2]
+    assert "4 variants in 4 slots, " in before
+    assert "memory of a worker: plan said" in after
+    assert "; time: plan said" in after
 
 
 def test_the_imago_loads_in_plain_peft_with_the_loss_that_was_told(undisturbed):

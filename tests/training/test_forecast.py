@@ -12,7 +12,7 @@ from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.forecast import came, said_and_came, settle_plan
+from chrysalis_ray.training.forecast import came, expected, said_and_came, settle_plan
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import keep_measurement
 from chrysalis_ray.training.memory import peak_memory, resident_memory
@@ -63,6 +63,8 @@ def test_what_came_stands_beside_what_was_said(tmp_path: Path) -> None:
     settle_plan(load_experiment(QUICKSTART), layout, cache)
     rows = {f"v{index}": {"metrics": {"peak_memory": (700 + index) << 20}} for index in range(3)}
     write_json(layout.population_manifest, {"variants": {**rows, "v3": {"state": "failed"}}})
+    assert expected(layout).startswith("8 variants in 8 slots, ")
+    assert expected(layout).endswith(" (a guess; `chrysalis plan --measure` measures)")
     told = came(layout, 60.0)
     assert told is not None
     assert told.startswith("memory of a worker: plan said ")
