@@ -216,7 +216,8 @@ def main() -> None:
         parser.add_argument(name, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if SPINNING not in os.environ:  # read when torch is loaded, so it needs another start; both sides gain by it
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, SPINNING: "1000"})
+        quiet = {"DS_ACCELERATOR": "cpu"} if asked.device == "cpu" else {}  # or DeepSpeed, if it is there, notes what it finds
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, SPINNING: "1000", **quiet})
     packing.quieten()
     place = Place(torch.device(asked.device), asked.precision)
     if asked.role == "stepper":
