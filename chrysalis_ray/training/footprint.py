@@ -106,6 +106,13 @@ def admit(body: BodyPatch, memory: Memory | None, hardware: Hardware, bodies: in
     return max(at_once, 0), obstacles
 
 
+def has_room(body: BodyPatch, memory: Memory, hardware: Hardware) -> bool:
+    """Whether one such body fits into the memory of this machine, whatever else it lacks."""
+    obstacles: list[str] = []
+    _admit_memory(body, memory, hardware, 1, obstacles)
+    return not obstacles
+
+
 def _admit_memory(body: BodyPatch, memory: Memory, hardware: Hardware, at_once: int, obstacles: list[str]) -> int:
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
     remedy = (

@@ -15,7 +15,7 @@ from chrysalis_ray.config.population_checks import largest_rank, search_ranges
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.training.duration import time_of, turns_of
-from chrysalis_ray.training.footprint import admit, slot_bytes, worker_memory
+from chrysalis_ray.training.footprint import admit, has_room, slot_bytes, worker_memory
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import Measurement, find_measurement, lane_of
 from chrysalis_ray.training.pace import Pace, assumption_of, guess_pace
@@ -142,10 +142,10 @@ def choose_slots(
         return SlotChoice(min(SLOTS_UNKNOWN, allowed[-1]), "the sizes of the base are not known yet")
     if measured is not None and measured.slots < measured.asked:
         allowed = [slots for slots in allowed if slots <= measured.slots] or allowed[:1]
-    fitting = [slots for slots in allowed if _fits(loaded, hardware, shape, measured, slots)] or allowed[:1]
-    pace = pace_of(loaded, hardware, shape, measured)
-    seconds = {slots: turns_of(loaded, pace, slots, _steps(loaded)[1]) for slots in fitting}
-    each = {slots: turns.turn(slots) / slots for slots, turns in seconds.items()}
+    needs = {slots: worker_memory(shape, loaded, slots, measured) for slots in allowed}
+    fitting = [slots for slots in allowed if has_room(loaded.body, needs[slots], hardware)] or allowed[:1]
+    pace, chunk = pace_of(loaded, hardware, shape, measured), _steps(loaded)[1]
+    each = {slots: turns_of(loaded, pace, slots, chunk).turn(slots) / slots for slots in fitting}
     best = min(each.values())
     chosen = next(slots for slots in fitting if each[slots] <= WORTHWHILE * best)
     return SlotChoice(chosen, _why(chosen, fitting[-1] < allowed[-1], fitting[-1], each))
@@ -159,11 +159,6 @@ def allowed_slots(population: Population) -> list[int]:
     most = max(variants // 4, 1) if population.proposes else variants
     powers = [1 << power for power in range(most.bit_length()) if 1 << power < most]
     return [*powers, most]
-
-
-def _fits(loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape, measured: Measurement | None, slots: int) -> bool:
-    _, obstacles = admit(loaded.body, worker_memory(shape, loaded, slots, measured), hardware, bodies=1)
-    return not any(" main memory" in obstacle or "a GPU gives" in obstacle for obstacle in obstacles)
 
 
 def _why(chosen: int, limited: bool, largest: int, each: dict[int, float]) -> str:

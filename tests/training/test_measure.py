@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -37,7 +38,7 @@ TINY = [
     "blueprint.base.vocabulary=512", "blueprint.base.intermediate_size=128", "population.variants=4", "body.slots=4",
 ]  # fmt: skip
 # A quarter of a MiB of activations per token: two variants need at once far more than one.
-HUNGRY = [*TINY, "blueprint.base.intermediate_size=8192", "blueprint.lanes={sequence_length: 256, rows_per_step: 4}",
+HUNGRY = [*TINY, "blueprint.base.hidden_size=32", "blueprint.base.heads=2", "blueprint.base.intermediate_size=8192", "blueprint.lanes={sequence_length: 256, rows_per_step: 4}",
           "population.variants=2", "body.slots=2"]  # fmt: skip
 ROOM = 750 << 20  # beyond what is imported: enough for one of them
 
@@ -245,6 +246,22 @@ def test_out_of_memory_halves_the_slots_and_does_not_end_the_measurement(tmp_pat
     shape = shape_of(loaded.base)
     assert shape is not None
     assert 200 << 20 < worker_memory(shape, loaded, 1, found).activations < ROOM
+
+
+def test_an_error_about_memory_is_told_from_others() -> None:
+    from chrysalis_ray.training.measuring import is_out_of_memory
+
+    wrapped = ModelError("the base cannot be loaded", "give a complete model")
+    wrapped.__cause__ = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+    for error in (MemoryError(), RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "no"), wrapped):
+        assert is_out_of_memory(error)
+    for error in (
+        RuntimeError("shapes [2] and [3] differ"),
+        ModelError("no weights"),
+        OSError(errno.ENOSPC, "disk full"),
+        None,
+    ):
+        assert not is_out_of_memory(error)
 
 
 def test_what_cannot_be_measured_is_one_typed_error(tmp_path: Path) -> None:
