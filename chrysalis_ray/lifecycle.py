@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from chrysalis_ray.config.claim import claim_run, run_directory
 from chrysalis_ray.config.loading import LoadedExperiment
 from chrysalis_ray.config.population_checks import rows_at_once
-from chrysalis_ray.core.layout import CacheLayout, RunLayout
+from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.core.weave import Weave
+from chrysalis_ray.training.forecast import settle_plan
 
 if TYPE_CHECKING:
     from chrysalis_ray.body.manifest import Bodies
@@ -129,10 +130,10 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
 
 def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
     """The run in this directory, new or found again. Raises RunError if another experiment lives there."""
-    found = layout.run_manifest.exists()
+    found, cache = layout.run_manifest.exists(), CacheLayout(layout.root.parent / CACHE)
     run_id = claim_run(loaded, layout)
     story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
-    return Run(loaded, layout, CacheLayout(layout.root.parent / ".cache"), run_id, story)
+    return Run(settle_plan(loaded, layout, cache, story.stage), layout, cache, run_id, story)
 
 
 def seal_genome(run: Run) -> Genome:

@@ -40,7 +40,9 @@ DOORS = {
 
 # Rooms, or files, that a laptop without torch can import.
 WITHOUT_TORCH = ("core/", "config/", "report/", "cli/", "population/", "genome/", "lifecycle.py", "__main__.py",
-                 "training/planner.py", "training/hardware.py", "training/plan.py", "evaluate/verdict.py")  # fmt: skip
+                 "training/planner.py", "training/hardware.py", "training/plan.py", "training/pace.py", "training/footprint.py",
+                 "training/duration.py", "training/measured.py", "training/measure.py", "training/forecast.py",
+                 "training/memory.py", "evaluate/verdict.py")  # fmt: skip
 
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "tools", "aliases"}
 LONGEST_FILE = 400

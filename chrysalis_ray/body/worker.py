@@ -142,6 +142,7 @@ def worker_device(morphology: Morphology) -> Any:
 def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
     """One chunk for every variant of the turn; rank 0 also puts the new seeds into the store."""
     from chrysalis_ray.evaluate.heldout import score_rows
+    from chrysalis_ray.training.memory import peak_memory
     from chrysalis_ray.training.step import train_chunk
 
     slots = settle(flesh, turn.work)
@@ -150,6 +151,7 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
     metrics = train_chunk(flesh.pack, slots, flesh.tokens, steps, flesh.plan.rows_per_microstep)
     seconds = time.perf_counter() - started
     scores = score_rows(flesh.pack, slots, flesh.tokens, "select", flesh.plan.rows_per_report)
+    peak = peak_memory(flesh.pack.engine.device)
     outcomes = []
     for work, slot, metric in zip(turn.work, slots, metrics, strict=True):
         flesh.positions[slot] = work.target
@@ -163,6 +165,7 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
             "seconds": seconds,
             "tokens_per_second": work.variant.chunk_steps * work.variant.tokens_per_step / seconds,
             "packed_with": len(turn.work) - 1,
+            "peak_memory": peak,
         }
         outcomes.append(Outcome(work.target, seed, row))
     return outcomes

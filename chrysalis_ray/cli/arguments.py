@@ -32,4 +32,5 @@ SeedAdapter = Annotated[
         "--seed-adapter", metavar="ADAPTER", help="The adapter they were all branched from; changes count from there."
     ),
 ]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where run directories lie; on a cluster, a folder all nodes see.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Annotated
 
-from chrysalis_ray.cli.arguments import Experiment, Json, Set
+import typer
+
+from chrysalis_ray.cli.arguments import Experiment, Json, Runs, Set
 from chrysalis_ray.cli.outcome import DOES_NOT_FIT, print_json
+from chrysalis_ray.core.layout import CACHE, CacheLayout
 
 
-def plan(experiment: Experiment, set: Set = None, json: Json = False) -> int:
+def plan(
+    experiment: Experiment,
+    set: Set = None,
+    runs: Runs = Path("runs"),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="First measure this machine, in seconds; kept in the cache beside the runs.")
+    ] = False,
+    json: Json = False,
+) -> int:
     """Show what an experiment would build.
 
-    Variants, tokens, bodies, memory and time on this machine; exit 3 if it does not fit. Nothing is written.
+    Variants, tokens, slots, memory and time on this machine; exit 3 if it does not fit. Figures are those that were measured
+    on this machine, else estimates. Nothing is written without --measure.
 
     \b
     chrysalis plan experiments/quickstart.yaml --set population.variants=16
+    chrysalis plan experiments/quickstart.yaml --measure
     """
-    return show_plan(experiment, set or [], json)
+    return show_plan(experiment, set or [], json, runs, measuring=measure)
 
 
-def show_plan(experiment: Path, overrides: list[str], as_json: bool) -> int:
+def show_plan(experiment: Path, overrides: list[str], as_json: bool, runs: Path, *, measuring: bool = False) -> int:
     """Print the plan of `experiment` and return the exit code that belongs to it. Imports neither torch nor Ray."""
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.training.hardware import Hardware
     from chrysalis_ray.training.planner import plan as make_plan
 
-    planned = make_plan(load_experiment(experiment, overrides), Hardware.local())
+    loaded, hardware, cache = load_experiment(experiment, overrides), Hardware.local(), CacheLayout(runs.absolute() / CACHE)
+    if measuring:
+        from chrysalis_ray.training.measure import measure
+
+        measure(loaded, hardware, cache, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    planned = make_plan(loaded, hardware, cache)
     if as_json:
         print_json(planned.to_json())
     else:

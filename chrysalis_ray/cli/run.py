@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from chrysalis_ray.cli.arguments import Experiment, Json, Set
+from chrysalis_ray.cli.arguments import Experiment, Json, Runs, Set
 from chrysalis_ray.cli.outcome import print_json
 from chrysalis_ray.cli.plan import show_plan
-from chrysalis_ray.core.layout import is_run_name
+from chrysalis_ray.core.layout import RunLayout, is_run_name
 
 
 def _plain_name(name: str | None) -> str | None:
@@ -24,8 +24,7 @@ def _plain_name(name: str | None) -> str | None:
 def run(
     experiment: Experiment,
     set: Set = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where run directories lie; on a cluster, a folder all nodes see.")]
-    = Path("runs"),
+    runs: Runs = Path("runs"),
     name: Annotated[
         str | None, typer.Option(callback=_plain_name, help="Name of the run directory; the experiment's name if not given.")
     ] = None,
@@ -42,16 +41,21 @@ def run(
     chrysalis run experiments/quickstart.yaml --set population.variants=4 --name four
     """
     if dry_run:
-        return show_plan(experiment, set or [], json)
+        return show_plan(experiment, set or [], json, runs)
     from chrysalis_ray.cli.story import TerminalStory
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.lifecycle import grow
+    from chrysalis_ray.training.forecast import came
 
     loaded = load_experiment(experiment, set or [])
+    root = runs / (loaded.experiment.name if name is None else name)
+    layout = RunLayout(root.absolute())
+    fresh = not layout.run_manifest.exists()
     stream = sys.stderr if json else sys.stdout  # stdout belongs to the JSON, whatever a library prints
     with TerminalStory(stream) as story, contextlib.redirect_stdout(stream):
         verdict = grow(loaded, runs.absolute(), story, name, address)
-    root = runs / (loaded.experiment.name if name is None else name)
+        if told := came(layout, story.seconds if fresh else None):
+            story.stage("plan", told)
     if json:
         print_json({"run": str(root.absolute()), "verdict": verdict})
     else:

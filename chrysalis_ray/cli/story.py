@@ -33,11 +33,15 @@ class TerminalStory:
     def __exit__(self, *raised: object) -> None:
         self._end_table()
 
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.started
+
     def stage(self, name: str, sentence: str) -> None:
         """Print one line; the table, if there is one, stands still from here."""
         self._end_table()
-        seconds = time.monotonic() - self.started
-        print(redact_text(f"{seconds:7.1f} s  {name:<{_NAME_WIDTH}}{sentence}"), file=self.stream, flush=True)
+        print(redact_text(f"{self.seconds:7.1f} s  {name:<{_NAME_WIDTH}}{sentence}"), file=self.stream, flush=True)
 
     def population(self, variants: Sequence[Variant]) -> None:
         """Begin the table."""

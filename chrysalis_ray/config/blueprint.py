@@ -164,7 +164,7 @@ class BodyPatch(Written):
     workers: Count | None = None
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=16.0)] | None = None
     cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
-    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None  # auto: the planner chooses
     zero_stage: Literal[0, 3] | None = None
     offload: Literal["none", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] | None = None

@@ -71,8 +71,9 @@ class LoadedExperiment:
 
     @property
     def places(self) -> int:
-        """Variants that can train at once, in all bodies together."""
-        return (self.body.slots or 1) * (self.body.count or 1)
+        """Variants that can train at once, in all bodies together; those of one slot each where `slots` is still open."""
+        slots = self.body.slots if isinstance(self.body.slots, int) else 1
+        return slots * (self.body.count or 1)
 
     @property
     def folder(self) -> Path:

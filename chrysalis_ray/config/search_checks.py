@@ -149,7 +149,7 @@ def _proposing(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Fin
             ("population", "scheduler", "type"),
             f"{scheduler} does not tell bohb how long a variant trained for its loss; write scheduler type: bohb",
         )
-    slots, bodies = loaded.places, loaded.body.count or 1
+    slots, bodies = 1 if loaded.body.slots == "auto" else loaded.places, loaded.body.count or 1
     if slots >= population.variants:
         yield (
             ("population", "variants"),

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+CACHE = ".cache"  # beside the run directories
+
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -44,6 +46,11 @@ class RunLayout:
     @property
     def weave(self) -> Path:
         return self.root / "weave.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        """What `plan` said before the run, and what came."""
+        return self.root / "plan.json"
 
     # genome
     @property
@@ -163,3 +170,10 @@ class CacheLayout:
 
     def base(self, recipe_sha256: str) -> Path:
         return self.root / "bases" / recipe_sha256[:16]
+
+    def measurement(self, question_sha256: str, lanes: str) -> Path:
+        """What was measured on this machine for one kind of body, at lanes of one shape."""
+        return self.root / "measured" / f"{question_sha256[:16]}-{lanes}.json"
+
+    def measurements(self, question_sha256: str) -> list[Path]:
+        return sorted((self.root / "measured").glob(f"{question_sha256[:16]}-*.json"))

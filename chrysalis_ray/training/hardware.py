@@ -25,12 +25,13 @@ class Hardware:
     gpu_memory: int = 0
     gpu_name: str = ""
     nodes: int = 1
+    processor: str = ""
 
     @classmethod
     def local(cls) -> Hardware:
         """This machine, within the limits of its container. With NVIDIA GPUs it takes as long as nvidia-smi does."""
         name, count, gpu_memory = _nvidia()
-        return cls(cpus=_cpus(), memory=_memory(), gpus=count, gpu_memory=gpu_memory, gpu_name=name)
+        return cls(cpus=_cpus(), memory=_memory(), gpus=count, gpu_memory=gpu_memory, gpu_name=name, processor=_processor())
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +57,15 @@ def _cpus() -> int:
     if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
         count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return count
+
+
+def _processor() -> str:
+    """The processor's model name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _memory() -> int:

@@ -11,7 +11,10 @@ from chrysalis_ray.training.hardware import GIB, Hardware
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one worker's device while all slots train, by component; `host` is what the worker needs beside its GPU."""
+    """Bytes on one worker's device while all slots train, by component; `host` is what the worker needs beside its GPU.
+
+    A measurement does not tell logits from activations: `logits` is 0 then.
+    """
 
     base: int
     bank: int
@@ -27,9 +30,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds: training if the scheduler stops all it can, and if it stops nothing; the rest; and what packing gains."""
+    """Seconds: training if the scheduler stops all it can, what it will stop, and nothing; the rest; and what packing gains.
+
+    Training includes the reports. `measured` is when this machine was measured, None for a guess by `assumption`.
+    """
 
     train_least: float
+    train_expected: float
     train_most: float
     pretrain: float
     judge: float
@@ -38,10 +45,15 @@ class Time:
     lane_tokens: int
     packing_gain: float
     assumption: str
+    measured: str | None = None
 
     @property
     def least(self) -> float:
         return self.train_least + self.pretrain + self.judge + self.overhead
+
+    @property
+    def expected(self) -> float:
+        return self.train_expected + self.pretrain + self.judge + self.overhead
 
     @property
     def most(self) -> float:
@@ -71,6 +83,7 @@ class Plan:
     hardware: Hardware
     memory: Memory | None
     time: Time | None
+    measured: str | None
     obstacles: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -90,7 +103,7 @@ class Plan:
             "body": self.body.model_dump(mode="json"),
             "hardware": self.hardware.to_json(),
             "memory": {**asdict(self.memory), "total": self.memory.total} if self.memory else None,
-            "time": {**asdict(self.time), "least": self.time.least, "most": self.time.most} if self.time else None,
+            "time": _time_json(self.time) if self.time else None,
             "fits": self.fits,
         }
 
@@ -103,11 +116,15 @@ class Plan:
             f"together: {self.tokens:,} tokens over {len(self.domains)} domains ({', '.join(self.domains)})",
             _body_line(self),
             f"machine: {self.hardware.line()}",
-            *(_memory_lines(self.memory, self.body) if self.memory else ()),
+            *(_memory_lines(self.memory, self.body, self.measured) if self.memory else ()),
             *(_time_lines(self.time) if self.time else ()),
             *(f"note: {note}" for note in self.notes),
             *(f"does not fit: {obstacle}" for obstacle in self.obstacles),
         ]
+
+
+def _time_json(time: Time) -> dict[str, Any]:
+    return {**asdict(time), "least": time.least, "expected": time.expected, "most": time.most}
 
 
 def _body_line(plan: Plan) -> str:
@@ -115,29 +132,31 @@ def _body_line(plan: Plan) -> str:
     on = f"{body.gpus_per_worker:g} GPU" if body.gpus_per_worker else f"{body.cpus_per_worker:g} CPU"
     workers = "1 worker" if body.workers == 1 else f"{body.workers} workers"
     sharded = f", ZeRO-{body.zero_stage}" if body.zero_stage else ""
-    several = f", {plan.bodies_at_once} at once" if plan.bodies > 1 else ""
-    count = "1 body" if plan.bodies == 1 else f"{plan.bodies} bodies"
-    return f"{count}{several}: {plan.slots_used} variants in {body.slots} slots on {workers} x {on}, {body.precision}{sharded}"
+    turns = f" of {plan.variants}, which take turns," if plan.slots_used < plan.variants else ""
+    return f"1 body: {plan.slots_used} variants{turns} in {body.slots} slots on {workers} x {on}, {body.precision}{sharded}"
 
 
-def _memory_lines(memory: Memory, body: BodyPatch) -> list[str]:
+def _memory_lines(memory: Memory, body: BodyPatch, measured: str | None) -> list[str]:
     parts = (("base", memory.base), ("adapters, gradients, moments", memory.bank), ("activations", memory.activations),
              ("logits chunk", memory.logits), ("process", memory.process))  # fmt: skip
-    shown = ", ".join(f"{name} {gib(size)}" for name, size in parts)
-    beside = f"; and {gib(memory.host)} of main memory" if body.offload == "cpu" else ""
-    return [f"memory per worker: {gib(memory.total)} ({shown}){beside}"]
+    shown = ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
+    beside = f"; and {gib(memory.host)} of main memory" if body.offload == "cpu" and memory.host else ""
+    how = f"; measured on this machine, {measured}" if measured else ""
+    return [f"memory per worker: {gib(memory.total)} ({shown}){beside}{how}"]
 
 
 def _time_lines(time: Time) -> list[str]:
     span = (
-        f"{_clock(time.least)} to {_clock(time.most)}"
+        f"{clock(time.least)} to {clock(time.most)}, likely {clock(time.expected)}"
         if time.train_least < 0.95 * time.train_most
-        else f"about {_clock(time.most)}"
+        else f"about {clock(time.most)}"
     )
-    pretrain = f", base {_clock(time.pretrain)}" if time.pretrain else ""
+    pretrain = f", base {clock(time.pretrain)}" if time.pretrain else ""
+    guess = f"a guess, within a factor of two: {time.assumption}; --measure measures"
+    how = f"measured on this machine, {time.measured}" if time.measured else guess
     return [
-        f"time: {span} (training at most {_clock(time.train_most)}{pretrain}, judging {_clock(time.judge)}, the rest "
-        f"{_clock(time.overhead)}); a guess, within a factor of two: {time.assumption}"
+        f"time: {span} (training at most {clock(time.train_most)}{pretrain}, judging {clock(time.judge)}, the rest "
+        f"{clock(time.overhead)}); {how}"
     ]
 
 
@@ -151,7 +170,7 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

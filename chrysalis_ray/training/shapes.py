@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.blueprint import Base, EmbeddedBase
+from chrysalis_ray.config.blueprint import Base, EmbeddedBase, PretrainedBase
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.decoders import DECODERS, LLAMA, SYNONYMS, UNSAID, Decoder, size_of
 
@@ -61,6 +61,15 @@ class ModelShape:
             + tables * self.embedding_parameters
             + size_of(self.decoder.outside, self._sizes)
         )
+
+    def to_config(self) -> dict[str, Any]:
+        """What a Qwen3's config.json says of these sizes: the models of the table below are all Qwen3."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads,
+            "head_dim": self.head_size, "intermediate_size": self.intermediate, "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied, "max_position_embeddings": self.positions or 40_960,
+        }  # fmt: skip
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
         """Parameters of one adapter: rank x (in + out) for every target module of every layer."""
@@ -125,12 +134,18 @@ def shape_of(base: Base) -> ModelShape | None:
             "embedded", base.hidden_size, base.layers, base.heads, base.key_value_heads, base.head_size, base.intermediate_size,
             base.vocabulary, tied=True,
         )  # fmt: skip
-    folder = Path(base.model)
-    if (folder / "config.json").is_file():
-        return read_shape(folder / "config.json", base.model)
-    for config in _cached_configs(base.model):
+    config = config_of(base)
+    if config is not None:
         return read_shape(config, base.model)
     return KNOWN.get(base.model) or KNOWN.get(base.model.removesuffix("-Base"))
+
+
+def config_of(base: PretrainedBase) -> Path | None:
+    """The config.json of `base` on this machine: in its folder, or the newest of the hub's cache."""
+    local = Path(base.model) / "config.json"
+    if local.is_file():
+        return local
+    return next(iter(_cached_configs(base.model)), None)
 
 
 def read_shape(path: Path, name: str) -> ModelShape:

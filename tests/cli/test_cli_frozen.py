@@ -9,7 +9,7 @@ from chrysalis_ray.cli.main import app
 FROZEN = {
     "": ["--help", "--version", "-h"],
     "run": ["EXPERIMENT", "--address", "--dry-run", "--help", "--json", "--name", "--runs", "--set", "-h"],
-    "plan": ["EXPERIMENT", "--help", "--json", "--set", "-h"],
+    "plan": ["EXPERIMENT", "--help", "--json", "--measure", "--runs", "--set", "-h"],
     "report": ["RUN_DIRECTORY", "--help", "--json", "-h"],
     "merge": ["ADAPTER...", "--help", "--json", "--out", "--rank", "--seed-adapter", "--set", "--strategy", "--weights", "-h",
               "-o", "-s"],

@@ -37,6 +37,18 @@ def test_every_variant_reports_its_own_metrics_by_its_own_tokens(undisturbed):
         assert all(0 < line["select_loss"] < 10 for line in own)
 
 
+def test_the_run_tells_what_the_plan_said_and_what_came(garden, undisturbed):
+    plan = json.loads((undisturbed / "plan.json").read_text())
+    assert plan["said"]["fits"]
+    assert plan["came"]["wall_seconds"] > 1
+    assert 100 << 20 < plan["came"]["peak_memory"] < 4 << 30
+    lines = [line for line in (garden.runs / "undisturbed.log").read_text().splitlines() if " s  plan " in line]
+    before, after = lines[:2]
+    assert "4 variants in 4 slots, " in before
+    assert "memory of a worker: plan said" in after
+    assert "; time: plan said" in after
+
+
 def test_the_imago_loads_in_plain_peft_with_the_loss_that_was_told(undisturbed):
     script = """
 import json, sys, torch
@@ -112,3 +124,13 @@ def test_adapters_differ_and_have_their_own_ranks(undisturbed):
     assert len(set(weights.values())) == 4
     ranks = [json.loads(path.read_text())["r"] for path in sorted(undisturbed.glob("variants/*/adapter/adapter_config.json"))]
     assert ranks == [2, 4, 2, 4]
+
+
+@pytest.mark.slow
+def test_slots_that_the_planner_chose_stand_in_the_manifest(garden):
+    run = garden.run("auto", "body.slots=auto")
+    slots = json.loads((run / "run.json").read_text())["slots"]
+    assert max(len(body["results"]) for _, body in Store(run / "store").cuts()) == slots
+    assert json.loads((run / "run.json").read_text())["experiment"]["experiment"]["body"]["slots"] == "auto"
+    garden.run("auto", "body.slots=auto")  # taken up again: the same experiment, the same shape
+    assert json.loads((run / "run.json").read_text())["slots"] == slots

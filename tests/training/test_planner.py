@@ -126,12 +126,13 @@ def test_offload_moves_the_shard_to_main_memory() -> None:
     assert moved.host - kept.host == kept.base - moved.base  # type: ignore[union-attr]
 
 
-def test_bodies_follow_slots_and_devices() -> None:
-    planned = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=8"]), CLUSTER)
-    assert (planned.bodies, planned.bodies_at_once, planned.slots_used) == (3, 3, 8)
-    one = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=8"]), replace(CLUSTER, gpus=1))
-    assert (one.bodies, one.bodies_at_once) == (3, 1)
-    assert one.time.train_most == pytest.approx(3 * planned.time.train_most)  # type: ignore[union-attr]
+def test_variants_beyond_the_slots_take_turns_in_one_body() -> None:
+    packed = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=24"]), CLUSTER)
+    turns = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=8"]), CLUSTER)
+    assert (turns.bodies, turns.bodies_at_once, turns.slots_used) == (1, 1, 8)
+    assert turns.time.train_most >= packed.time.train_most  # type: ignore[union-attr]
+    assert "8 variants of 24, which take turns, in 8 slots" in "\n".join(turns.lines())
+    assert "take turns" not in "\n".join(packed.lines())
 
 
 def test_it_says_when_packing_does_not_help_in_time() -> None:

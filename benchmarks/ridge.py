@@ -1,0 +1,255 @@
+"""Where packing stops helping: N variants x tokens per lane, packed against sequential PEFT in one warm process, and the ridge.
+
+    python benchmarks/ridge.py
+    python benchmarks/ridge.py --memory --processes --json
+    python benchmarks/ridge.py --shapes qwen3-0.6b --device cuda --precision bf16 --json
+
+Every cell is a real optimizer step of both sides, taken in turns. The law of `training/pace.py` is fitted to the packed steps:
+below its ridge a step is mostly launch, which a pack pays once. With `--memory` both sides are weighed in processes of their
+own, with `--processes` N PEFT processes step at once. The plot is drawn into an SVG beside the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import memory
+import packing
+import ridge_plot
+import torch
+from packing import Place, Shape
+
+from chrysalis_ray.core.records import write_json
+from chrysalis_ray.training.fitting import Scored, fit
+from chrysalis_ray.training.measured import Point
+from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.shards import MOST_SHARDS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROW = 256  # tokens of a row; a lane of fewer tokens is one row
+WINDOW_SECONDS = 4.0  # of N processes stepping at once
+MOST_PROCESSES = 8
+# OpenMP threads that wait spin by default, and on a machine that does other work too they wait for each other's time slices.
+SPINNING = "GOMP_SPINCOUNT"
+
+Cell = dict[str, Any]
+
+
+def cell(folder: Path, shape: Shape, variants: int, tokens: int, place: Place, seconds: float) -> Cell:
+    """Milliseconds of a step of all variants on both sides. Exits if the sides start at different losses."""
+    rows = packing.draw_rows(variants, tokens, shape.vocabulary)
+    sides = [packing.sequential(folder, rows, place), packing.packed(folder, rows, place)]
+    first = [step() for step in sides]
+    apart = max(abs(a - b) for a, b in zip(*first, strict=True))
+    if apart > (1e-4 if place.precision == "fp32" else 5e-2):
+        sys.exit(f"{variants} x {tokens} tokens: the two sides start at losses {apart:.2e} apart; nothing was timed")
+    warm = sum(timed(step) for step in sides)
+    repeats = min(50, max(2, round(seconds / warm)))
+    taken = [[timed(step) for step in sides] for _ in range(repeats)]
+    sequential, packed = (statistics.median(side) for side in zip(*taken, strict=True))
+    return {
+        "variants": variants,
+        "tokens_per_lane": tokens,
+        "sequential_ms": sequential * 1000,
+        "packed_ms": packed * 1000,
+        "gain": sequential / packed,
+        "repeats": repeats,
+    }
+
+
+def timed(step: Callable[[], list[float]]) -> float:
+    """Seconds of a step; it ends by reading losses back, so a GPU is done when it is."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def law_of(cells: Sequence[Cell], place: Place) -> dict[str, Any]:
+    """The fitted law of the packed steps, and its ridge."""
+    shards = min(torch.get_num_threads(), MOST_SHARDS) if place.device.type == "cpu" else 1
+    points = []
+    for row in cells:
+        length = min(ROW, row["tokens_per_lane"])
+        points.append(Point(row["variants"], row["tokens_per_lane"] // length, length, 1, row["packed_ms"] / 1000))
+    found = fit(points, workers=1, shards=shards, per_variant=0.0, scored=Scored(1, 1, 0.0), keep=0.0)
+    for row, point in zip(cells, points, strict=True):
+        row["fitted_ms"] = 1000 * found.pace.step(point.variants, row["tokens_per_lane"], point.length)
+        row["fitted_gain"] = found.pace.gain(point.variants, row["tokens_per_lane"], point.length)
+    return {
+        "pace": found.pace.to_json(),
+        "residual": found.residual,
+        "residual_of_the_other_form": found.rejected,
+        "ridge_tokens": found.pace.ridge(ROW),
+    }
+
+
+def matrix_rate(place: Place) -> float:
+    """FLOP/s of a large matrix product on this device in this precision: what is there to be reached."""
+    size = 8192 if place.device.type == "cuda" else 1536
+    dtype = torch.bfloat16 if place.precision == "bf16" else torch.float32
+    left, right = (torch.randn(size, size, device=place.device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        began = time.perf_counter()
+        (left @ right)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def share_of_rate(row: Cell, shape: Shape, rate: float) -> float:
+    """FLOP/s of a packed step as a share of the matrix rate; frozen weights count 4 FLOPs per token, as they are computed."""
+    sizes = ModelShape(
+        name="base",
+        hidden=shape.hidden,
+        layers=shape.layers,
+        heads=shape.heads,
+        key_value_heads=shape.key_value_heads,
+        head_size=shape.head,
+        intermediate=shape.intermediate,
+        vocabulary=shape.vocabulary,
+        tied=True,
+    )
+    length = min(ROW, row["tokens_per_lane"])
+    flops = sizes.training_flops(sizes.lora_parameters(packing.RANK, packing.TARGETS), length)
+    return flops * row["variants"] * row["tokens_per_lane"] / (row["packed_ms"] / 1000) / rate
+
+
+# N processes at once ------------------------------------------------------------------------------------------------
+
+
+def processes_ms(folder: Path, name: str, variants: int, tokens: int, place: Place) -> float:
+    """Milliseconds in which N PEFT processes, all stepping at once, have made one step each."""
+    out = Path(tempfile.mkdtemp(dir=folder.parent))
+    command = [sys.executable, __file__, "--role", "stepper", "--shapes", name, "--lanes", str(tokens), "--variants"]
+    command += [str(variants), "--folder", str(folder), "--out", str(out)]
+    command += ["--device", place.device.type, "--precision", place.precision]
+    threads = str(max(1, (os.cpu_count() or 1) // variants))
+    children = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}) for _ in range(variants)]
+    if any([child.wait() for child in children]):
+        sys.exit("a PEFT process failed")
+    told = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    return 1000 * variants / sum(row["steps"] / row["seconds"] for row in told)
+
+
+def stepper(folder: Path, out: Path, shape: Shape, variants: int, tokens: int, place: Place) -> None:
+    """One of N processes: step until all are warm, then count the steps of a window, and go on until all have counted."""
+    step = packing.sequential(folder, packing.draw_rows(1, tokens, shape.vocabulary), place)
+    step()
+    me = os.getpid()
+    (out / f"{me}.warm").touch()
+    while len(list(out.glob("*.warm"))) < variants:
+        step()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < WINDOW_SECONDS or steps < 2:
+        step()
+        steps += 1
+    seconds = time.perf_counter() - began
+    (out / f"{me}.json").write_text(json.dumps({"steps": steps, "seconds": seconds}))
+    while len(list(out.glob("*.json"))) < variants:
+        step()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
+    """All cells of one base, from the smallest to the largest, and the law."""
+    shape, cells = packing.shapes()[name], []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "base"
+        packing.write_base(shape, folder)
+        for tokens in asked.lanes:
+            for variants in asked.variants:
+                row = cell(folder, shape, variants, tokens, place, asked.seconds)
+                gc.collect()
+                if place.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if asked.processes and variants <= MOST_PROCESSES:
+                    row["processes_ms"] = processes_ms(folder, name, variants, tokens, place)
+                    row["gain_over_processes"] = row["processes_ms"] / row["packed_ms"]
+                if asked.memory and variants == MOST_PROCESSES:
+                    weighed = memory.measure(name, variants, tokens)
+                    row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
+                cells.append(row)
+                print(line_of(row), flush=True)
+    rate = matrix_rate(place)
+    for row in cells:
+        row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
+    return {"base": name, "cells": cells, "matrix_flops": rate, **law_of(cells, place)}
+
+
+def line_of(row: Cell) -> str:
+    text = f"{row['tokens_per_lane']:>8}{row['variants']:>5}{row['sequential_ms']:>12.1f} ms{row['packed_ms']:>10.1f} ms"
+    text += f"{row['gain']:>8.2f}x"
+    if "gain_over_processes" in row:
+        text += f"{row['gain_over_processes']:>8.2f}x of {row['variants']} processes"
+    if "memory_ratio" in row:
+        text += f"   memory {row['processes_mib']:.0f} / {row['packed_mib']:.0f} MiB = {row['memory_ratio']:.1f}x"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--variants", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--lanes", type=int, nargs="+", default=[64, 256, 1024], help="tokens per variant and step")
+    parser.add_argument("--shapes", nargs="+", default=["tiny"], choices=["tiny", "wide", "qwen3-0.6b"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=2.0, help="about how long to look at each cell")
+    parser.add_argument("--processes", action="store_true", help=f"also N PEFT processes at once, N up to {MOST_PROCESSES}")
+    parser.add_argument("--memory", action="store_true", help=f"also memory of both sides at N = {MOST_PROCESSES} (CPU)")
+    parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "ridge.json", help="also write JSON and SVG")
+    for name in ("--role", "--folder", "--out"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if SPINNING not in os.environ:  # read when torch is loaded, so it needs another start; both sides gain by it
+        quiet = {"DS_ACCELERATOR": "cpu"} if asked.device == "cpu" else {}  # or DeepSpeed, if it is there, notes what it finds
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, SPINNING: "1000", **quiet})
+    packing.quieten()
+    place = Place(torch.device(asked.device), asked.precision)
+    if asked.role == "stepper":
+        shape = packing.shapes()[asked.shapes[0]]
+        return stepper(Path(asked.folder), Path(asked.out), shape, asked.variants[0], asked.lanes[0], place)
+    torch.set_num_threads(asked.threads)
+    told = []
+    for name in asked.shapes:
+        print(f"{name}: {'tokens':>{6 - len(name) + 2}}{'N':>5}{'sequential':>15}{'packed':>13}{'gain':>9}")
+        told.append(grid(asked, name, place))
+        print(summary(told[-1]))
+    if asked.json:
+        device = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
+        content = {"machine": machine.describe(), "device": device, "precision": asked.precision, "threads": asked.threads}
+        write_json(asked.json, {**content, "load": machine.load_now(), "bases": told})
+        for base in told:
+            suffix = "" if len(told) == 1 else f"-{base['base']}"
+            asked.json.with_name(f"{asked.json.stem}{suffix}.svg").write_text(ridge_plot.draw(base, device), encoding="utf-8")
+    return None
+
+
+def summary(told: dict[str, Any]) -> str:
+    pace, cells = told["pace"], told["cells"]
+    worst, best = (choose(cells, key=lambda row: row["gain"]) for choose in (min, max))
+    return (
+        f"law: {pace['kind']}, launch {1000 * pace['launch']:.1f} ms, residual {told['residual']:.1%} (the other form "
+        f"{told['residual_of_the_other_form']:.1%}); ridge at {told['ridge_tokens']:,} tokens\n"
+        f"gain from {worst['gain']:.2f}x ({worst['variants']} x {worst['tokens_per_lane']}) to {best['gain']:.2f}x "
+        f"({best['variants']} x {best['tokens_per_lane']}); at most "
+        f"{max(row['share_of_matrix_rate'] for row in cells):.0%} of {told['matrix_flops'] / 1e9:.0f} GFLOP/s"
+    )
+
+
+if __name__ == "__main__":
+    main()

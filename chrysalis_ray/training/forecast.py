@@ -1,0 +1,104 @@
+"""What the plan said and what came: written into the run directory before the run, compared at its end. No torch.
+
+`plan.json` holds the plan of the process that opened the run, and under `came` the peak memory of the first worker and, if
+the run went through in one go, its wall time. `body.slots: auto` is settled here, once: the number stands in `run.json`, and a
+run that is taken up again keeps its shape whatever has been measured since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.errors import RunError
+from chrysalis_ray.core.layout import CacheLayout, RunLayout
+from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.training.hardware import Hardware
+from chrysalis_ray.training.plan import clock, gib
+from chrysalis_ray.training.planner import plan, with_slots
+
+
+def settle_plan(
+    loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, tell: Callable[[str, str], None] = lambda name, line: None
+) -> LoadedExperiment:
+    """Write down what is planned, unless that was done before, and tell it; returns the experiment with a number of slots.
+
+    Raises RunError where `run.json` holds slots that are no number.
+    """
+    loaded = _settled(loaded, layout, cache)
+    tell("plan", expected(layout))
+    return loaded
+
+
+def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout) -> LoadedExperiment:
+    manifest = read_json(layout.run_manifest)
+    settled = manifest.get("slots")
+    if settled is not None:
+        loaded = _as_settled(loaded, layout, settled)
+    if layout.plan.exists() and loaded.body.slots != "auto":
+        return loaded
+    planned = plan(loaded, Hardware.local(), cache)
+    if loaded.body.slots == "auto":
+        write_json(layout.run_manifest, {**manifest, "slots": planned.body.slots})
+    write_json(layout.plan, {"said": planned.to_json()})
+    return _as_settled(loaded, layout, planned.body.slots)
+
+
+def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any) -> LoadedExperiment:
+    if loaded.body.slots != "auto":
+        return loaded
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        raise RunError(f"{layout.run_manifest} holds {slots!r} slots", "restore it, or give this run another --name")
+    return with_slots(loaded, slots)
+
+
+def expected(layout: RunLayout) -> str:
+    """What the plan of this run says, in a sentence. What stands in its way is not told: a cluster may have more than this
+    machine."""
+    said = read_json(layout.plan)["said"]
+    memory, time, slots = said.get("memory"), said.get("time"), said["slots_used"]
+    parts = [f"{said['variants']} variants in {slots} slots"]
+    if memory and time:
+        parts += [f"{gib(memory['total'])} per worker", f"about {clock(time['expected'])}"]
+    return f"{', '.join(parts)} ({_how(said)})"
+
+
+def came(layout: RunLayout, seconds: float | None) -> str | None:
+    """Keep what came beside what was said; a sentence with both, None where there was no plan.
+
+    `seconds` is the wall time of a run that went through in one go, else None.
+    """
+    if not layout.plan.exists():
+        return None
+    content = read_json(layout.plan)
+    told = {"peak_memory": peak_of_worker(layout), "wall_seconds": seconds}
+    write_json(layout.plan, {**content, "came": {**content.get("came", {}), **{k: v for k, v in told.items() if v}}})
+    return said_and_came(content["said"], told)
+
+
+def said_and_came(said: Mapping[str, Any], told: Mapping[str, Any]) -> str | None:
+    """ "memory of a worker: plan said 668 MiB, 655 MiB came; time: ..." None where nothing can be compared."""
+    memory, time, parts = said.get("memory"), said.get("time"), []
+    if memory and told.get("peak_memory"):
+        on_gpu = (said["body"].get("gpus_per_worker") or 0) > 0
+        expected = memory["total"] - (memory["process"] if on_gpu else 0)  # torch does not see the context of the driver
+        parts.append(f"memory of a worker: plan said {gib(expected)}, {gib(told['peak_memory'])} came")
+    if time and told.get("wall_seconds"):
+        parts.append(f"time: plan said {clock(time['expected'])}, {clock(told['wall_seconds'])} came")
+    if not parts:
+        return None
+    return f"{'; '.join(parts)} ({_how(said)})"
+
+
+def _how(said: Mapping[str, Any]) -> str:
+    return f"measured {said['measured']}" if said.get("measured") else "a guess; `chrysalis plan --measure` measures"
+
+
+def peak_of_worker(layout: RunLayout) -> int | None:
+    """The most memory that the first worker held after any turn, None where no turn told."""
+    if not layout.population_manifest.exists():
+        return None
+    rows = read_json(layout.population_manifest)["variants"].values()
+    peaks = [row["metrics"].get("peak_memory") or 0 for row in rows if row.get("metrics")]
+    return max(peaks, default=0) or None

@@ -1,0 +1,367 @@
+"""The process that measures: a real pack on this machine, timed and weighed in seconds. Started by `measure.py`.
+
+    python -m chrysalis_ray.training.measuring ORDER.json RANK
+
+It holds the real base, or the architecture with random weights where there are none yet (how long a step takes and what it
+holds do not depend on them), trains synthetic rows of the real shape through `train_chunk`, scores rows as a report does, and
+keeps seeds. Everything runs in an order in which memory grows, so that the peak after each load tells what it took. Rank 0
+writes the answer. Ends with OUT_OF_MEMORY where memory gave out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from chrysalis_ray.config.blueprint import EmbeddedBase
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, write_json
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.genome.tokens import TokenStore
+from chrysalis_ray.seed.soul import pack_seed
+from chrysalis_ray.training.base import DTYPES, load_base
+from chrysalis_ray.training.embedded import LENGTH, ROWS, build, pretrain
+from chrysalis_ray.training.engine import make_engine
+from chrysalis_ray.training.fitting import Scored, fit
+from chrysalis_ray.training.footprint import SCORED_ROWS
+from chrysalis_ray.training.measured import Lane, Point
+from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
+from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.step import current_learning_rate, train_chunk
+from chrysalis_ray.training.trunk import checkpoint_activations
+
+OUT_OF_MEMORY = 86
+REPEATS = 3
+DOMAIN = "measured"
+SHORT = 0.5  # the other row length, as a share: it tells what attention takes
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to measure, as `measure.py` writes it. `room` is the memory this process may use beyond its imports, in bytes."""
+
+    base: dict[str, Any]
+    targets: list[str]
+    rank: int
+    optimizer: str
+    vocabulary: int
+    slots: int
+    rows: int
+    length: int
+    microsteps: int
+    precision: str
+    threads: int
+    workers: int
+    zero_stage: int
+    offload: str
+    activation_checkpointing: bool
+    on_gpu: bool
+    began: float
+    room: int | None
+    look: float  # about how many seconds to look at each load
+    folder: str
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.rows, self.length)
+
+
+def main(path: str, rank: str) -> None:
+    order = Order(**read_json(Path(path)))
+    try:
+        answer = observe(order, int(rank))
+    except (MemoryError, OSError, RuntimeError, ModelError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"out of memory: {error}", file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY)
+    if rank == "0":
+        write_json(Path(order.folder) / "answer.json", answer)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is what an error is about, or what the error it was raised from is about."""
+    if error is None:
+        return False
+    words = str(error).lower()
+    said = isinstance(error, RuntimeError | ModelError) and any(
+        word in words for word in ("allocat", "bad_alloc", "out of memory", "can't start new thread")
+    )
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or refused or said or is_out_of_memory(error.__cause__)
+
+
+def observe(order: Order, rank: int) -> dict[str, Any]:
+    """Everything a `Measurement` holds beside its question."""
+    start = time.time() - order.began
+    limit_memory(order.room)
+    device = torch.device("cuda", rank) if order.on_gpu else torch.device("cpu")
+    process = process_memory(device)
+    if order.workers > 1:
+        store = f"file://{order.folder}/rendezvous"
+        dist.init_process_group("nccl" if order.on_gpu else "gloo", init_method=store, rank=rank, world_size=order.workers)
+    pack = make_pack(order, device)
+    bench = Bench(order, pack, device)
+    bench.place(order.slots, order.lane, order.microsteps)
+    points = [bench.weigh(variants) for variants in ladder(order.slots)]
+    holding = bench.holding(process, points)
+    if order.microsteps == 1:  # a second pass per step parts what a step costs from what a pass costs
+        points.append(bench.time(order.slots, order.lane, 2))
+    points += [bench.time(variants, lane, 1) for lane in other_lanes(order.lane) for variants in sorted({1, order.slots})]
+    told = fit(points, order.workers, len(pack.shards.all), bench.optimizer_seconds(), bench.scored(), bench.keep_seconds(rank))
+    return {
+        "slots": order.slots,
+        "lane": asdict(order.lane),
+        "pace": told.pace.to_json(),
+        "residual": told.residual,
+        "rejected": told.rejected,
+        "holding": holding,
+        "start": start,
+        "gather": bench.gather_seconds(),
+        "pretrain": pretrain_seconds(order.base, order.look) if rank == 0 else 0.0,
+        "points": [asdict(point) for point in points],
+    }
+
+
+def ladder(slots: int) -> list[int]:
+    """Numbers of variants to look at, ascending: one, two, half and all of the slots."""
+    return sorted({1, min(2, slots), max(slots // 2, 1), slots})
+
+
+def other_lanes(lane: Lane) -> list[Lane]:
+    """Shorter rows, where rows can be shorter."""
+    short = int(lane.length * SHORT)
+    return [Lane(lane.rows, short)] if short >= 8 else []
+
+
+def make_pack(order: Order, device: torch.device) -> Pack:
+    """The pack as `body/worker.py` grows it."""
+    torch.set_num_threads(order.threads)
+    model = make_base(order.base, order.precision)
+    if order.activation_checkpointing:
+        checkpoint_activations(model)
+    engine = make_engine(order.zero_stage, order.offload, order.precision, device)
+    pack = Pack(model, order.targets, order.slots, order.rank, engine, threads=order.threads)
+    if len(pack.shards.all) > 1:
+        torch.set_num_threads(1)
+    return pack
+
+
+def make_base(base: dict[str, Any], precision: str) -> PreTrainedModel:
+    """The base of a folder with weights, or one with random weights of the same architecture."""
+    if base["type"] == "folder":
+        return load_base(base["path"], precision)
+    model: Any
+    if base["type"] == "embedded":
+        model = build(EmbeddedBase.model_validate(base["spec"]), 0)
+        model.to(DTYPES[precision])
+    else:
+        config = AutoConfig.from_pretrained(base["path"], local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision], trust_remote_code=False)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def pretrain_seconds(base: dict[str, Any], look: float) -> float:
+    """Seconds per token in which an embedded base learns all its weights, in the driver's process; 0 for other bases."""
+    if base["type"] != "embedded":
+        return 0.0
+    torch.set_num_threads(os.cpu_count() or 1)
+    spec = EmbeddedBase.model_validate(base["spec"])
+    model = build(spec, 0)
+
+    def step_seconds(steps: int) -> float:
+        rows = torch.randint(0, spec.vocabulary, (steps * ROWS, LENGTH + 1))
+        began = time.perf_counter()
+        pretrain(model, rows, spec.pretrain_learning_rate, lambda line: None)
+        return (time.perf_counter() - began) / steps
+
+    once = step_seconds(2)  # it warms up, too
+    return step_seconds(max(1, min(20, int(look / once)))) / (ROWS * LENGTH)
+
+
+class Bench:
+    """A pack with variants in its slots, and what is timed and weighed on it."""
+
+    def __init__(self, order: Order, pack: Pack, device: torch.device) -> None:
+        self.order, self.pack, self.device = order, pack, device
+        self.stores: dict[int, TokenStore] = {}
+        self.scoring: list[float] = []
+        self.loaded = 0
+
+    def place(self, variants: int, lane: Lane, microsteps: int) -> None:
+        """Fresh variants for the first slots, each with its gradients and moments already in memory."""
+        generator = torch.Generator().manual_seed(0)
+        tensors = {}
+        for target in self.pack.bank.targets:
+            a_ri = torch.randn(self.order.rank, target.in_features, generator=generator) / target.in_features**0.5
+            tensors[f"weight/{target.name}.lora_A"] = a_ri
+            tensors[f"weight/{target.name}.lora_B"] = torch.zeros(target.out_features, self.order.rank)
+        for slot in range(variants):
+            self.pack.place(slot, self.variant(slot, lane, microsteps), tensors, {"optimizer_step": 0})
+        self.pack.zero_gradients()
+        for slot in range(variants):
+            self.pack.occupant(slot).optimizer.step(0.0)
+
+    def variant(self, index: int, lane: Lane, microsteps: int) -> Variant:
+        settings = Hyperparameters(rank=self.order.rank, learning_rate=1e-5, optimizer=self.order.optimizer)
+        return Variant(
+            variant_id=f"m{index:03d}", index=index, rng_seed=index, seed_sha256="", genome_id=DOMAIN, base_sha256="",
+            hyperparameters=settings, epigenome=Epigenome({DOMAIN: 1.0}), steps=1_000_000, chunk_steps=1,
+            rows_per_step=lane.rows * microsteps, sequence_length=lane.length,
+        )  # fmt: skip
+
+    def weigh(self, variants: int) -> Point:
+        """Train and score so many variants at the experiment's own lanes; their seconds, and the peak of memory after them."""
+        if not self.loaded:
+            self.loaded = resident_memory(self.device)
+        point = self.time(variants, self.order.lane, self.order.microsteps)
+        self.scoring.append(self._score(variants))
+        return replace(point, peak=self._largest(peak_memory(self.device)))
+
+    def time(self, variants: int, lane: Lane, microsteps: int) -> Point:
+        """Median seconds of an optimizer step of so many variants."""
+        for slot in range(variants):
+            self.pack.reconfigure(slot, self.variant(slot, lane, microsteps))
+        slots = list(range(variants))
+        self._train(slots, lane, 1)
+        once = self._agreed(self._train(slots, lane, 1))
+        seconds = [once]
+        if once < self.order.look:  # a step that takes longer is looked at once
+            steps = max(1, int(self.order.look / REPEATS / once))
+            seconds = [self._train(slots, lane, steps) / steps for _ in range(REPEATS)]
+        return Point(variants, lane.rows, lane.length, microsteps, self._agreed(statistics.median(seconds)))
+
+    def holding(self, process: int, points: Sequence[Point]) -> dict[str, Any]:
+        """Bytes: what a variant more took at the peak is what its tokens took, for its slot was full before."""
+        first, last = points[0], points[-1]
+        more = last.variants - first.variants
+        each = max(last.peak - first.peak, 0) / more if more else max(first.peak - self.loaded, 0)
+        bank = self.pack.bank
+        moments = len(self.pack.occupant(0).optimizer.moments())
+        per_slot = bank.row_size * bank.flat_SP.element_size() * (2 + moments)
+        seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
+        base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
+        return {
+            "process": process,
+            "base": round(base),
+            "per_slot": per_slot,
+            "per_token": each / (self.order.lane.tokens / self.order.workers),
+        }
+
+    def optimizer_seconds(self) -> float:
+        """One optimizer's step of one row."""
+        occupant = self.pack.occupant(0)
+        return self._agreed(self._median(lambda: occupant.optimizer.step(current_learning_rate(occupant)), 10))
+
+    def scored(self) -> Scored:
+        """What scoring took, in packs as large as they come."""
+        return Scored(self.order.slots, SCORED_ROWS * self.order.length, self._agreed(self.scoring[-1]))
+
+    def keep_seconds(self, rank: int) -> float:
+        """A seed taken out of its slot, packed and put into a store."""
+        if rank:
+            return 0.0
+        with tempfile.TemporaryDirectory(dir=self.order.folder) as folder:
+            store, seconds = Store(Path(folder)), []
+            for number in range(REPEATS):
+                began = time.perf_counter()
+                tensors, meta = self.pack.harvest(0)
+                store.put(pack_seed(tensors, {**meta, "number": number}))
+                seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def gather_seconds(self) -> float:
+        """The whole base gathered once; 0 where it is not sharded."""
+        if self.order.zero_stage != 3:
+            return 0.0
+        parameters = list(self.pack.shards.all[0].trunk.parameters())
+
+        def gather() -> None:
+            with self.pack.engine.gather(parameters):
+                pass
+
+        return self._agreed(self._median(gather, 1))
+
+    def _score(self, variants: int) -> float:
+        tokens = self._tokens(self.order.length)
+        batch = tokens.batch([(DOMAIN, row) for row in range(SCORED_ROWS)], "select")
+        slots = list(range(variants))
+        return self._median(lambda: self.pack.score(slots, batch), 1)
+
+    def _train(self, slots: Sequence[int], lane: Lane, steps: int) -> float:
+        began = time.perf_counter()
+        train_chunk(self.pack, slots, self._tokens(lane.length), steps, lane.rows)
+        self._settle()
+        return time.perf_counter() - began
+
+    def _median(self, work: Any, times: int) -> float:
+        """Median seconds of `work`, which is done `times` times in a row for each look."""
+        seconds = []
+        for _ in range(REPEATS):
+            self._settle()
+            began = time.perf_counter()
+            for _ in range(times):
+                work()
+            self._settle()
+            seconds.append((time.perf_counter() - began) / times)
+        return statistics.median(seconds)
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _agreed(self, value: float) -> float:
+        """The mean over all workers, so that all take the same decisions."""
+        told = torch.tensor([value], dtype=torch.float64, device=self.device)
+        self.pack.engine.reduce(told)
+        return told.item() / self.pack.engine.world
+
+    def _largest(self, value: int) -> int:
+        told = torch.tensor([value], dtype=torch.int64, device=self.device)
+        if self.pack.engine.world > 1:
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return int(told.item())
+
+    def _tokens(self, length: int) -> TokenStore:
+        if length not in self.stores:
+            self.stores[length] = synthetic_tokens(length, self.order.vocabulary)
+        return self.stores[length]
+
+
+def synthetic_tokens(length: int, vocabulary: int, rows: int = 64) -> TokenStore:
+    """Rows of random tokens, two documents in each, as a token store in memory: what training and scoring read."""
+    generator = np.random.default_rng(0)
+    cut = length * 5 // 8
+    documents = np.arange(2 * rows, dtype=np.int32).reshape(rows, 2).repeat([cut, length - cut], axis=1)
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": generator.integers(0, vocabulary, (rows, length)),
+        "document": documents,
+        "label_counts": np.full(rows, length - 2, dtype=np.int64),
+    }
+    part = {"rows": rows, "tokens": rows * length, "documents": 2 * rows, "labels": rows * (length - 2)}
+    splits = ("train", "select")
+    manifest = {"key": {"sequence_length": length, "genome_id": DOMAIN}, "parts": {DOMAIN: dict.fromkeys(splits, part)}}
+    return TokenStore(Path(), manifest, {(DOMAIN, split): arrays for split in splits})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

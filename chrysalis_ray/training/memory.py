@@ -1,0 +1,77 @@
+"""What this process takes and took of memory, as the system and the GPU tell. Bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that was held so far: allocated by torch on a GPU; else resident in main memory, shared libraries with it.
+
+    0 where the system does not tell.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return _told("VmHWM") or _most_resident()
+
+
+def resident_memory(device: torch.device) -> int:
+    """What is held now, counted as `peak_memory` counts."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return _told("VmRSS")
+
+
+def process_memory(device: torch.device) -> int:
+    """What this process takes before it holds anything: resident in main memory; on a GPU the driver's context.
+
+    Other processes on that GPU are counted in: neither can use what they hold.
+    """
+    if device.type == "cuda":
+        import torch
+
+        free, whole = torch.cuda.mem_get_info(device)
+        return whole - free - torch.cuda.memory_reserved(device)
+    return _told("VmRSS")
+
+
+def limit_memory(room: int | None) -> None:
+    """Let this process map at most `room` bytes beyond what it has mapped; None limits nothing.
+
+    Where memory runs out, an allocation then fails here, instead of the system ending some process of its choice.
+    """
+    mapped = _told("VmSize")
+    if room is None or not mapped:
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = mapped + room
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _told(key: str) -> int:
+    """A field of /proc/self/status in bytes, 0 where there is none."""
+    try:
+        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _most_resident() -> int:
+    import resource
+    import sys
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
