@@ -27,7 +27,7 @@ from chrysalis_ray.training.footprint import USABLE
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of
 from chrysalis_ray.training.pace import threads_of
-from chrysalis_ray.training.planner import allowed_slots
+from chrysalis_ray.training.planner import allowed_slots, with_largest_steps
 from chrysalis_ray.training.shapes import ModelShape, config_of, shape_of
 
 OUT_OF_MEMORY = 86  # exit code of a process that ran out of memory and says so
@@ -50,6 +50,7 @@ def measure(
     has. `look` is about how many seconds each load is looked at. Raises ModelError for a base that cannot be used, a body
     that this machine cannot hold, and where not even one slot fits.
     """
+    loaded = with_largest_steps(loaded)
     shape = shape_of(loaded.base)
     if shape is None:
         raise ModelError(

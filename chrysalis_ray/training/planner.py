@@ -216,6 +216,9 @@ def _notes(
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0))
     if measured is not None:
         notes += _measured_notes(loaded, measured)
+    if loaded.experiment.population.search.rows_per_step:
+        sizes = ", ".join(map(str, step_sizes(loaded.experiment.population.search, loaded.blueprint.lanes)))
+        notes.append(f"steps of {sizes} rows: the steps told here are the largest; a report is equally many tokens for all")
     places = choice.slots * (body.count or 1)
     if places > variants:
         notes.append(f"{places} slots for {variants} variants: {places - variants} stay empty")

@@ -214,3 +214,20 @@ def test_the_bank_has_room_for_the_moments_of_the_optimizer() -> None:
     assert bank("blueprint.optimizer.type=adadelta") == adamw
     searched = "population.search.optimizer={type: choice, values: [adam, rmsprop]}"
     assert bank("blueprint.optimizer.type=sgd", searched) == adamw
+
+
+def test_searched_batch_sizes_are_planned_for_by_what_a_pass_takes() -> None:
+    """Memory by the rows of the smallest step, steps by the largest, and a word on that."""
+    searched = load_experiment(EXPERIMENTS / "batch_sizes.yaml")
+    fixed = load_experiment(
+        EXPERIMENTS / "batch_sizes.yaml",
+        [
+            "blueprint.lanes={sequence_length: 64, rows_per_step: 8, rows_per_microstep: 1}",
+            "population.search={learning_rate: {type: grid, values: [2e-3, 8e-3]}}",
+        ],
+    )
+    one, other = plan(searched, LAPTOP), plan(fixed, LAPTOP)
+    assert (one.steps, one.chunk_steps) == (other.steps, other.chunk_steps) == (48, 8)
+    assert one.memory == other.memory
+    assert any(note.startswith("steps of 1, 2, 4, 8 rows") for note in one.notes)
+    assert not any(note.startswith("steps of") for note in other.notes)
