@@ -119,12 +119,13 @@ def peak_mib() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
-def sides(count: int, rank: int, peft_layers: int, repeats: int) -> Iterator[dict[str, Any]]:
+def sides(count: int, rank: int, methods: list[str], peft_layers: int, repeats: int) -> Iterator[dict[str, Any]]:
     """One row per side, each from a process of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         for layers in {LAYERS, peft_layers}:
             write_adapters(Path(temporary), count, rank, layers)
-        roles = ["limit", *(f"ours: {method}" for method in OURS), "peft: loaded", "peft: svd"]
+        roles = ["limit", "ours: ensemble", "peft: svd", "peft: loaded"]
+        roles += [f"ours: {method}" for method in methods if method != "ensemble"]
         for role in roles:
             answers = []
             for repeat in range(1 if role.startswith("peft") else repeats):
@@ -157,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--methods", nargs="*", default=list(OURS), choices=OURS, help="of ours; ensemble always")
     parser.add_argument("--peft-layers", type=int, default=1, help="of 28; PEFT's seconds are multiplied up")
     parser.add_argument("--repeats", type=int, default=3, help="of our sides and the limit; the fastest counts")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "merge.json", help="also write JSON, by default here")
@@ -169,7 +171,7 @@ def main() -> None:
         return
     rows = []
     print(f"{'side':<20}{'seconds':>10}{'peak MiB':>10}")
-    for row in sides(asked.adapters, asked.rank, asked.peft_layers, asked.repeats):
+    for row in sides(asked.adapters, asked.rank, asked.methods, asked.peft_layers, asked.repeats):
         rows.append(row)
         print(f"{row['side']:<20}{row['seconds']:>10.2f}{row['peak_mib']:>10.0f}", flush=True)
     by = {row["side"]: row for row in rows}
