@@ -38,6 +38,12 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/population.py --concurrency 1 2 8 --json
 	$(BIN)/python benchmarks/population.py --scheduler fifo --without-ray --json
 	$(BIN)/python benchmarks/population.py --work 10 --concurrency 2 --json
+	$(BIN)/python benchmarks/ridge.py --memory --json
+	$(BIN)/python benchmarks/controller.py --json
+	$(BIN)/python benchmarks/plan_accuracy.py --json
+	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/genome.py
 
 # The stamp is touched last: an interrupted installation is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
