@@ -132,8 +132,11 @@ def _body_line(plan: Plan) -> str:
     on = f"{body.gpus_per_worker:g} GPU" if body.gpus_per_worker else f"{body.cpus_per_worker:g} CPU"
     workers = "1 worker" if body.workers == 1 else f"{body.workers} workers"
     sharded = f", ZeRO-{body.zero_stage}" if body.zero_stage else ""
-    turns = f" of {plan.variants}, which take turns," if plan.slots_used < plan.variants else ""
-    return f"1 body: {plan.slots_used} variants{turns} in {body.slots} slots on {workers} x {on}, {body.precision}{sharded}"
+    places = plan.slots_used * plan.bodies
+    turns = f" of {plan.variants}, which take turns," if places < plan.variants else ""
+    count, each = ("1 body", "") if plan.bodies == 1 else (f"{plan.bodies} bodies at once", " each")
+    where = f"in {body.slots} slots on {workers} x {on}{each}, {body.precision}{sharded}"
+    return f"{count}: {min(places, plan.variants)} variants{turns} {where}"
 
 
 def _memory_lines(memory: Memory, body: BodyPatch, measured: str | None) -> list[str]:

@@ -135,6 +135,20 @@ def test_variants_beyond_the_slots_take_turns_in_one_body() -> None:
     assert "take turns" not in "\n".join(packed.lines())
 
 
+def test_several_bodies_share_the_variants_and_each_has_the_base_once_more() -> None:
+    whole = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=24"]), CLUSTER)
+    shared = plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=6", "body.count=4"]), CLUSTER)
+    assert (shared.bodies, shared.bodies_at_once, shared.slots_used) == (4, 4, 6)
+    assert shared.time.train_most < 0.5 * whole.time.train_most  # type: ignore[union-attr]
+    assert shared.memory.base == whole.memory.base  # type: ignore[union-attr]
+    assert "4 bodies at once: 24 variants in 6 slots on 1 worker x 1 GPU each" in "\n".join(shared.lines())
+    few = replace(CLUSTER, gpus=3)
+    assert (
+        "of 4 bodies 3 have room"
+        in plan(load_experiment(EXPERIMENTS / "sweep_asha.yaml", ["body.slots=6", "body.count=4"]), few).obstacles[0]
+    )
+
+
 def test_it_says_when_packing_does_not_help_in_time() -> None:
     long = plan(load_experiment(EXPERIMENTS / "three_mixes.yaml"), CLUSTER)
     assert 2000 < long.time.ridge_tokens < 7000  # type: ignore[union-attr]
