@@ -37,7 +37,7 @@ def refused_url(url: str) -> str | None:
         return "is no address of a repository"
     if url.startswith("-"):
         return f"{url!r} starts with a dash, which git would read as an option"
-    if "::" in url.split("/")[0]:
+    if re.match(r"[^/]*::", url):
         return f"{url!r} names a transport that runs a command; use {', '.join(PROTOCOLS)} or a path"
     scheme, found, rest = url.partition("://")
     if found:
