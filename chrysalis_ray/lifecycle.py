@@ -95,7 +95,7 @@ def grow(
             with bodies_for(run, base, variants, address) as bodies:
                 train(run, branching, variants, bodies)
                 judge_variants(run, bodies)
-                merge_population(run)
+                merge_population(run, bodies)
                 judge_merges(run, bodies)
                 tell_report(run, bodies)
         verdict = reach_verdict(run)
@@ -290,13 +290,19 @@ def judge_variants(run: Run, bodies: Bodies) -> None:
     run.story.stage("judge", f"{len(names)} variants and the seed on the select split{left_out}")
 
 
-def merge_population(run: Run) -> None:
-    from chrysalis_ray.evaluate.candidates import judged, merge_candidates
+def merge_population(run: Run, bodies: Bodies) -> None:
+    from chrysalis_ray.body.turn import Candidate
+    from chrysalis_ray.evaluate.candidates import judged, merge_candidates, select_loss
     from chrysalis_ray.population.harvest import emerged
 
     if run.layout.merges_manifest.exists():
         return
-    made = merge_candidates(run.layout, run.experiment.merge, judged(run.layout, emerged(run.layout)))["candidates"]
+
+    def judge(folder: Path) -> float:
+        return select_loss(bodies.judge([Candidate("trial", str(folder))], "select", run.experiment.evaluate.rows_per_domain))
+
+    names, tell = judged(run.layout, emerged(run.layout)), partial(run.story.stage, "merge")
+    made = merge_candidates(run.layout, run.experiment.merge, names, judge, tell)["candidates"]
     for name, entry in made.items():
         run.record("population.merge", {"name": name, "weights": entry["weights"], "sha256": entry["sha256"]})
     run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))

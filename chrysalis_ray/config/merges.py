@@ -19,7 +19,7 @@ from chrysalis_ray.config.synonyms import EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node
 from chrysalis_ray.core.errors import ConfigError
 
-Weights = Literal["uniform", "softmax", "geometric_median", "robust"]
+Weights = Literal["uniform", "softmax", "geometric_median", "robust", "greedy"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -33,8 +33,8 @@ class SeveralMerge(Written):
 
     `best_share` of the variants that emerged take part, the best by select loss, at least two. `weights`: `uniform`; `softmax`
     of the select losses at `temperature` nats; `geometric_median` of the deltas; `robust`, the same of those that neither loss
-    nor distance sets apart. The result is cut to `rank` (Eckart-Young), the largest rank of a variant if not given; `exact`
-    cuts nothing.
+    nor distance sets apart; `greedy`, alike for those that a greedy soup takes in, each trial judged on select. The result is
+    cut to `rank` (Eckart-Young), the largest rank of a variant if not given; `exact` cuts nothing.
     """
 
     weights: Weights = "uniform"

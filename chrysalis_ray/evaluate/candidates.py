@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.config.merges import Merge, SeveralMerge
@@ -11,6 +13,8 @@ from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
+from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
+from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
@@ -48,8 +52,22 @@ def judged(layout: RunLayout, variants: Sequence[str]) -> list[str]:
     return names
 
 
-def merge_candidates(layout: RunLayout, specs: Sequence[Merge], variants: Sequence[str]) -> dict[str, Any]:
-    """Make every merge as a PEFT folder, then `merges.json`; returns its content.
+def select_loss(rows: Rows) -> float:
+    """The macro loss of a single candidate on select; infinite if it diverged."""
+    ((name, documents),) = rows.items()
+    if not all(math.isfinite(row[2]) for row in documents):
+        return math.inf
+    return SelectScores({name: [DocumentScore(*row) for row in documents]}).loss(name)
+
+
+def merge_candidates(
+    layout: RunLayout,
+    specs: Sequence[Merge],
+    variants: Sequence[str],
+    judge: Judge,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked by greedy soups only.
 
     A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
     """
@@ -58,7 +76,10 @@ def merge_candidates(layout: RunLayout, specs: Sequence[Merge], variants: Sequen
     failed: dict[str, str] = {}
     for spec in specs:
         try:
-            made[spec.name] = write_merge(layout, spec, members_of(spec, variants, losses), losses)
+            members = members_of(spec, variants, losses)
+            if is_greedy(spec):
+                members = greedy_members(members, losses, partial(_write_trial, layout, spec, losses), judge, tell)
+            made[spec.name] = write_merge(layout, spec, members, losses)
         except MergeError as error:
             failed[spec.name] = str(error)
             write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
@@ -77,12 +98,20 @@ def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]
     return sorted(best, key=variants.index)
 
 
+def _write_trial(layout: RunLayout, spec: Merge, losses: Mapping[str, float], members: Sequence[str]) -> Path:
+    """A merge of some members, to be judged and thrown away."""
+    trial = spec.model_copy(update={"name": f".{spec.name}"})
+    write_merge(layout, trial, members, losses)
+    return layout.merge(trial.name)
+
+
 def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
+    alike = spec.model_copy(update={"weights": "uniform"}) if is_greedy(spec) else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
     merged = merge_modules(
-        spec,
+        alike,
         [adapter.factors for adapter in adapters],
         [adapter.scale for adapter in adapters],
         zero.factors,

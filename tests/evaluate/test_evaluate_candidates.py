@@ -10,7 +10,8 @@ from chrysalis_ray.config.merges import read_merge
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, sound_scores
+from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, select_loss, sound_scores
+from chrysalis_ray.evaluate.greedy import greedy_members
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
 SCORES = {
@@ -42,6 +43,10 @@ def test_without_the_seed_or_without_any_variant_there_is_no_judgement(tmp_path)
         judged(layout, ["v000-code"])
 
 
+def nobody(folder):
+    raise AssertionError("only a greedy soup asks a judge")
+
+
 def test_every_method_of_an_experiment_is_made_and_what_it_left_out_is_told_by_name(tmp_path):
     layout = RunLayout(tmp_path)
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +64,7 @@ def test_every_method_of_an_experiment_is_made_and_what_it_left_out_is_told_by_n
     specs = [
         read_merge(method, ["best_share=1", *settings.get(method, [])] if method != "winner" else []) for method in methods
     ]
-    made = merge_candidates(layout, specs, names)
+    made = merge_candidates(layout, specs, names, judge=nobody)
     assert list(made["candidates"]) == list(methods)
     assert made["failed"] == {}
     assert list(made["candidates"]["consensus"]["notes"]["held_out"]) == [names[3]]
@@ -67,3 +72,56 @@ def test_every_method_of_an_experiment_is_made_and_what_it_left_out_is_told_by_n
     assert made["candidates"]["winner"]["weights"][names[0]] == 1.0
     assert read_adapter(layout.merge("slerp")).rank > 2
     assert read_adapter(layout.merge("tall")).rank == 2
+
+
+@pytest.mark.parametrize("method", ["ensemble", "slerp"])
+def test_a_greedy_soup_takes_in_whom_the_judge_finds_no_worse(tmp_path, method):
+    """The judge measures how far a merge's delta is from a target; the same greedy walk by hand comes to the same members."""
+    layout = RunLayout(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    names = [f"v{number:03d}-code" for number in range(6)]
+    a_ri, target_or = torch.randn(3, 8, generator=generator), torch.randn(7, 3, generator=generator)
+    write_adapter(layout.seed, AdapterWeights("base", None, 3, 3.0, False, ("q",), {"layers.0.q": (a_ri, torch.zeros(7, 3))}))
+    deltas = {}
+    for number, name in enumerate(names):
+        noise = 2.0 if number == 4 else 0.7
+        b_or = target_or + noise * torch.randn(7, 3, generator=generator)
+        write_adapter(layout.adapter(name), AdapterWeights("base", None, 3, 3.0, False, ("q",), {"layers.0.q": (a_ri, b_or)}))
+        deltas[name] = b_or @ a_ri
+
+    def distance(delta):
+        return float((delta - target_or @ a_ri).norm())
+
+    def judge(folder):
+        adapter = read_adapter(folder)
+        a, b = adapter.factors["layers.0.q"]
+        return distance(adapter.scale * b @ a)
+
+    losses = {name: distance(delta) for name, delta in deltas.items()}
+    scores = {name: [["code", 0, loss, 1]] for name, loss in {"seed": 99.0, **losses}.items()}
+    write_json(layout.select_scores, {"split": "select", "candidates": scores})
+    heard = []
+    spec = read_merge(method, ["best_share=1", "weights=greedy"])
+    (entry,) = merge_candidates(layout, [spec], names, judge, heard.append)["candidates"].values()
+    assert len(heard) == len(names) - 1
+    assert len(set(entry["weights"].values())) == 1
+    assert judge(layout.merge(method)) <= min(losses.values()) + 1e-5
+    assert [path.name for path in layout.merges.iterdir() if path.name.startswith(".")] == []
+    if method == "ensemble":
+        soup = [min(losses, key=losses.get)]
+        for name in sorted(losses, key=losses.get)[1:]:
+            trial = [*soup, name]
+            if distance(sum(deltas[n] for n in trial) / len(trial)) <= distance(sum(deltas[n] for n in soup) / len(soup)):
+                soup = trial
+        assert sorted(entry["weights"]) == sorted(soup)
+        assert 1 < len(soup) < 6
+        assert names[4] not in soup
+
+
+def test_a_soup_that_diverges_stays_out(tmp_path):
+    assert select_loss({"trial": [("code", 0, math.nan, 2), ("text", 1, 2.0, 2)]}) == math.inf
+    assert select_loss({"trial": [("code", 0, 4.0, 2), ("text", 1, 2.0, 2)]}) == 1.5
+    soup = greedy_members(
+        ["a", "b"], {"a": 1.0, "b": 2.0}, lambda trial: (tmp_path / "t").mkdir() or tmp_path / "t", lambda f: math.inf
+    )
+    assert soup == ["a"]

@@ -18,13 +18,18 @@ pytestmark = pytest.mark.ray
 
 
 def test_four_variants_in_two_slots_take_turns(garden):
-    run = garden.run("waves", "body={slots: 2}", "population.scheduler={type: fifo}", "population.reports=3")
+    soup = "merge=[{method: winner}, {method: ensemble, name: soup, weights: greedy, best_share: 1.0}]"
+    run = garden.run("waves", "body={slots: 2}", "population.scheduler={type: fifo}", "population.reports=3", soup)
     rows = population(run)
     assert {row["state"] for row in rows.values()} == {"finished"}
     assert {row["chunks"] for row in rows.values()} == {3}
     turns = [{entry["variant_id"] for entry in body["results"].values()} for _, body in Store(run / "store").cuts()]
     assert max(len(turn) for turn in turns) == 2
     assert set().union(*turns) == set(rows)
+    select = json.loads((run / "verdict.json").read_text())["select"]["loss"]
+    members = json.loads((run / "merges" / "merges.json").read_text())["candidates"]["soup"]["weights"]
+    assert min(select, key=lambda name: select[name] if name in rows else 99.0) in members
+    assert select["soup"] <= min(select[name] for name in rows) + 1e-5  # it begins with the best, and never gets worse
 
 
 def test_variants_that_diverge_are_evicted_with_their_reason_and_the_others_emerge(garden):
