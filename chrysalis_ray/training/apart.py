@@ -39,8 +39,10 @@ class Apart:
         self._pack, self._train_rows = pack, train_rows
         bank = pack.bank
         self._moments_SKP = shared_zeros((bank.slots, MOST_MOMENTS, bank.row_size), bank.flat_SP.dtype)
-        self._limbs = [Limb(partial(self._obey, shard)) for shard in pack.shards.all[1:]]
-        weakref.finalize(self, _close, self._limbs)
+        self._limbs: list[Limb] = []
+        weakref.finalize(self, _close, self._limbs)  # before the first: there may be no more processes for the second
+        for shard in pack.shards.all[1:]:
+            self._limbs.append(Limb(partial(self._obey, shard)))
 
     def train(self, parts: Sequence[Seats], rows_per_microstep: int) -> list[list[Tally | None]]:
         """`train_rows` for every live shard and its seats, side by side. What one of them raises is raised here."""

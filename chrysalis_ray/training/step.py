@@ -87,11 +87,24 @@ def _train_parts(
 ) -> list[list[Tally | None]]:
     """Every live shard its seats: in a process each where the base is small enough for that to pay, else in a thread each."""
     shards = pack.shards
-    if len(seats) > 1 and shards.may_fork:
-        if not isinstance(shards.apart, Apart) or shards.apart.tokens is not tokens:
-            shards.apart = Apart(pack, tokens, train_rows)
-        return shards.apart.train(seats, rows_per_microstep)
+    if len(seats) > 1 and (apart := _apart(pack, tokens)) is not None:
+        return apart.train(seats, rows_per_microstep)
     return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)
+
+
+def _apart(pack: Pack, tokens: TokenStore) -> Apart | None:
+    """The pack's shards in processes of their own; None where that would not pay, or the system gives no more processes."""
+    shards = pack.shards
+    if isinstance(shards.apart, Apart) and shards.apart.tokens is tokens:
+        return shards.apart
+    if not shards.may_fork:
+        return None
+    try:
+        shards.apart = Apart(pack, tokens, train_rows)
+    except OSError:  # threads do as well, more slowly and with the same bits
+        shards.may_fork, shards.apart = False, None
+        return None
+    return shards.apart
 
 
 def _legs(pack: Pack, slots: Sequence[int], counts: Sequence[int], passes: Sequence[int]) -> Iterator[dict[int, Seat]]:

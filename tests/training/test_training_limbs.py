@@ -109,3 +109,23 @@ def test_a_failure_in_one_process_waits_for_the_others(tiny_base: Path, tokens: 
     pack.occupant(pack._row_of.index(1)).variant.epigenome.express["nowhere"] = 1.0  # type: ignore[index]
     with pytest.raises(RuntimeError, match="nowhere"):
         train_chunk(pack, (0, 1), tokens, 1)
+
+
+def test_without_more_processes_threads_do(tiny_base: Path, tokens: TextTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = [new_pack(tiny_base, 3, threads=3) for _ in range(2)]
+    real, left = os.fork, [1]
+
+    def few() -> int:
+        if not left:
+            raise BlockingIOError("Resource temporarily unavailable")
+        left.pop()
+        return real()
+
+    for pack in packs:
+        for slot in range(3):
+            place_fresh(pack, slot, variant(slot))
+    train_chunk(packs[0], (0, 1, 2), tokens, 2)
+    monkeypatch.setattr(os, "fork", few)
+    train_chunk(packs[1], (0, 1, 2), tokens, 2)
+    assert not packs[1].shards.may_fork
+    assert all(same(packs[0].harvest(slot)[0], packs[1].harvest(slot)[0]) for slot in range(3))
