@@ -42,8 +42,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/controller.py --json
 	$(BIN)/python benchmarks/plan_accuracy.py --json
 	$(BIN)/python benchmarks/recovery.py
-	$(BIN)/python benchmarks/merge.py
-	$(BIN)/python benchmarks/genome.py
+	$(BIN)/python benchmarks/merge.py --json
+	$(BIN)/python benchmarks/genome.py --json
 
 # The stamp is touched last: an interrupted installation is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt
