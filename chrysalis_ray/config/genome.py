@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -89,9 +90,9 @@ class PackedSource(Written):
     max_megabytes: Positive | None = None
 
     @property
+    @abstractmethod
     def named(self) -> str:
         """What a person wrote to name the source."""
-        raise NotImplementedError
 
     @property
     def patterns(self) -> tuple[tuple[str, str], ...]:

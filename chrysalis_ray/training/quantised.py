@@ -12,6 +12,7 @@ It is quantised in main memory when it is loaded, and moves to its device afterw
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -25,16 +26,16 @@ from chrysalis_ray.training.hardware import check_quantisation
 BLOCK = 64  # weights that share a scale in nf4
 
 
-class QuantisedLinear(CompressedLinear):
+class QuantisedLinear(CompressedLinear, ABC):
     """A linear module without its weight, but with what makes one: frozen parameters, that copies of a trunk may share."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features)
         self.bias = linear.bias
 
+    @abstractmethod
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] as it is after quantisation."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         y = _Product.apply(x, self)

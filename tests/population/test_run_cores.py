@@ -1,0 +1,47 @@
+"""Cores and workers on a real Ray: forks of a worker that are killed, and virtual workers on one worker and on two."""
+
+import psutil
+import pytest
+import torch
+from garden import adapters, cuts, end, population
+from safetensors.torch import load
+
+from chrysalis_ray.core.weave import Weave
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_killed_fork_of_a_worker_costs_one_turn_at_most(garden, undisturbed):
+    process = garden.start("forked", "body={threads: 2}")
+    try:
+        garden.wait_for("forked", lambda run: len(cuts(run)) >= 1, process)
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+        (limb,) = [p for p in workers if p.ppid() in {other.pid for other in workers}]
+        limb.kill()
+        assert process.wait(timeout=300) == 0, garden.log("forked")
+    finally:
+        end(process)
+    run = garden.runs / "forked"
+    assert {name: row["state"] for name, row in population(run).items()} == {
+        name: row["state"] for name, row in population(undisturbed).items()
+    }
+    assert len(cuts(run)) == len(cuts(undisturbed))
+    mine, theirs = ({name: load(content) for name, content in adapters(folder).items()} for folder in (run, undisturbed))
+    for name, tensors in theirs.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(mine[name][key], tensor, rtol=0, atol=1e-5)
+    lives = [turn for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert len(lives) == 2
+    assert not psutil.pid_exists(limb.pid)
+
+
+def test_virtual_workers_end_with_the_same_bytes_on_one_worker_and_on_two(garden):
+    few = ("population.reports=3", "population.scheduler={type: fifo}")
+    one, two = (
+        garden.run(
+            f"virtual-{workers}", *few, f"body={{workers: {workers}, cpus_per_worker: 0.5, lanes: fixed, virtual_workers: 2}}"
+        )
+        for workers in (1, 2)
+    )
+    assert adapters(one) == adapters(two)
+    assert len(adapters(one)) == 4
