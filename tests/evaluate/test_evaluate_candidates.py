@@ -100,6 +100,9 @@ def test_a_greedy_soup_takes_in_whom_the_judge_finds_no_worse(tmp_path, method):
     losses = {name: distance(delta) for name, delta in deltas.items()}
     scores = {name: [["code", 0, loss, 1]] for name, loss in {"seed": 99.0, **losses}.items()}
     write_json(layout.select_scores, {"split": "select", "candidates": scores})
+    left_by_a_kill = layout.merge(f".{method}")
+    left_by_a_kill.mkdir(parents=True)
+    (left_by_a_kill / "adapter_model.safetensors").write_bytes(b"half of one")
     heard = []
     spec = read_merge(method, ["best_share=1", "weights=greedy"])
     (entry,) = merge_candidates(layout, [spec], names, judge, heard.append)["candidates"].values()
