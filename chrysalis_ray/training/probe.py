@@ -52,7 +52,7 @@ def probe(trunk: nn.Module, model: PreTrainedModel, head: Head, window: Window, 
         with _watched(model, (len(first_NT), first_NT.shape[1])):
             hidden_NTD = _run(kind, lambda: trunk(first_NT, positions_NT))
             changed_NTD = _run(kind, lambda: trunk(second_NT, positions_NT))
-            own_NTV = _run(kind, lambda: trunk(first_NT, positions_NT, "logits"))
+            own_NTV, seen = _own_logits(trunk, model, kind, first_NT, positions_NT)
     finally:
         window.show(slice(0, window.bank.slots))
 
@@ -73,14 +73,31 @@ def probe(trunk: nn.Module, model: PreTrainedModel, head: Head, window: Window, 
             REMEDY,
         )
     with engine.gather(head.parameters):
-        logits_KV = head.logits(hidden_NTD.flatten(0, 1))
+        logits_KV = head.logits((hidden_NTD if seen is None else seen).flatten(0, 1))
     other = _largest(logits_KV - own_NTV.flatten(0, 1)) / _largest(own_NTV)
     if not other <= 8 * torch.finfo(own_NTV.dtype).eps:
         raise ModelError(
-            f"the logits of {kind} differ by {other:.1%} from those of its output matrix: its head is more than a matrix, a "
-            "scale and a soft cap",
+            f"the logits of {kind} differ by {other:.2g} of the largest from those of its output matrix: its head is more "
+            "than a matrix, a scale and a soft cap",
             REMEDY,
         )
+
+
+def _own_logits(
+    trunk: nn.Module, model: PreTrainedModel, kind: str, ids_NT: Tensor, positions_NT: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own logits [N, T, V], and the very hidden states [N, T, D] they were made of, where they can be seen.
+
+    Those of another pass need not be the same bits: a product split over threads may be split otherwise the next time. They
+    cannot be seen where a model calls a part of its decoder instead of the decoder (OPT).
+    """
+    seen: list[Tensor] = []
+    handle = model.base_model.register_forward_hook(lambda module, given, output: seen.append(output.last_hidden_state))
+    try:
+        logits_NTV = _run(kind, lambda: trunk(ids_NT, positions_NT, "logits"))
+    finally:
+        handle.remove()
+    return logits_NTV, seen[-1] if seen else None
 
 
 def _lengths(model: PreTrainedModel) -> tuple[int, int, int]:
