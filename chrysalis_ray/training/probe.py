@@ -49,7 +49,7 @@ def probe(trunk: nn.Module, model: PreTrainedModel, head: Head, window: Window, 
 
     window.show(slice(0, 1))
     try:
-        with _watched(model, (len(first_NT), first_NT.shape[1])):
+        with _watched(model, (len(first_NT), first_NT.shape[1])), _one_thread(engine.device):
             hidden_NTD = _run(kind, lambda: trunk(first_NT, positions_NT))
             changed_NTD = _run(kind, lambda: trunk(second_NT, positions_NT))
             own_NTV, seen = _own_logits(trunk, model, kind, first_NT, positions_NT)
@@ -81,6 +81,20 @@ def probe(trunk: nn.Module, model: PreTrainedModel, head: Head, window: Window, 
             "than a matrix, a scale and a soft cap",
             REMEDY,
         )
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU one thread in every operation: bits of several passes are compared, and how an operation is split over threads
+    need not be the same in all of them."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def _own_logits(
