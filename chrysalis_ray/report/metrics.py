@@ -7,6 +7,7 @@ the variant had reported *beyond* it belongs to a future that did not happen.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -24,12 +25,14 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Append `row` as one line, in one write. Numbers that JSON cannot carry (NaN, infinities) become null.
 
     `row` needs ``variant`` (text) and ``report`` (whole number). A torn line left by a crash is cut off first.
+    Several processes of one machine may append; each append takes a lock.
     """
     _key(row, path)
     line = canonical_json(_finite(row)) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # a line that another process is still writing is not a torn one
         _cut_torn_tail(descriptor)
         written = os.write(descriptor, line)
         if written != len(line):

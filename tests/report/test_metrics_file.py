@@ -1,6 +1,8 @@
+import fcntl
 import json
 import math
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,26 @@ def _append_many(path: Path, variant: str) -> None:
         append_metrics(path, {"variant": variant, "report": report, "filler": "x" * 2000})
 
 
+def _append_slowly(path: Path) -> None:
+    with path.open("ab") as stream:  # half a line, then the other half, under the lock that every append takes
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write(b'{"variant":"a",')
+        stream.flush()
+        time.sleep(1.0)
+        stream.write(b'"report":0}\n')
+
+
+def test_a_line_that_another_process_is_still_writing_is_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = multiprocessing.get_context("fork").Process(target=_append_slowly, args=(path,))
+    writer.start()
+    while not path.exists() or not path.stat().st_size:
+        time.sleep(0.01)
+    append_metrics(path, {"variant": "b", "report": 0})
+    writer.join()
+    assert read_metrics(path) == [{"variant": "a", "report": 0}, {"variant": "b", "report": 0}]
+
+
 def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     context = multiprocessing.get_context("fork")
@@ -78,6 +100,7 @@ def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
         writer.start()
     for writer in writers:
         writer.join()
+        assert writer.exitcode == 0
     assert len(read_metrics(path)) == 100
 
 
