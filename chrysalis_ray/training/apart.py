@@ -13,6 +13,7 @@ from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.limbs import Limb, Order, shared_zeros
 from chrysalis_ray.training.optimizer import SlotOptimizer
 from chrysalis_ray.training.pack import Occupant, Pack
+from chrysalis_ray.training.partners import Meeting, Missed, Partners, groups
 from chrysalis_ray.training.shards import Shard
 from chrysalis_ray.training.tally import Seat, Tally
 
@@ -37,45 +38,85 @@ class Apart:
     def __init__(self, pack: Pack, tokens: TokenStore, train_rows: TrainRows) -> None:
         self.tokens = tokens
         self._pack, self._train_rows = pack, train_rows
-        bank = pack.bank
-        self._moments_SKP = shared_zeros((bank.slots, MOST_MOMENTS, bank.row_size), bank.flat_SP.dtype)
+        bank, shards = pack.bank, pack.shards.all
+        dtype = bank.flat_SP.dtype
+        self._moments_SKP = shared_zeros((len(bank.flat_SP), MOST_MOMENTS, bank.row_size), dtype)
+        self._meeting = Meeting(len(shards), bank.row_size, dtype)
         self._limbs: list[Limb] = []
-        weakref.finalize(self, _close, self._limbs)  # before the first: there may be no more processes for the second
-        for shard in pack.shards.all[1:]:
-            self._limbs.append(Limb(partial(self._obey, shard)))
+        weakref.finalize(
+            self, _close, self._limbs, self._meeting
+        )  # before the first: there may be no more processes for the second
+        for number, shard in enumerate(shards[1:], start=1):
+            self._limbs.append(Limb(partial(self._obey, number, shard), self._meeting.files(number)))
+        self._meeting.enter(0)
 
     def train(self, parts: Sequence[Seats], rows_per_microstep: int) -> list[list[Tally | None]]:
-        """`train_rows` for every live shard and its seats, side by side. What one of them raises is raised here."""
-        live, lanes = self._pack.shards.live, self._pack.lanes
-        others = list(zip(self._limbs, live[1:], parts[1:], strict=False))
-        for limb, shard, seats in others:
-            limb.order(self._order(shard, seats, rows_per_microstep))
+        """`train_rows` for every live shard and its seats, side by side. What one of them raises is raised here.
+
+        Where fewer variants live than there are processes, and lanes need not keep their shape, several share a variant.
+        """
+        live, bank = self._pack.shards.live, self._pack.bank
+        most = rows_per_microstep if self._pack.lanes == "compacted" else 1
+        teams = groups(len(live), len(self._pack.shards.all), most)
+        others: list[tuple[Limb, Shard | None, Seats]] = []
+        for team, shard, seats in zip(teams, live, parts, strict=True):
+            for number in team:
+                rows = shard.window.rows if number == team[0] else self._spare_row(number)
+                if number != team[0]:
+                    bank.copy(shard.window.rows.start, rows.start)
+                if number:
+                    limb = self._limbs[number - 1]
+                    limb.order(self._order(team, rows, seats, rows_per_microstep))
+                    others.append((limb, shard if number == team[0] else None, seats))
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
+        answers: list[Callable[[], Order]] = []
         try:
-            told = [self._train_rows(live[0], parts[0], self.tokens, rows_per_microstep, lanes)]
-        finally:  # before anything is raised: nobody may still write into the bank
+            told = [self._train(live[0], teams[0], parts[0], rows_per_microstep)]
+        except Missed:
             answers = [_outcome(limb.answer) for limb, _, _ in others]
-        for answer, (_, shard, seats) in zip(answers, others, strict=True):
-            told.append(self._learn(shard, seats, answer()))
+            for answer in answers:
+                answer()  # a partner that failed says more
+            raise
+        finally:  # before anything is raised: nobody may still write into the bank
+            answers = answers or [_outcome(limb.answer) for limb, _, _ in others]
+        for answer, (_, shard_of, seats) in zip(answers, others, strict=True):
+            came = answer()
+            if shard_of is not None:
+                told.append(self._learn(shard_of, seats, came))
         return told
+
+    def _train(self, shard: Shard, team: Sequence[int], seats: Seats, rows_per_microstep: int) -> list[Tally | None]:
+        """The steps of a shard, or this process's part of them."""
+        lanes = self._pack.lanes
+        if len(team) == 1:
+            return self._train_rows(shard, seats, self.tokens, rows_per_microstep, lanes)
+        partners = Partners(self._meeting, team)
+        with self._meeting.candid(partners.others):
+            return self._train_rows(shard.under(partners), seats, self.tokens, rows_per_microstep, lanes)
+
+    def _spare_row(self, number: int) -> slice:
+        """Where a process keeps its copy of a variant that another leads."""
+        row = self._pack.bank.slots + number - 1
+        return slice(row, row + 1)
 
     # there
 
-    def _order(self, shard: Shard, seats: Seats, rows_per_microstep: int) -> Order:
+    def _order(self, team: Sequence[int], rows: slice, seats: Seats, rows_per_microstep: int) -> Order:
         """What a limb has to know; moments go to the shared memory."""
-        rows = shard.window.rows
         people = [
             {"variant": seat.occupant.variant.to_json(), "meta": self._put(row, seat.occupant), "steps": seat.steps}
             if seat
             else None
             for row, seat in zip(range(rows.start, rows.stop), seats, strict=True)
         ]
-        ranks = self._pack.bank.ranks
-        return {"rows": [rows.start, rows.stop], "ranks": ranks, "seats": people, "rows_per_microstep": rows_per_microstep}
+        told = {"rows": [rows.start, rows.stop], "ranks": self._pack.bank.ranks, "seats": people}
+        return {"team": list(team), **told, "rows_per_microstep": rows_per_microstep}
 
-    def _obey(self, shard: Shard, order: Order) -> Order:
+    def _obey(self, number: int, shard: Shard, order: Order) -> Order:
         """In the limb: seat the variants, train them, and say what came of them."""
+        if self._meeting.me is None:
+            self._meeting.enter(number)
         bank, rows = self._pack.bank, slice(*order["rows"])
         bank.ranks[:] = order["ranks"]
         shard.show(rows)
@@ -83,7 +124,7 @@ class Apart:
             Seat(self._occupant(row, told), told["steps"]) if told else None
             for row, told in zip(range(rows.start, rows.stop), order["seats"], strict=True)
         ]
-        tallies = self._train_rows(shard, seats, self.tokens, order["rows_per_microstep"], self._pack.lanes)
+        tallies = self._train(shard, order["team"], seats, order["rows_per_microstep"])
         placed = zip(range(rows.start, rows.stop), seats, strict=True)
         return {
             "tallies": [tally.to_json() if tally else None for tally in tallies],
@@ -136,6 +177,7 @@ def _outcome(answer: Callable[[], Order]) -> Callable[[], Order]:
     return lambda: came
 
 
-def _close(limbs: Sequence[Limb]) -> None:
+def _close(limbs: Sequence[Limb], meeting: Meeting) -> None:
     for limb in limbs:
         limb.close()
+    meeting.close()

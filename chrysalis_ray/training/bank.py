@@ -43,7 +43,8 @@ class Target:
 class Bank:
     """`slots` rows of P parameters. `live` rows from the top take part in the forward pass, as windows show them.
 
-    With `shared` they lie in memory that a fork of this process goes on sharing.
+    With `shared` they lie in memory that a fork of this process goes on sharing. `spare` rows more, after the others, are for
+    copies that forks work on.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Bank:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         shared: bool = False,
+        spare: int = 0,
     ) -> None:
         self.targets = tuple(targets)
         self.slots = slots
@@ -70,10 +72,11 @@ class Bank:
             end += rank * target.out_features
         self.row_size = math.ceil(end / ALIGNMENT) * ALIGNMENT
         make = shared_zeros if shared else partial(torch.zeros, device=device)
-        self.flat_SP = make((slots, self.row_size), dtype=dtype)
-        self.gflat_SP = make((slots, self.row_size), dtype=dtype)
-        self.scale_S = make((slots,), dtype=dtype)
-        self.ranks = [0] * slots
+        rows = slots + spare
+        self.flat_SP = make((rows, self.row_size), dtype=dtype)
+        self.gflat_SP = make((rows, self.row_size), dtype=dtype)
+        self.scale_S = make((rows,), dtype=dtype)
+        self.ranks = [0] * rows
         self.live = slots
 
     def block(self, rows: Tensor, name: str, side: str) -> Tensor:
@@ -127,6 +130,12 @@ class Bank:
         self.flat_SP[[first, second]] = self.flat_SP[[second, first]]
         self.scale_S[[first, second]] = self.scale_S[[second, first]]
         self.ranks[first], self.ranks[second] = self.ranks[second], self.ranks[first]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make row `target` what row `source` is, with its rank and its scale."""
+        self.flat_SP[target] = self.flat_SP[source]
+        self.scale_S[target] = self.scale_S[source]
+        self.ranks[target] = self.ranks[source]
 
     def clear(self, row: int) -> None:
         """Make a row the adapter that changes nothing."""

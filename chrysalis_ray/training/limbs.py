@@ -5,7 +5,7 @@ than the turn, a step with one variant per thread takes half as long again as it
 of the worker, made once. The frozen base is in its memory already and stays shared because nobody writes it. The bank lies in
 shared memory; the moments of a variant's optimizer travel there and back with every chunk, the rest as a line of JSON.
 
-A limb calls nothing but torch and numpy on one thread, keeps no file of the worker open but its two pipes, and ends with it.
+A limb calls nothing but torch and numpy on one thread, keeps no file of the worker open but its pipes, and ends with it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def shared_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 class Limb:
-    """A fork of this process that answers orders by `work`, one after the other."""
+    """A fork of this process that answers orders by `work`, one after the other; it keeps the files `kept` open."""
 
-    def __init__(self, work: Callable[[Order], Order]) -> None:
+    def __init__(self, work: Callable[[Order], Order], kept: Sequence[int] = ()) -> None:
         ordered, self._orders = os.pipe()
         self._answers, answered = os.pipe()
         self.process = os.fork()
         if self.process == 0:
-            _live(work, ordered, answered)
+            _live(work, ordered, answered, kept)
         os.close(ordered)
         os.close(answered)
         self._told = os.fdopen(self._answers, "r", encoding="utf-8")
@@ -70,11 +70,11 @@ class Limb:
         os.waitpid(self.process, 0)
 
 
-def _live(work: Callable[[Order], Order], ordered: int, answered: int) -> NoReturn:
+def _live(work: Callable[[Order], Order], ordered: int, answered: int, kept: Sequence[int]) -> NoReturn:
     """What a limb does until its worker lets go of the pipe, or dies."""
     try:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _close_but(ordered, answered)
+        _close_but(ordered, answered, *kept)
         torch.set_num_threads(1)
         with os.fdopen(ordered, "r", encoding="utf-8") as orders, os.fdopen(answered, "w", encoding="utf-8") as answers:
             for line in orders:

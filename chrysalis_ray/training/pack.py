@@ -26,7 +26,7 @@ from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.packed import find_targets, fuse, inject
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
-from chrysalis_ray.training.shards import Shard, Shards
+from chrysalis_ray.training.shards import MOST_SHARDS, Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class Pack:
         self.engine = engine
         self.lanes = lanes
         shared = engine.device.type == "cpu" and threads > 1
-        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared)
+        spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
+        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare)
         window = Window(self.bank)
         inject(model, window)
         head = find_head(model)

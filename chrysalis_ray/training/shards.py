@@ -44,6 +44,10 @@ class Shard:
         self.engine = engine
         self.buckets = buckets
 
+    def under(self, engine: Engine) -> Shard:
+        """This shard with another engine."""
+        return Shard(self.trunk, self.head, self.window, engine, self.buckets)
+
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
         self.window.show(rows, self.window.bank.ranks[rows] if self.buckets else None)
@@ -83,9 +87,9 @@ class Shards:
         bank = window.bank
         lonely = engine.world == 1 and not engine.in_order  # threads would mix up collectives, and change shapes
         alone = engine.device.type == "cpu" and engine.copyable and lonely
-        count = min(threads, bank.slots, MOST_SHARDS) if alone else 1
+        count = min(threads, MOST_SHARDS) if alone else 1
         if lanes == "fixed":  # every shard computes the same shapes, so that a variant's bits are those of any slot
-            count = max(size for size in range(1, count + 1) if bank.slots % size == 0)
+            count = max(size for size in range(1, min(count, bank.slots) + 1) if bank.slots % size == 0)
         self.threads = threads
         self.buckets = lanes != "fixed"
         self.all = [Shard(trunk, head, window, engine, self.buckets)]

@@ -85,9 +85,13 @@ def train_chunk(
 def _train_parts(
     pack: Pack, seats: Sequence[Sequence[Seat | None]], tokens: TokenStore, rows_per_microstep: int
 ) -> list[list[Tally | None]]:
-    """Every live shard its seats: in a process each where the base is small enough for that to pay, else in a thread each."""
+    """Every live shard its seats: in a process each where the base is small enough for that to pay, else in a thread each.
+
+    Processes that would have none share the rows of a variant with another.
+    """
     shards = pack.shards
-    if len(seats) > 1 and (apart := _apart(pack, tokens)) is not None:
+    shared = pack.lanes == "compacted" and rows_per_microstep > 1 and len(seats) < len(shards.all)
+    if (len(seats) > 1 or shared) and (apart := _apart(pack, tokens)) is not None:
         return apart.train(seats, rows_per_microstep)
     return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)
 
