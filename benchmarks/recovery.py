@@ -52,7 +52,7 @@ def measure(runs: Path, workers: int) -> dict[str, Any]:
         wait_for(lambda: len(cuts(layout)) >= 2, process)
         kept = {path.name: path.read_bytes() for path in cuts(layout)}
         tree = psutil.Process(process.pid).children(recursive=True)
-        victim = next(child for child in tree if "RayTrainWorker" in " ".join(child.cmdline()))
+        victim = next(child for child in tree if "BodyWorker" in " ".join(child.cmdline()))
         victim.kill()
         killed = time.time()
         lives = lambda: sum(turn["kind"] == "body.manifest" for turn in Weave(layout.weave).turns())  # noqa: E731

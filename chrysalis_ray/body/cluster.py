@@ -20,6 +20,9 @@ HEALTH = {
     "health_check_failure_threshold": 3,
 }
 
+# A raylet that comes a moment too early for its object store tries again after a tenth of a second instead of a whole one.
+CONNECTING = {"raylet_client_connect_timeout_milliseconds": 100, "raylet_client_num_connect_attempts": 100}
+
 # Ray Train's controller and Tune read these when they start.
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -79,7 +82,10 @@ def joined(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     try:
         if address is None:
-            ray.init(address="local", include_dashboard=False, _system_config=dict(HEALTH), **quiet)
+            from chrysalis_ray.body.head import quiet_head
+
+            with quiet_head():
+                ray.init(address="local", include_dashboard=False, _system_config={**HEALTH, **CONNECTING}, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:

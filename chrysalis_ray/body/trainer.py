@@ -1,7 +1,8 @@
 """Ray Train without the processes that a body has no use for.
 
 Ray's own trainer starts an actor for its controller, so that training outlives a driver whose client disconnects; a detached
-actor that frees the placement group should the controller die; one for Ray datasets; one that asks an autoscaler for room.
+actor that frees the placement group should the controller die; one for Ray datasets; one that asks an autoscaler for room; one
+through which workers meet when they report to it.
 Our driver, its omega and the body's placement group live and die together, whatever kills them, and Ray frees what belongs to
 a job that ended. So the controller runs in the driver's body thread, and the rest is left out: a body costs its workers.
 What happens to a worker group (polling, restarts, failures, shutdown) is Ray's code as it is.
@@ -21,11 +22,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from chrysalis_ray.body.cluster import ENVIRONMENT
+from chrysalis_ray.body.process import BodyWorker, Nobody
 from chrysalis_ray.core.errors import BodyError
 
 NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
@@ -66,7 +68,17 @@ class FixedSize(FixedScalingPolicy):
 
 
 class WorkersOfDriver(WorkerGroup):
-    """A worker group whose controller is no actor that its workers could call."""
+    """A worker group whose controller is no actor that its workers could call; nor do they exchange anything through Ray."""
+
+    _worker_cls = BodyWorker
+
+    def _start_impl(self, *arguments: Any, **settings: Any) -> None:
+        rays = worker_group.SynchronizationActor  # it would import Ray Train in a process of its own
+        worker_group.SynchronizationActor = ray.remote(num_cpus=0)(Nobody)  # type: ignore[misc, assignment]
+        try:
+            super()._start_impl(*arguments, **settings)
+        finally:
+            worker_group.SynchronizationActor = rays  # type: ignore[misc]
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from chrysalis_ray.body.turn import Answer, first_position
+from chrysalis_ray.core.postponed import postponed
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
-from chrysalis_ray.population.postponed import postponed
 from chrysalis_ray.population.words import DIVERGED, LEVEL, METRIC
 
 with postponed():

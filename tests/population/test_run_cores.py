@@ -15,7 +15,7 @@ def test_a_killed_fork_of_a_worker_costs_one_turn_at_most(garden, undisturbed):
     process = garden.start("forked", "body={threads: 2}")
     try:
         garden.wait_for("forked", lambda run: len(cuts(run)) >= 1, process)
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "BodyWorker" in p.name()]
         (limb,) = [p for p in workers if p.ppid() in {other.pid for other in workers}]
         limb.kill()
         assert process.wait(timeout=300) == 0, garden.log("forked")

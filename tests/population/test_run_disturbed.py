@@ -52,7 +52,7 @@ def test_a_killed_trial_and_a_killed_worker_disturb_nobody(garden, undisturbed):
         trials = [*processes_named(process, "ray::VariantTrial"), *processes_named(process, "ray::ResourceTrainable")]
         trials[0].kill()
         garden.wait_for("wounded", lambda run: len(cuts(run)) >= 2, process)
-        processes_named(process, "RayTrainWorker")[0].kill()
+        processes_named(process, "BodyWorker")[0].kill()
         assert process.wait(timeout=300) == 0, garden.log("wounded")
     finally:
         end(process)

@@ -37,8 +37,8 @@ def test_a_run_starts_no_process_without_a_use_and_a_killed_driver_leaves_none(g
         own = [child for child in below if titles([child]) - RAYS_AGENTS]
         assert titles(own) - {"ray::IDLE"} == {
             "ray::Omega",
-            "ray::RayTrainWorker",
-            "ray::SynchronizationActor",
+            "ray::BodyWorker",
+            "ray::Nobody",
             "ray::VariantTrial",
         }
         os.kill(process.pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_whoever_uses_a_postponed_module_gets_the_real_one(use):
     script = f"""
 import sys
 import ray
-from chrysalis_ray.population.postponed import postponed
+from chrysalis_ray.core.postponed import postponed
 with postponed():
     {use}
     assert not isinstance(3, DataFrame)

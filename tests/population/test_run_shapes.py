@@ -72,7 +72,7 @@ def test_two_bodies_share_the_population_and_a_dead_worker_costs_one_of_them_its
     process = garden.start("twins", "body={count: 2, slots: 2, cpus_per_worker: 0.5}", "population.run_ahead=true")
     try:
         garden.wait_for("twins", lambda run: len(cuts(run)) >= 1, process)
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "BodyWorker" in p.name()]
         assert len(workers) == 2
         workers[0].kill()
         assert process.wait(timeout=300) == 0, garden.log("twins")

@@ -1,8 +1,8 @@
-"""Modules that a trial process imports and never uses, loaded only if somebody uses them after all.
+"""Modules that a trial or a worker imports and never uses, loaded only if somebody uses them after all.
 
-`ray.tune` imports pandas for tables of results and `ray.data` for data sets: half a second and 40 MiB in each of a
-population's trial processes, which only ask omega and write positions down. While `ray.tune` is imported, an empty module
-stands in for each of them; whoever holds it and asks for something in it gets the real one, loaded then. Afterwards the
+`ray.tune` and `ray.train` import pandas for tables of results and `ray.data` for data sets: a third of a second and 40 MiB in
+each of a population's processes, which hand results on and write positions down. While they are imported, an empty module
+stands in for each of these; whoever holds it and asks for something in it gets the real one, loaded then. Afterwards the
 stand-ins are gone from `sys.modules`, and an `import pandas` is what it always was.
 (The standard library's LazyLoader does not do: it loads at the second `import` of a module, and Ray has many.)
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ class StandIn(types.ModuleType):
 
     def __init__(self, name: str, early: str) -> None:
         super().__init__(name)
+        self.__spec__ = importlib.util.find_spec(name)  # some look whether it is installed
         self.__path__: list[str] = []
         setattr(self, early, ClassOf(early, (), {"__module__": name}))
         package, _, own = name.rpartition(".")
