@@ -34,7 +34,6 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_DEDUP_LOGS": "1",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # what ends a body is told once, by us
     "TOKENIZERS_PARALLELISM": "false",
@@ -127,3 +126,13 @@ def room_per_node() -> list[float]:
     import ray
 
     return [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def processes_at_once() -> int:
+    """How many light processes may start side by side: one for each CPU of the cluster, at least two.
+
+    Eight on two CPUs take as long as four pairs one after the other, and a body's worker that starts beside them gets a ninth.
+    """
+    import ray
+
+    return max(2, int(ray.cluster_resources().get("CPU", 0)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from chrysalis_ray.body.cluster import room_per_node
+from chrysalis_ray.body.cluster import processes_at_once, room_per_node
 from chrysalis_ray.body.ledger import HOLDS
 from chrysalis_ray.body.manifest import Bodies
 from chrysalis_ray.core.layout import RunLayout
@@ -33,6 +34,7 @@ def run_population(
     experiment, slots = branching.experiment, bodies.plan.morphology.places
     population = experiment.population
     seed_generators(experiment.rng_seed)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(processes_at_once())  # Tune reads it when it begins
     trials = population.variants if population.pauses else slots  # those who wake may be more than there are slots
     fixed = {
         "omega": bodies.plan.omega_name,
