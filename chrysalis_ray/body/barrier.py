@@ -39,13 +39,16 @@ class Barrier:
         """Whether the place of a variant that ended was given to the next one, if there is one."""
         return joined - concluded >= min(self.slots, self.expected - concluded)
 
-    def is_decided(self, asks: bool, concluded: bool, left: bool, joined: int, ended: int, told: Mapping[str, str]) -> bool:
-        """Whether Tune has decided on a variant that was answered: it asks again, it ended, or its trial `left`."""
+    def is_decided(self, asks: bool, concluded: bool, joined: int, ended: int, told: Mapping[str, str]) -> bool:
+        """Whether Tune has decided on a variant that was answered: it asks again, or it ended.
+
+        That a trial's process went away says nothing: where it died with its node, the next one tells Tune the same again.
+        """
         if asks:
             return True
         if self.by_rest:
             return self._has_heard(told)
-        return self.is_replaced(joined, ended) if concluded else left
+        return concluded and self.is_replaced(joined, ended)
 
     def _has_heard(self, told: Mapping[str, str]) -> bool:
         return self.running is not None and all(self.heard.get(name) == position for name, position in told.items())

@@ -70,7 +70,6 @@ class Omega:
         self.asks = Asks()
         self.roster = Roster(bodies)
         self.concluded: dict[str, tuple[str, str | None]] = {}
-        self.detached: dict[str, float] = {}  # variant -> when its trial last went away
         self.identities: dict[str, str] = {}
         self.judgements: list[Judgement] = []
         self.turn_number = 0
@@ -140,7 +139,6 @@ class Omega:
         if self.asks.is_served_by_another(variant_id, who):
             return
         self.asks.withdraw(variant_id)
-        self.detached[variant_id] = time.monotonic()
         await self._notify()
 
     async def conclude(self, variant_id: str, state: str, reason: str | None) -> None:
@@ -374,13 +372,12 @@ class Omega:
             await self._decision(ask.variant.variant_id)
 
     async def _decision(self, variant_id: str) -> None:
-        """Wait until this variant asks again, detaches or is concluded (or its trial is slow beyond reason)."""
+        """Wait until this variant asks again or is concluded (or its trial is slow beyond reason)."""
         started = time.monotonic()
         async with self.changed:
-            while not self._decided(variant_id, started) and time.monotonic() - started < self.linger_seconds:
+            while not self._decided(variant_id) and time.monotonic() - started < self.linger_seconds:
                 await self._changes()
 
-    def _decided(self, variant_id: str, since: float) -> bool:
-        left, over = self.detached.get(variant_id, 0.0) >= since, variant_id in self.concluded
-        joined, ended = len(self.variants), len(self.concluded)
-        return self.barrier.is_decided(variant_id in self.asks.open, over, left, joined, ended, self.asks.told())
+    def _decided(self, variant_id: str) -> bool:
+        asks, over = variant_id in self.asks.open, variant_id in self.concluded
+        return self.barrier.is_decided(asks, over, len(self.variants), len(self.concluded), self.asks.told())

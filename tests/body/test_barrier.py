@@ -13,12 +13,12 @@ def test_by_count_a_turn_waits_for_as_many_as_there_are_places():
 
 def test_by_count_an_end_is_decided_when_its_place_is_taken():
     barrier = Barrier(slots=2, expected=5)
-    ended = {"asks": False, "concluded": True, "left": False, "ended": 1, "told": {}}
+    ended = {"asks": False, "concluded": True, "ended": 1, "told": {}}
     assert not barrier.is_decided(joined=2, **ended)
     assert barrier.is_decided(joined=3, **ended)
     assert barrier.is_decided(joined=5, **{**ended, "ended": 4})  # nobody is left to propose
-    assert barrier.is_decided(asks=True, concluded=False, left=False, joined=2, ended=0, told={})
-    assert barrier.is_decided(asks=False, concluded=False, left=True, joined=2, ended=0, told={})
+    assert barrier.is_decided(asks=True, concluded=False, joined=2, ended=0, told={})
+    assert not barrier.is_decided(asks=False, concluded=False, joined=2, ended=0, told={})
 
 
 def test_by_rest_a_turn_waits_for_those_who_run_once_tune_has_heard_what_was_told():
@@ -37,7 +37,7 @@ def test_by_rest_a_turn_waits_for_those_who_run_once_tune_has_heard_what_was_tol
 
 def test_by_rest_a_trial_that_went_away_is_no_decision_yet():
     barrier = Barrier(slots=4, expected=4, by_rest=True)
-    gone = {"asks": False, "concluded": False, "left": True, "joined": 4, "ended": 0}
+    gone = {"asks": False, "concluded": False, "joined": 4, "ended": 0}
     assert not barrier.is_decided(told={"a": "a1"}, **gone)
     barrier.rest({"a": "a1"}, [])
     assert barrier.is_decided(told={"a": "a1"}, **gone)

@@ -106,6 +106,30 @@ def test_the_late_farewell_of_an_old_process_does_not_take_the_new_ones_ask(tmp_
     asyncio.run(story())
 
 
+def test_nobody_is_answered_before_the_next_process_of_a_lost_trial_has_told_tune(tmp_path):
+    """An asynchronous scheduler decides by the order in which it hears; a process that dies with its node does not change it."""
+
+    async def story():
+        people = variants(2)
+        omega = make(tmp_path, people)
+        await omega.start()
+        life = asyncio.create_task(CountingBody(omega).live())
+        asks = [asyncio.create_task(omega.advance(one, first_position(one), 0, "old")) for one in people]
+        told = await asyncio.wait_for(asks[0], 5)
+        await omega.detach("v0", "old")
+        await asyncio.sleep(0.1)
+        assert not asks[1].done()
+        again = await asyncio.wait_for(omega.advance(people[0], first_position(people[0]), 0, "new"), 5)
+        assert again == told
+        following = asyncio.create_task(omega.advance(people[0], again.position, 1, "new"))
+        assert (await asyncio.wait_for(asks[1], 5)).chunk == 1
+        await omega.conclude("v1", "stopped", None)
+        await asyncio.wait_for(following, 5)
+        life.cancel()
+
+    asyncio.run(story())
+
+
 def test_scores_for_somebody_who_left_are_dropped_and_the_next_judgement_works(tmp_path):
     async def story():
         omega = make(tmp_path, variants(1))
@@ -137,7 +161,7 @@ def test_judging_while_a_trial_waits_holds_nobody_up(tmp_path):
         assert list(scores) == ["seed"]
         other = asyncio.create_task(trial(omega, people[1], 1, heard))
         assert (await asyncio.wait_for(early, 5)).position == next_position(first_position(people[0]), people[0])
-        await omega.detach("v0")
+        await omega.conclude("v0", "stopped", None)
         await asyncio.wait_for(other, 5)
         life.cancel()
 

@@ -189,7 +189,7 @@ def test_a_clone_starts_from_the_donors_seed(tmp_path):
             if variant.index == 0:
                 donor.set_result(answer.position)
             await omega.advance(variant, await donor, 1)
-            await omega.detach(variant.variant_id)
+            await omega.conclude(variant.variant_id, "finished", None)
 
         await asyncio.wait_for(asyncio.gather(*(follow(v) for v in people)), 10)
         life.cancel()
