@@ -107,7 +107,7 @@ def test_the_late_farewell_of_an_old_process_does_not_take_the_new_ones_ask(tmp_
 
 
 def test_nobody_is_answered_before_the_next_process_of_a_lost_trial_has_told_tune(tmp_path):
-    """An asynchronous scheduler decides by the order in which it hears; a process that dies with its node does not change it."""
+    """Asynchronous schedulers decide by the order in which they hear; a process that dies with its node must not change it."""
 
     async def story():
         people = variants(2)
