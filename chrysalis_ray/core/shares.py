@@ -134,7 +134,9 @@ def bounded(shares: Mapping[str, float], least: Mapping[str, float], most: Mappi
     if (need := math.fsum(low.values())) >= 1.0:
         return {domain: low.get(domain, 0.0) / need for domain in shares}
     x = _multiplier({domain: shares[domain] for domain in heard if shares[domain] > 0.0}, low, high, need)
-    return {domain: min(high[domain], max(low[domain], x * share)) if domain in high else 0.0 for domain, share in shares.items()}
+    return {
+        domain: min(high[domain], max(low[domain], x * share)) if domain in high else 0.0 for domain, share in shares.items()
+    }
 
 
 def _multiplier(shares: Mapping[str, float], low: Mapping[str, float], high: Mapping[str, float], need: float) -> float:
@@ -192,7 +194,9 @@ def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[S
     domain that the genome lacks, and for a mix of nothing.
     """
     if (epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax") and not epigenome.budget_rows * epigenome.row_tokens:
-        raise GenomeError("caps and the prior unimax count epochs of a budget, and this mix knows none", "give it `budget_rows`")
+        raise GenomeError(
+            "caps and the prior unimax count epochs of a budget, and this mix knows none", "give it `budget_rows`"
+        )
     end = epigenome.budget_rows or math.inf
     starts = sorted({0, *(change.row for change in (*epigenome.stages, *epigenome.changes))})
     starts = [start for start in starts if start < end]

@@ -21,12 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Change, Epigenome
 from chrysalis_ray.core.shares import levels_at
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def brighten(epigenome: Epigenome, domain: str, factor: float) -> Epigenome:
@@ -83,7 +85,9 @@ def crossover(one: Epigenome, other: Epigenome, weight: float = 0.5) -> Epigenom
     if one.prior != other.prior:
         raise GenomeError(f"mixes of prior {one.prior!r} and {other.prior!r} cannot be crossed", "give both the same prior")
     if replace(one, express={}) != replace(other, express={}):
-        raise GenomeError("mixes that differ in more than their levels cannot be crossed", "give both the same floors, caps, ...")
+        raise GenomeError(
+            "mixes that differ in more than their levels cannot be crossed", "give both the same floors, caps, ..."
+        )
     if one.stages or one.changes:
         raise GenomeError("mixes with a schedule cannot be crossed", "cross their levels at one row, and append the result")
     if not 0.0 <= weight <= 1.0:
@@ -103,7 +107,7 @@ def mutate(epigenome: Epigenome, generator: np.random.Generator, strength: float
         raise GenomeError(f"a mutation cannot have strength {strength!r}", "use a number of at least 0")
     drawn = generator.standard_normal(len(epigenome.express))
     names = sorted(epigenome.express)
-    factors = dict(zip(names, np.exp(strength * drawn).tolist(), strict=True))
+    factors = {name: math.exp(strength * value) for name, value in zip(names, drawn.tolist(), strict=True)}
     return _with(epigenome, {domain: level * factors[domain] for domain, level in epigenome.express.items()})
 
 

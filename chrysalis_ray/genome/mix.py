@@ -62,7 +62,9 @@ class MixPlan:
         self.domains = tuple(sorted({domain for counts in drawn for domain in counts}))
         whole = [rows[domain] for domain in self.domains]
         self.all_rows = np.array(whole, dtype=np.int64)
-        self.rows = self.all_rows if kept == 1.0 else np.array([max(1, math.ceil(kept * size)) for size in whole], dtype=np.int64)
+        self.rows = (
+            self.all_rows if kept == 1.0 else np.array([max(1, math.ceil(kept * size)) for size in whole], dtype=np.int64)
+        )
         self._segments: list[_Stretch] = []
         for segment, counts in zip(segments, drawn, strict=True):
             before = self._before(segment.start) if self._segments else np.zeros(len(self.domains), np.int64)
