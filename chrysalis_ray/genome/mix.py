@@ -152,13 +152,15 @@ class _Stretch:
         """Of positions first .. stop - 1: index of the domain, and how often that domain was drawn before."""
         block, place = np.divmod(np.arange(first - self.start, stop - self.start, dtype=np.int64), BLOCK)
         domain = self._domain_at[place]
-        return domain, self.drawn[domain] + block * self.counts[domain] + self._draw_at[place]
+        drawn: Integers = self.drawn[domain] + block * self.counts[domain] + self._draw_at[place]
+        return domain, drawn
 
     def before(self, position: int) -> Integers:
         """How often each domain was drawn before a position."""
         block, place = divmod(position - self.start, BLOCK)
-        inside = np.bincount(self._domain_at[:place], minlength=len(self.counts))
-        return self.drawn + block * self.counts + inside
+        inside = np.bincount(self._domain_at[:place], minlength=len(self.counts)).astype(np.int64)
+        before: Integers = self.drawn + block * self.counts + inside
+        return before
 
     def places_of(self, index: int, drawn: Integers) -> list[int]:
         """The positions of these draws of a domain, ascending."""
