@@ -210,7 +210,7 @@ def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[S
         shares = bounded(wanted, {d: f for d, f in epigenome.floors.items() if tokens.get(d, 0) > 0}, most)
         if most:
             counts = in_block(shares, most)
-            shares = {domain: count / BLOCK for domain, count in counts.items()}
+            shares = {domain: counts.get(domain, 0) / BLOCK for domain in tokens}
             drawn = {domain: rows + shares[domain] * (stop - start) for domain, rows in drawn.items()}
         segments.append(Segment(start, shares, most))
     return tuple(segments)
