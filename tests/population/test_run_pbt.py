@@ -26,7 +26,7 @@ SETTINGS = (
 
 
 LEVELS = (
-    "population.scheduler={type: pbt, perturb_every_reports: 2, quantile: 0.5, mutate: [learning_rate, levels], "
+    "population.scheduler={type: pbt, perturb_every_reports: 1, quantile: 0.5, mutate: [learning_rate, levels], "
     "level_strength: 0.7}",
     *SETTINGS[1:],
     "population.epigenomes={type: brightened, level: 3.0, floors: {code: 0.1}, loss_weights: {code: 2}}",
