@@ -16,6 +16,7 @@ numpy only.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -150,17 +151,16 @@ class _Stretch:
 
     def draws(self, first: int, stop: int) -> tuple[Integers, Integers]:
         """Of positions first .. stop - 1: index of the domain, and how often that domain was drawn before."""
-        block, place = np.divmod(np.arange(first - self.start, stop - self.start, dtype=np.int64), BLOCK)
+        at = np.arange(first - self.start, stop - self.start, dtype=np.int64)
+        place = at % BLOCK
         domain = self._domain_at[place]
-        drawn: Integers = self.drawn[domain] + block * self.counts[domain] + self._draw_at[place]
-        return domain, drawn
+        return domain, self.drawn[domain] + at // BLOCK * self.counts[domain] + self._draw_at[place]
 
     def before(self, position: int) -> Integers:
         """How often each domain was drawn before a position."""
         block, place = divmod(position - self.start, BLOCK)
         inside = np.bincount(self._domain_at[:place], minlength=len(self.counts)).astype(np.int64)
-        before: Integers = self.drawn + block * self.counts + inside
-        return before
+        return self.drawn + block * self.counts + inside
 
     def places_of(self, index: int, drawn: Integers) -> list[int]:
         """The positions of these draws of a domain, ascending."""
@@ -282,17 +282,32 @@ def _turned(counts: tuple[int, ...], turn: int) -> tuple[Integers, Integers]:
 @lru_cache(maxsize=256)
 def _pattern(counts: tuple[int, ...]) -> Integers:
     """Tijdeman's sequence: place -> index, each index k exactly counts[k] times in sum(counts) places, every prefix of n places
-    within 1 - 1/(2K - 2) of n counts[k] / sum(counts). Each place goes to the most urgent of those whose quota has come due."""
+    within 1 - 1/(2K - 2) of n counts[k] / sum(counts). Each place goes to the most urgent of those whose quota has come due:
+    to the earliest deadline of those released, ties to the lowest index."""
     kinds, size = len(counts), sum(counts)
     if kinds == 1:
         return np.zeros(size, np.int64)
-    quota = np.array(counts, dtype=np.int64)
     scale = 2 * kinds - 2
-    due = np.zeros(kinds, np.int64)  # scale x size x (n quota/size - drawn), in whole numbers
+    drawn = [0] * kinds
+    released: dict[int, list[int]] = {}  # place -> those whose next draw comes due there
+    due: list[tuple[float, int]] = []  # deadline, index
+
+    def put(index: int, place: int) -> None:
+        """Let the next draw of `index` wait for its release, or for its turn."""
+        release = -(-size * (1 + scale * drawn[index]) // (scale * counts[index]))
+        if release > place:
+            released.setdefault(release, []).append(index)
+        else:
+            heapq.heappush(due, (size * (scale - 1 + scale * drawn[index]) / counts[index], index))
+
+    for index in range(kinds):
+        put(index, 0)
     pattern = np.empty(size, np.int64)
     for place in range(size):
-        due += scale * quota
-        haste = np.where(due >= size, ((scale - 1) * size - due) / quota, np.inf)
-        pattern[place] = chosen = int(haste.argmin())
-        due[chosen] -= scale * size
+        for index in released.pop(place + 1, ()):
+            put(index, place + 1)
+        _, chosen = heapq.heappop(due)
+        pattern[place] = chosen
+        drawn[chosen] += 1
+        put(chosen, place + 1)
     return pattern
