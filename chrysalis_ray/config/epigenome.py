@@ -106,8 +106,9 @@ class Mix(Expression):
 
     @model_serializer(mode="wrap")
     def _without_what_was_not_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What it did say, `stages: []` too, stands in for what holds for all."""
         told: dict[str, Any] = serialise(self)
-        optional = (*Expression.model_fields, "prior")
+        optional = {*Expression.model_fields, "prior"} - self.model_fields_set
         return {key: value for key, value in told.items() if value or key not in optional}
 
 

@@ -90,9 +90,9 @@ SCHEDULED = (
 @pytest.mark.parametrize("start", [0, 900, FAR, FAR + 450])
 def test_the_global_order_is_the_same_for_one_to_96_workers(start):
     """Each worker has a plan of its own and reads its own positions only."""
-    steps, batch = 2, 96
+    steps, batch = 1, 96
     whole = MixPlan(*SCHEDULED).draw(start, steps * batch)
-    for world in (*range(1, 13), 16, 24, 31, 32, 48, 64, 95, 96):
+    for world in range(1, 97):
         plan = MixPlan(*SCHEDULED)
         joined: dict[int, tuple[str, int, int]] = {}
         for rank in range(world):

@@ -54,6 +54,17 @@ def test_a_listed_mix_says_its_own_where_it_wants():
     assert second.budget_rows == 0
 
 
+def test_what_a_mix_takes_back_makes_another_run_and_what_nobody_said_does_not():
+    def named(own):
+        written = f"{{type: listed, floors: {{code: 0.1}}, mixes: [{{name: a, express: {{code: 1, unicode: 1}}{own}}}]}}"
+        return load_experiment(EXPERIMENTS / "quickstart.yaml", [f"population.epigenomes={written}"]).resolved()
+
+    assert named("")["sha256"] != named(", floors: {}")["sha256"]
+    epigenomes = named("")["experiment"]["population"]["epigenomes"]
+    assert set(epigenomes) == {"type", "prior", "floors", "mixes"}
+    assert set(epigenomes["mixes"][0]) == {"name", "express"}
+
+
 def test_stages_begin_with_whole_steps_and_match_keeps_a_part_of_the_rows():
     one = branching()
     tokens, length = one.experiment.population.tokens_per_variant, one.blueprint.lanes.sequence_length
