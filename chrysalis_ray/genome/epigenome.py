@@ -1,6 +1,6 @@
 """Operators on the epigenome: pure functions from mixes to a mix. None of them can reach the genome.
 
-An epigenome is a level in [0, inf) per domain; only the ratios of levels matter to a variant (`mix.shares_of`). Laws, each
+An epigenome is a level in [0, inf) per domain; only the ratios of levels matter to a variant (`core.shares`). Laws, each
 kept by a property test:
 
     dim and brighten      dim(e, d, x) = brighten(e, d, 1/x); brighten by a then b = by a b; by 1 = identity
@@ -9,7 +9,6 @@ kept by a property test:
     normalise             idempotent; shares unchanged; levels sum to the number of domains that are expressed
     crossover             crossover(e, e) = e in shares; symmetric at 1/2; the ends are the parents
     mutate                deterministic in its generator; strength 0 = identity; silent domains stay silent
-
     appended              the past stays: no share and no draw before the row changes; appending what holds is identity
 
 Levels that an operator does not name stay as they are, and a domain that is not expressed is at level 0. Operators change the
