@@ -44,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/merge.py --json
 	$(BIN)/python benchmarks/genome.py --json
+	$(BIN)/python benchmarks/mixer.py --json
 
 # The stamp is touched last: an interrupted installation is taken up again.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.evaluate.heldout import heldout_rows
-from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.genome.tokens import TokenStore, open_tokens
 from chrysalis_ray.training.schedules import learning_rate_at
 
@@ -120,8 +120,8 @@ class Step:
             fused=True,
         )
         sizes = {domain: tokens.token_count(domain, "train") for domain in tokens.domains}
-        shares = shares_of(variant.epigenome, sizes)
-        self.mix = MixPlan(shares, {domain: tokens.rows(domain, "train") for domain in shares}, variant.rng_seed)
+        rows = {domain: tokens.rows(domain, "train") for domain in sizes}
+        self.mix = plan_of(variant.epigenome, sizes, rows, variant.rng_seed)
 
     def __call__(self, step: int) -> None:
         settings, rows = self.variant.hyperparameters, self.variant.rows_per_step

@@ -189,9 +189,10 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
-    from chrysalis_ray.population.branch import Branching
+    from chrysalis_ray.population.branch import Branching, trained_tokens
 
-    return Branching(run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"])
+    known = (genome.domains, seed_sha256, genome.genome_id, base["sha256"], trained_tokens(run.layout))
+    return Branching(run.experiment, run.loaded.blueprint, *known)
 
 
 def branch(run: Run, branching: Branching) -> list[Variant]:

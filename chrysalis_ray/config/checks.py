@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
+from chrysalis_ray.config.epigenome_checks import check_epigenomes
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
 from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource, is_remote
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
@@ -35,6 +36,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *_sources(loaded.experiment.genome, loaded.folder),
         *_kinds(loaded.experiment.genome),
         *check_search(loaded, domains_of(loaded.experiment.genome)),
+        *check_epigenomes(loaded, domains_of(loaded.experiment.genome)),
         *check_population(loaded),
         *_truth_as_number(tree),
     ]

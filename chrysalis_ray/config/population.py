@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from chrysalis_ray.config.blueprint import Count, Fraction, Positive, Written
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Level = Annotated[float, Field(ge=0.0)]
+from chrysalis_ray.config.epigenome import BrightenedMixes, DirichletMixes, ListedMixes, Mixes, Name, SimplexGridMixes
 
 # ranges -------------------------------------------------------------------------------------------------------------
 
@@ -76,69 +75,11 @@ class SearchSpace(Written):
 # epigenomes ---------------------------------------------------------------------------------------------------------
 
 
-class Mix(Written):
-    name: Name
-    express: Annotated[dict[str, Level], Field(min_length=1)]
-
-    @field_validator("express")
-    @classmethod
-    def _sums_to_something(cls, express: dict[str, float]) -> dict[str, float]:
-        if sum(express.values()) <= 0.0:
-            raise ValueError("every level is 0: the mix expresses nothing")
-        return express
-
-
-class ListedMixes(Written):
-    """The mixes written here, dealt to the variants in turn."""
-
-    type: Literal["listed"]
-    mixes: Annotated[tuple[Mix, ...], Field(min_length=1)]
-    prior: Literal["uniform", "size"] = "uniform"
-
-    @field_validator("mixes")
-    @classmethod
-    def _no_twins(cls, mixes: tuple[Mix, ...]) -> tuple[Mix, ...]:
-        names = [mix.name for mix in mixes]
-        twins = sorted({name for name in names if names.count(name) > 1})
-        if twins:
-            raise ValueError(f"mix name {twins[0]!r} is used twice")
-        return mixes
-
-
-class DirichletMixes(Written):
-    """A random mix per variant; small `concentration` gives specialists, large gives equal shares.
-
-    `concentrations` sets it for single domains: the mean share of a domain is its own over the sum of all.
-    """
-
-    type: Literal["dirichlet"]
-    concentration: Positive = 1.0
-    concentrations: dict[Name, Positive] = Field(default_factory=dict)
-    prior: Literal["uniform", "size"] = "uniform"
-
-
-class BrightenedMixes(Written):
-    """Variant k brightens domain k (in turn) to `level`, all others stay at 1: specialists that still see everything."""
-
-    type: Literal["brightened"]
-    level: Positive = 4.0
-    prior: Literal["uniform", "size"] = "uniform"
-
-
-class SimplexGridMixes(Written):
-    """Every mix whose shares are multiples of 1/`steps`, in a fixed order, crossed with the grids of `search`."""
-
-    type: Literal["simplex_grid"]
-    steps: Annotated[int, Field(ge=1, le=64)] = 4
-    prior: Literal["uniform", "size"] = "uniform"
-
-
-class LevelMixes(Written):
+class LevelMixes(Mixes):
     """A range of levels for each domain named here, drawn per variant like a hyperparameter; all other domains stay at 1."""
 
     type: Literal["levels"]
     levels: Annotated[dict[Name, Range], Field(min_length=1)]
-    prior: Literal["uniform", "size"] = "uniform"
 
 
 Epigenomes = Annotated[
@@ -202,13 +143,23 @@ class Asha(Written):
 
 
 class Pbt(Written):
-    """Population based training (arXiv 1711.09846): the worst copy the best and perturb."""
+    """Population based training (arXiv 1711.09846): the worst copy the best and perturb.
+
+    With `level_strength` levels are perturbed by the operator `mutate` of the epigenome: each times exp(strength x a normal
+    number). That needs no ranges, so any kind of mix can be bred. What a mutation changes holds from there on.
+    """
 
     type: Literal["pbt"]
     perturb_every_reports: Count = 2
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
     resample_probability: Fraction = 0.25
     mutate: Annotated[tuple[Mutable, ...], Field(min_length=1)] = ("learning_rate",)
+    level_strength: Annotated[float, Field(gt=0.0, le=4.0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = serialise(self)
+        return {key: value for key, value in told.items() if key != "level_strength" or value is not None}
 
 
 class Pb2(Written):

@@ -223,7 +223,12 @@ def _pbt(scheduler: Pbt | Pb2, population: Population) -> Iterator[Finding]:
             (f"{scheduler.perturb_every_reports} of {reports} reports: nothing would ever be perturbed; write fewer"),
         )
     ranges = search_ranges(population.search)
+    strength = getattr(scheduler, "level_strength", None)
+    if strength is not None and "levels" not in scheduler.mutate:
+        yield (*at, "level_strength"), "says how strongly levels are mutated, and mutate does not name levels; add it there"
     for position, name in enumerate(scheduler.mutate):
+        if name == "levels" and strength is not None:
+            continue
         if name == "levels":
             yield from _mutated_levels(scheduler, population.epigenomes, (*at, "mutate", position))
         elif name not in ranges:
@@ -241,7 +246,13 @@ def _pbt(scheduler: Pbt | Pb2, population: Population) -> Iterator[Finding]:
 
 def _mutated_levels(scheduler: Pbt | Pb2, epigenomes: Epigenomes, at: Location) -> Iterator[Finding]:
     if not isinstance(epigenomes, LevelMixes):
-        yield at, f"{epigenomes.type} mixes have no ranges to draw levels from; write epigenomes type: levels"
+        yield (
+            at,
+            (
+                f"{epigenomes.type} mixes have no ranges to draw levels from; write epigenomes type: levels"
+                + (", or level_strength: 0.3" if isinstance(scheduler, Pbt) else "")
+            ),
+        )
         return
     for domain, drawn in epigenomes.levels.items():
         path: Location = ("population", "epigenomes", "levels", domain, "type")

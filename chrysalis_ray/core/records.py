@@ -135,22 +135,71 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True)
+class Change:
+    """From row `row` of a variant on (counted from its first step) the domains named here stand at these levels."""
+
+    row: int
+    express: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"row": self.row, "express": dict(self.express)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Change:
+        return cls(row=int(value["row"]), express=dict(value["express"]))
+
+
+@dataclass(frozen=True)
 class Epigenome:
-    """How strongly each domain of the genome is expressed: the data mix of one variant.
+    """How strongly each domain of the genome is expressed: the data mix of one variant. `core.shares` makes shares of it.
 
     `express` maps a domain to a level in [0, inf); the share of a domain is level x prior, normalised. The prior is
-    ``uniform`` (every domain alike) or ``size`` (proportional to its tokens).
+    ``uniform`` (every domain alike), ``size`` (proportional to its tokens), ``temperature(T)`` or ``unimax(EPOCHS)``.
+
+    `floors` are least shares, `caps` most epochs over the whole budget; a part `replay_share` of all rows is drawn by the
+    levels `replay` instead. A label of a domain weighs `loss_weights` in the loss (1 where none is given). `kept` is the
+    share of every domain's rows that is drawn at all. `stages` were written before the first step, `changes` were appended
+    while the variant trained; both ascend. `budget_rows` rows of `row_tokens` tokens are the whole training, 0 where nothing
+    depends on it.
     """
 
     express: Mapping[str, float]
     prior: str = "uniform"
+    floors: Mapping[str, float] = field(default_factory=dict)
+    caps: Mapping[str, float] = field(default_factory=dict)
+    replay_share: float = 0.0
+    replay: Mapping[str, float] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    kept: float = 1.0
+    budget_rows: int = 0
+    row_tokens: int = 0
+    stages: tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"express": dict(self.express), "prior": self.prior}
+        """Only what was set: a mix of levels and prior alone has two keys."""
+        told: dict[str, Any] = {"express": dict(self.express), "prior": self.prior}
+        for name in ("floors", "caps", "replay", "loss_weights"):
+            if value := getattr(self, name):
+                told[name] = dict(value)
+        for name, unset in (("replay_share", 0.0), ("kept", 1.0), ("budget_rows", 0), ("row_tokens", 0)):
+            if getattr(self, name) != unset:
+                told[name] = getattr(self, name)
+        for name in ("stages", "changes"):
+            if changes := getattr(self, name):
+                told[name] = [change.to_json() for change in changes]
+        return told
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Epigenome:
-        return cls(express=dict(value["express"]), prior=value.get("prior", "uniform"))
+        plain = {f.name: value[f.name] for f in fields(cls) if f.name in value}
+        for name in ("express", "floors", "caps", "replay", "loss_weights"):
+            if name in plain:
+                plain[name] = dict(plain[name])
+        for name in ("stages", "changes"):
+            if name in plain:
+                plain[name] = tuple(Change.from_json(change) for change in plain[name])
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

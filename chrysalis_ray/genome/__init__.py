@@ -2,5 +2,6 @@
 
 `build` seals sources into a folder (`git_source`, `archives`, `packages` and `sources` read them, `marks` and `similarity` say
 what is noticed, `proofs` and `framing` give it away), `tokens` packs it into rows for one tokenizer, `mix` says which row
-stands at which position, and `exposure` the reverse. `mix` needs numpy only; `datasets` is imported in `sources` alone.
+stands at which position, `exposure` the reverse, and `epigenome` changes mixes. `mix` needs numpy only; `datasets` is imported
+in `sources` alone. How shares come of an epigenome stands in `core.shares`, because a report tells them too.
 """

@@ -1,7 +1,8 @@
 """Who saw a document, when and how often: closed form, from the plan alone. No log is kept and none is needed.
 
 A row of tokens stands at positions that the mix gives back (`MixPlan.positions_of`); a document stands in known rows; a
-variant's history is a list of stretches, each of whole chunks under one mix and one random seed.
+variant's history is a list of stretches, each of whole chunks under one mix and one random seed. A mix has a schedule of its
+own: stages that were written before, and changes that were appended while it trained.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Epigenome
-from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.genome.tokens import TokenStore
 
 
@@ -61,7 +62,7 @@ def sightings(stretches: Sequence[Stretch], store: TokenStore, domain: str, by_r
     rows = {name: store.rows(name, "train") for name in store.domains}
     tokens: dict[tuple[int, str], int] = {}
     for stretch in stretches:
-        plan = MixPlan(shares_of(stretch.epigenome, sizes), rows, stretch.rng_seed)
+        plan = plan_of(stretch.epigenome, sizes, rows, stretch.rng_seed)
         first, end = stretch.start * stretch.rows_per_step, stretch.stop * stretch.rows_per_step
         for row, count in by_row.items():
             for position in plan.positions_of(domain, row, first, end):

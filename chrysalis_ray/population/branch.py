@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chrysalis_ray.config.blueprint import Blueprint
@@ -17,7 +17,8 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, sha256_of, write_json
-from chrysalis_ray.population.mixes import epigenome_of
+from chrysalis_ray.core.shares import check_bounds
+from chrysalis_ray.population.mixes import Budget, epigenome_of
 from chrysalis_ray.population.sobol import sobol_point
 from chrysalis_ray.population.words import LEVEL, MIX
 from chrysalis_ray.training.planner import optimizer_steps
@@ -36,9 +37,11 @@ class Branching:
     seed_sha256: str
     genome_id: str
     base_sha256: str
+    tokens: Mapping[str, int] = field(default_factory=dict)  # of every domain in training, where they are known
 
     def variant(self, index: int, values: Mapping[str, Any]) -> Variant:
-        """Variant `index` with these values; the same for the same arguments on every machine."""
+        """Variant `index` with these values; the same for the same arguments on every machine. Raises GenomeError where the
+        genome is too small for the caps and floors of its mix."""
         experiment, lanes = self.experiment, self.blueprint.lanes
         population = experiment.population
         rows = values.get(ROWS, lanes.rows_per_step)
@@ -47,7 +50,10 @@ class Branching:
             population.tokens_per_variant, common, lanes.sequence_length, population.reports
         )
         number = values.get(MIX, mix_number(population, index))
-        epigenome, mix = epigenome_of(population.epigenomes, number, self.domains, experiment.rng_seed, values)
+        budget = Budget(strides * common, rows, lanes.sequence_length, population.tokens_per_variant)
+        epigenome, mix = epigenome_of(population.epigenomes, number, self.domains, experiment.rng_seed, values, budget)
+        if self.tokens:
+            check_bounds(epigenome, self.tokens, f"v{index:03d}-{mix}")
         drawn = {name: value for name, value in values.items() if name in HYPERPARAMETERS}
         return Variant(
             variant_id=f"v{index:03d}-{mix}",
@@ -64,6 +70,12 @@ class Branching:
             sequence_length=lanes.sequence_length,
             parents=(self.seed_sha256,),
         )
+
+
+def trained_tokens(layout: RunLayout) -> dict[str, int]:
+    """Tokens of every domain's train split, of a genome that was tokenised."""
+    parts = read_json(layout.tokens / "manifest.json")["parts"]
+    return {domain: int(splits["train"]["tokens"]) for domain, splits in parts.items()}
 
 
 def branch_population(branching: Branching) -> list[Variant]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from chrysalis_ray.config.population import DirichletMixes, Epigenomes, LevelMixes, SimplexGridMixes
-from chrysalis_ray.core.records import Epigenome, sha256_of
+from chrysalis_ray.config.epigenome import DirichletMixes, Expression, SimplexGridMixes, expression_of, spread
+from chrysalis_ray.config.epigenome_checks import silenced, stage_share
+from chrysalis_ray.config.population import Epigenomes, LevelMixes
+from chrysalis_ray.core.records import Change, Epigenome, sha256_of
+from chrysalis_ray.core.shares import parse_prior
+from chrysalis_ray.genome.epigenome import brighten, silence
 from chrysalis_ray.population.words import LEVEL
 
 
@@ -24,24 +29,76 @@ def mix_count(spec: Epigenomes, domains: Sequence[str]) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The rows of a variant's whole training, those of one step, the tokens of a row, and the tokens that were asked for."""
+
+    rows: int
+    rows_per_step: int
+    row_tokens: int
+    tokens: int
+
+
 def epigenome_of(
+    spec: Epigenomes, number: int, domains: Sequence[str], rng_seed: int, values: Mapping[str, Any], budget: Budget
+) -> tuple[Epigenome, str]:
+    """The data mix `number`, and a short name for it. `values` holds the levels that were drawn (`level.<domain>`).
+
+    Raises GenomeError where nothing is left to express.
+    """
+    epigenome, name = _levels_of(spec, number, domains, rng_seed, values)
+    mix = spec.mixes[number % len(spec.mixes)] if spec.type == "listed" else None
+    return _expressed(epigenome, *expression_of(spec, mix), domains, budget), name
+
+
+def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains: Sequence[str], budget: Budget) -> Epigenome:
+    """Levels with all that was said beside them, every domain by its name."""
+    quiet = silenced(expression, domains)
+    loud = [domain for domain in domains if domain not in quiet]
+    for domain in quiet:
+        epigenome = silence(epigenome, domain) if domain in epigenome.express else epigenome
+    again = expression.replay
+    replay = again.express or dict.fromkeys(loud, 1.0) if again is not None else {}
+    counted = expression.caps or expression.stages or parse_prior(prior)[0] == "unimax"
+    return replace(
+        epigenome,
+        prior=prior,
+        floors=spread(expression.floors, loud),
+        caps=spread(expression.caps, loud),
+        loss_weights=spread(expression.loss_weights, loud),
+        replay_share=again.share if again is not None else 0.0,
+        replay={domain: level for domain, level in replay.items() if domain in loud},
+        kept=budget.tokens / expression.match.repetition if expression.match is not None else 1.0,
+        budget_rows=budget.rows if counted else 0,
+        row_tokens=budget.row_tokens if counted else 0,
+        stages=tuple(_staged(expression, budget)),
+    )
+
+
+def _staged(expression: Expression, budget: Budget) -> Iterator[Change]:
+    """Stages begin with a step: the first that is not before their share of the budget."""
+    for stage in expression.stages:
+        steps = budget.rows // budget.rows_per_step
+        step = math.ceil(stage_share(stage, budget.tokens) * steps - 1e-9)
+        yield Change(step * budget.rows_per_step, dict(stage.express))
+
+
+def _levels_of(
     spec: Epigenomes, number: int, domains: Sequence[str], rng_seed: int, values: Mapping[str, Any]
 ) -> tuple[Epigenome, str]:
-    """The data mix `number`, and a short name for it. `values` holds the levels that were drawn (`level.<domain>`)."""
     if spec.type == "listed":
         mix = spec.mixes[number % len(spec.mixes)]
-        return Epigenome(express=dict(mix.express), prior=spec.prior), mix.name
+        return Epigenome(express=dict(mix.express)), mix.name
     if spec.type == "brightened":
         bright = domains[number % len(domains)]
-        levels = {domain: spec.level if domain == bright else 1.0 for domain in domains}
-        return Epigenome(express=levels, prior=spec.prior), bright
+        return brighten(Epigenome(dict.fromkeys(domains, 1.0)), bright, spec.level), bright
     if isinstance(spec, SimplexGridMixes):
         levels = _grid_point(spec, number, domains)
     elif isinstance(spec, LevelMixes):
         levels = {domain: float(values.get(f"{LEVEL}{domain}", 1.0)) for domain in domains}
     else:
         levels = _dirichlet(spec, number, domains, rng_seed)
-    return Epigenome(express=levels, prior=spec.prior), max(levels, key=lambda domain: levels[domain])
+    return Epigenome(express=levels), max(levels, key=lambda domain: levels[domain])
 
 
 def _dirichlet(spec: DirichletMixes, number: int, domains: Sequence[str], rng_seed: int) -> dict[str, float]:

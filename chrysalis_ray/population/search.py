@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from chrysalis_ray.config.population import Asha, Bohb, HyperBand, MedianStopping, Pb2, Pbt, Population
+from chrysalis_ray.config.population_checks import search_ranges
 from chrysalis_ray.core.errors import RunError
-from chrysalis_ray.core.records import Variant
+from chrysalis_ray.core.records import Epigenome, Variant
+from chrysalis_ray.genome.epigenome import mutate, normalise
 from chrysalis_ray.population.branch import ranges_of
 from chrysalis_ray.population.words import LEVEL
 
@@ -53,6 +57,9 @@ def make_scheduler(population: Population) -> Any:
             quantile_fraction=spec.quantile,
             resample_probability=spec.resample_probability,
             hyperparam_mutations=mutations(population),
+            custom_explore_fn=partial(mutated_levels, strength=spec.level_strength)
+            if spec.level_strength is not None
+            else None,
             log_config=False,
         )
     if isinstance(spec, Pb2):
@@ -72,12 +79,32 @@ def make_scheduler(population: Population) -> Any:
     return schedulers.FIFOScheduler()
 
 
-def mutable_fields(population: Population) -> tuple[str, ...]:
+def mutable_fields(population: Population, domains: Sequence[str]) -> tuple[str, ...]:
     """What the scheduler may change while a variant trains; these fields travel in Tune's config."""
-    if not isinstance(population.scheduler, (Pbt, Pb2)):
+    scheduler = population.scheduler
+    if not isinstance(scheduler, (Pbt, Pb2)):
         return ()
-    named = population.scheduler.mutate
+    if _by_operator(population):
+        ranged = [name for name in search_ranges(population.search) if name in scheduler.mutate]
+        return (*ranged, *(f"{LEVEL}{domain}" for domain in sorted(domains)))
+    named = scheduler.mutate
     return tuple(name for name in ranges_of(population) if name in named or (name.startswith(LEVEL) and "levels" in named))
+
+
+def _by_operator(population: Population) -> bool:
+    """Whether levels are perturbed by the epigenome's own operator, and not one by one from their ranges."""
+    return isinstance(population.scheduler, Pbt) and population.scheduler.level_strength is not None
+
+
+def mutated_levels(config: dict[str, Any], strength: float) -> dict[str, Any]:
+    """A copy of Tune's config with its levels mutated and normalised, together, as one mix; PBT asks for it at every exploit.
+
+    It draws from Python's own generator, as PBT does, which `run_population` seeds."""
+    import numpy as np
+
+    mix = Epigenome({name.removeprefix(LEVEL): float(level) for name, level in config.items() if name.startswith(LEVEL)})
+    bred = normalise(mutate(mix, np.random.default_rng(random.getrandbits(64)), strength))
+    return config | {f"{LEVEL}{domain}": level for domain, level in bred.express.items()}
 
 
 def mutations(population: Population) -> dict[str, Any]:
@@ -85,7 +112,7 @@ def mutations(population: Population) -> dict[str, Any]:
     from ray import tune
 
     space, result = ranges_of(population), {}
-    for name in mutable_fields(population):
+    for name in mutable_fields(population, ()):
         written = space[name]
         if written.type == "log_uniform":
             result[name] = tune.loguniform(written.low, written.high)
@@ -98,7 +125,7 @@ def mutations(population: Population) -> dict[str, Any]:
 
 def bounds(population: Population) -> dict[str, Any]:
     """Between which ends PB2 proposes what it may mutate."""
-    ranges = {name: ranges_of(population)[name] for name in mutable_fields(population)}
+    ranges = {name: ranges_of(population)[name] for name in mutable_fields(population, ())}
     return {name: [drawn.low, drawn.high] for name, drawn in ranges.items() if drawn.type in ("uniform", "log_uniform")}
 
 
@@ -119,5 +146,5 @@ def make_searcher(
 def value_of(variant: Variant, name: str) -> Any:
     """What a variant starts with for a name of the search space."""
     if name.startswith(LEVEL):
-        return variant.epigenome.express[name.removeprefix(LEVEL)]
+        return variant.epigenome.express.get(name.removeprefix(LEVEL), 0.0)
     return getattr(variant.hyperparameters, name)

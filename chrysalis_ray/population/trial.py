@@ -16,6 +16,7 @@ import ray
 from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.postponed import postponed
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
+from chrysalis_ray.genome.epigenome import appended
 from chrysalis_ray.population.words import DIVERGED, LEVEL, METRIC
 
 with postponed():
@@ -59,11 +60,12 @@ class VariantTrial(tune.Trainable):
     def _configure(self, config: dict[str, Any]) -> None:
         changed = {name: config[name] for name in TUNABLE if name in config}
         mix = self.variant.epigenome
-        levels = {domain: float(config[key]) for domain in mix.express if (key := f"{LEVEL}{domain}") in config}
+        levels = {key.removeprefix(LEVEL): float(value) for key, value in config.items() if key.startswith(LEVEL)}
+        row = self.chunk * self.variant.chunk_steps * self.variant.rows_per_step
         self.variant = replace(
             self.variant,
             hyperparameters=replace(self.variant.hyperparameters, **changed),
-            epigenome=replace(mix, express={**mix.express, **levels}),
+            epigenome=appended(mix, row, levels),
         )
 
     def step(self) -> dict[str, Any]:
@@ -99,7 +101,15 @@ class VariantTrial(tune.Trainable):
         else:
             shape = {name: getattr(donor.hyperparameters, name) for name in SHAPE}
             inherited = replace(self.variant.hyperparameters, **shape)
-            self.variant = replace(self.variant, hyperparameters=inherited, parents=(*self.variant.parents, self.position))
+            bred = any(
+                key.startswith(LEVEL) for key in self.config
+            )  # levels are mutated: go on from the schedule that led here
+            self.variant = replace(
+                self.variant,
+                hyperparameters=inherited,
+                epigenome=donor.epigenome if bred else self.variant.epigenome,
+                parents=(*self.variant.parents, self.position),
+            )
         self._configure(self.config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

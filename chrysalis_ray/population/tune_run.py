@@ -42,7 +42,7 @@ def run_population(
         "variants": str(layout.variants),
         "memory": trial_memory(room_per_node(), trials),
     }
-    mutable = mutable_fields(population)
+    mutable = mutable_fields(population, branching.domains)
     if population.proposes:
         from chrysalis_ray.population.propose import make_proposer
 

@@ -15,6 +15,7 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
+from chrysalis_ray.report.mixes import ResolvedMix, asked_shares, resolved_mix
 from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
 from chrysalis_ray.report.scores import Interval, Scores
 
@@ -54,6 +55,7 @@ class VariantRow:
     parents: tuple[str, ...]
     sha256: str | None  # of the trained adapter
     curve: tuple[Point, ...]
+    mix: ResolvedMix
 
 
 @dataclass(frozen=True)
@@ -262,20 +264,13 @@ def _variant_row(
             **mapping(last.get("hyperparameters")),
             "rows_per_step": variant.rows_per_step,
         },
-        asked=asked_shares(epigenome, tokens),
+        asked=asked_shares(epigenome, tokens, int(last.get("tokens") or 0) // variant.sequence_length),
         realised=_shares(numbers(last.get("domain_tokens"))),
         parents=variant.parents,
         sha256=end.get("adapter_sha256"),
         curve=curve,
+        mix=resolved_mix(variant, epigenome, tokens),
     )
-
-
-def asked_shares(epigenome: Epigenome, tokens: Mapping[str, float]) -> dict[str, float]:
-    """Level x prior, normalised over the domains the epigenome names. `tokens` by domain serve the prior ``size``."""
-    levels = {domain: float(level) for domain, level in epigenome.express.items()}
-    if epigenome.prior == "size" and all(tokens.get(domain) for domain in levels):
-        levels = {domain: level * tokens[domain] for domain, level in levels.items()}
-    return _shares(levels)
 
 
 def _shares(levels: Mapping[str, float]) -> dict[str, float]:

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from chrysalis_ray.core.records import Epigenome, Variant
 from chrysalis_ray.core.redaction import redact_text
-from chrysalis_ray.report.comparison import WAITING, asked_shares
+from chrysalis_ray.report.comparison import WAITING
+from chrysalis_ray.report.mixes import shares_now
 from chrysalis_ray.report.sections import duration
 from chrysalis_ray.report.table import short_mix, state_text
 
@@ -128,7 +129,8 @@ class LiveTable:
     def _cells(self, name: str, row: Mapping[str, Any]) -> list[Text]:
         settings = row.get("hyperparameters") or {}
         epigenome = row.get("epigenome")
-        mix = short_mix(asked_shares(Epigenome.from_json(epigenome), self._tokens)) if epigenome else ""
+        trained = float(row.get("tokens") or 0)
+        mix = short_mix(shares_now(Epigenome.from_json(epigenome), self._tokens, trained)) if epigenome else ""
         words = [name, mix, _number(settings.get("learning_rate"), ".2e"), str(settings.get("rank", "-"))]
         numbers = [
             f"{int(row.get('step') or 0)}/{self._steps.get(name, 0)}",

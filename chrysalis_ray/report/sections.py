@@ -124,9 +124,25 @@ def mixes(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         if row.realised:
             rows.append("<div class='who'></div><div class='kind'>seen</div>")
             rows.append(stacked_bar(row.realised, places, f"{row.variant_id} seen"))
+        rows += _resolved(row, places)
         rows.append("<div class='gap'></div>")
     note = "The share of each domain that was asked for, and the share of tokens a variant really saw."
+    if any(len(row.mix.parts) > 1 for row in shown):
+        note += " Where shares changed, asked is their mean over what was trained, and every part of the schedule has a bar."
     return _section("Data mixes", note, f"<div class='legend'>{legend}</div><div class='mixes'>{''.join(rows)}</div>")
+
+
+def _resolved(row: VariantRow, places: Mapping[str, int]) -> list[str]:
+    """The schedule of a mix as bars, and what was said of it beside levels; nothing of a mix of levels and ``uniform``."""
+    found = []
+    for part in row.mix.parts if len(row.mix.parts) > 1 else ():
+        name = f"{part.why}, step {part.step}" if part.step else "start"
+        found.append(f"<div class='who'></div><div class='kind'>{escape(name)}</div>")
+        found.append(stacked_bar(part.shares, places, f"{row.variant_id} from step {part.step}"))
+    if row.mix.words != ("prior uniform",) and row.mix.words:
+        found.append("<div class='who'></div><div class='kind'>mix</div>")
+        found.append(f"<div class='kind'>{escape('; '.join(row.mix.words))}</div>")
+    return found
 
 
 # tables -------------------------------------------------------------------------------------------------------------

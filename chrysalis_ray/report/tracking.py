@@ -19,9 +19,10 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, sha256_of, write_json
 from chrysalis_ray.core.redaction import redact
-from chrysalis_ray.report.comparison import Comparison, MergeRow, VariantRow, asked_shares, read_run, tokens_by_domain
+from chrysalis_ray.report.comparison import Comparison, MergeRow, VariantRow, read_run, tokens_by_domain
 from chrysalis_ray.report.lineage import adapter_name
 from chrysalis_ray.report.metrics import read_metrics
+from chrysalis_ray.report.mixes import asked_shares
 from chrysalis_ray.report.reading import manifest, mapping, numbers
 
 MODES = ("offline", "online", "disabled")

@@ -8,14 +8,16 @@ of W takes every W-th sequence of each micro-step, starting with its r-th.
 Variants need not agree in rows per step. Each takes as many rows at a time as the others, out of its own step; the last
 micro-step of a step that does not divide is shorter and filled up with sequences without labels.
 
-A token's weight in the loss is 1 / Z, Z the labelled tokens of its variant in the whole step over all workers: known from
-the token store's counts, so workers need not ask each other. Summed over micro-steps and workers, that is the mean loss.
+A token's weight in the loss is w / Z, w the loss weight of its domain (1 where the epigenome gives none) and Z the sum of w
+over the labelled tokens of its variant in the whole step over all workers: known from the token store's counts, so workers
+need not ask each other. Summed over micro-steps and workers, that is the weighted mean loss, as torch's cross entropy with
+class weights: only the ratios of loss weights matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.core.records import Variant
-from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.training.dropout import Dropout, LaneMask, Passage, passage_of
 from chrysalis_ray.training.loss import Labelled
 
@@ -45,15 +47,22 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class LaneStep:
-    """What one variant consumes in one optimizer step, on all workers together."""
+    """What one variant consumes in one optimizer step, on all workers together; `loss_weights` by domain, where not 1."""
 
     rows: tuple[Row, ...]
     label_counts: tuple[int, ...]
     dropout: Dropout | None = None
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def labels(self) -> int:
         return sum(self.label_counts)
+
+    def token_weights(self) -> tuple[float, ...]:
+        """What a labelled token of each row weighs in the loss of the step."""
+        weights = [self.loss_weights.get(domain, 1.0) for domain, _ in self.rows]
+        total = sum(weight * labels for weight, labels in zip(weights, self.label_counts, strict=True)) if self.labels else 1.0
+        return tuple(weight / total for weight in weights)
 
     def labels_by_domain(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -69,15 +78,17 @@ class Feed:
         self.rows_per_step = variant.rows_per_step
         self.dropout, self.rng_seed = variant.hyperparameters.dropout, variant.rng_seed
         sizes = {domain: tokens.token_count(domain, "train") for domain in tokens.domains}
-        shares = shares_of(variant.epigenome, sizes)
-        self.plan = MixPlan(shares, {domain: tokens.rows(domain, "train") for domain in shares}, variant.rng_seed)
-        self.counts = {domain: tokens.label_counts(domain, "train") for domain in shares}
+        rows = {domain: tokens.rows(domain, "train") for domain in sizes}
+        self.plan = plan_of(variant.epigenome, sizes, rows, variant.rng_seed)
+        self.counts = {domain: tokens.label_counts(domain, "train") for domain in sizes}
+        self.loss_weights = variant.epigenome.loss_weights
 
     def step(self, number: int) -> LaneStep:
         drawn = self.plan.draw(number * self.rows_per_step, self.rows_per_step)
         rows = tuple((domain, row) for domain, _, row in drawn)
         dropout = Dropout(self.dropout, self.rng_seed, number) if self.dropout > 0.0 else None
-        return LaneStep(rows, tuple(int(self.counts[domain][row]) for domain, row in rows), dropout)
+        labels = tuple(int(self.counts[domain][row]) for domain, row in rows)
+        return LaneStep(rows, labels, dropout, self.loss_weights)
 
     def steps(self, first: int, count: int) -> Iterator[LaneStep]:
         """`count` steps from step `first` on."""
@@ -128,7 +139,7 @@ class _Lane:
     input_ids_bT: np.ndarray
     position_ids_bT: np.ndarray
     labels_bT: np.ndarray
-    weight: float
+    weights_b: np.ndarray
     mask: LaneMask | None = None
 
 
@@ -140,16 +151,18 @@ def _lane(take: Take | None, rank: int, world: int, share: int, tokens: TokenSto
     labels = np.full(shape, -100, dtype=np.int64)
     own = range(take.start + rank, take.stop, world) if take is not None else range(0)
     if take is None or not own:
-        return _Lane(input_ids, position_ids, labels, 0.0)
+        return _Lane(input_ids, position_ids, labels, np.zeros(share))
     lane = take.step
     batch = tokens.batch([lane.rows[index] for index in own], "train")
     input_ids[: len(own)], position_ids[: len(own)], labels[: len(own)] = batch.input_ids, batch.position_ids, batch.labels
     mask = LaneMask(lane.dropout, tuple(own), share) if lane.dropout is not None else None
-    return _Lane(input_ids, position_ids, labels, 1.0 / max(1, lane.labels), mask)
+    weights, of_step = np.zeros(share), lane.token_weights()
+    weights[: len(own)] = [of_step[index] for index in own]
+    return _Lane(input_ids, position_ids, labels, weights, mask)
 
 
 def _collate(lanes: Sequence[_Lane], device: torch.device) -> MicroBatch:
-    labelled = label(np.stack([lane.labels_bT for lane in lanes]), [lane.weight for lane in lanes], device)
+    labelled = label(np.stack([lane.labels_bT for lane in lanes]), [lane.weights_b for lane in lanes], device)
     return MicroBatch(
         input_ids_NT=_to(np.concatenate([lane.input_ids_bT for lane in lanes]), device),
         position_ids_NT=_to(np.concatenate([lane.position_ids_bT for lane in lanes]), device),
@@ -168,12 +181,16 @@ def repeated(batch: RowBatch, lanes: int, device: torch.device) -> MicroBatch:
     )
 
 
-def label(labels_lbt: np.ndarray, weights: Sequence[float], device: torch.device) -> Labelled:
-    """The labelled tokens of lanes x b x T labels (-100: none), found on the host so that the device need not wait."""
+def label(labels_lbt: np.ndarray, weights: Sequence[float | np.ndarray], device: torch.device) -> Labelled:
+    """The labelled tokens of lanes x b x T labels (-100: none), found on the host so that the device need not wait.
+
+    `weights` are those of a token: one a lane, or one for each of its sequences."""
     flat = labels_lbt.reshape(len(labels_lbt), -1)
-    counts = (flat != -100).sum(1)
-    index = np.flatnonzero(flat != -100)
-    weight_K = np.repeat(np.asarray(weights, dtype=np.float64), counts)
+    found = flat != -100
+    counts, index = found.sum(1), np.flatnonzero(found)
+    sequences = int(np.prod(labels_lbt.shape[1:-1]))
+    weights_lb = [np.broadcast_to(np.asarray(weight, dtype=np.float64), (sequences,)) for weight in weights]
+    weight_K = np.repeat(np.concatenate(weights_lb), found.reshape(len(weights) * sequences, -1).sum(1))
     return Labelled(
         index_K=_to(index, device),
         labels_K=_to(flat.reshape(-1)[index], device),

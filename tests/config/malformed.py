@@ -887,4 +887,104 @@ SYNTAX = [
     blue("bomb in the blueprint", "# chrysalis run good.yaml\n", BOMB, "d: &d", "expands to"),
 ]
 
-CASES = [*TYPOS, *PACKED, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *BATCHES, *CONVERSATIONS, *SYNTAX]
+DIRICHLET = "type: dirichlet\n"
+
+
+def bred(name: str, scheduler: str, epigenomes: str, at: str, *words: str) -> Case:
+    """The listed mixes and the scheduler replaced; what is wrong stands in the line that holds `at`."""
+    old = EXPERIMENT[EXPERIMENT.index(LISTED) : EXPERIMENT.index("evaluate:")]
+    new = f"    {epigenomes}\n  scheduler: {scheduler}\n"
+    return exp(name, old, new, at, *words)
+
+
+EPIGENOMES = [
+    mixes("prior of another word", DIRICHLET + "prior: sizes", "epigenomes.prior", "unknown prior 'sizes'", "temperature(T)"),
+    mixes("prior without its number", DIRICHLET + "prior: temperature", "unknown prior 'temperature'"),
+    mixes("prior of no temperature", DIRICHLET + "prior: temperature(0)", "unknown prior", "a number above 0"),
+    mixes("prior of an endless temperature", DIRICHLET + "prior: temperature(1e999)", "a number above 0"),
+    mixes("prior as a mapping", DIRICHLET + "prior: {unimax: 4}", "epigenomes.prior", "text was meant"),
+    exp(
+        "prior of one mix",
+        "express: {chats: 2,",
+        "prior: unimax\n        express: {chats: 2,",
+        "prior: unimax",
+        "mixes.1.prior",
+    ),
+    mixes("silence of nobody", DIRICHLET + "silence: [cod]", "epigenomes.silence.0", "did you mean 'code'"),
+    mixes("silence as a word", DIRICHLET + "silence: code", "epigenomes.silence", "a list was meant: write [code]"),
+    mixes("silence of everybody", DIRICHLET + 'silence: ["*"]', "silences every domain"),
+    exp(
+        "silence of all that a mix expresses",
+        "express: {chats: 2,",
+        "silence: [chats, notes]\n        express: {chats: 2,",
+        "silence: [chats",
+        "mixes.1.silence",
+        "silences all that 'talk' expresses",
+    ),
+    mixes("floor of an unknown domain", DIRICHLET + "floors: {cood: 0.1}", "floors.cood", "did you mean 'code'"),
+    mixes("floor below zero", DIRICHLET + "floors: {code: -0.1}", "floors.code", "must be > 0"),
+    mixes("floor of everything", DIRICHLET + "floors: {code: 1}", "floors.code", "must be < 1"),
+    mixes("floor that is no number", DIRICHLET + "floors: {code: .nan}", "floors.code", "not a finite number"),
+    mixes("floors above one", DIRICHLET + 'floors: {"*": 0.3}', "epigenomes.floors", "sum to 1.5"),
+    mixes("floor of the silenced", DIRICHLET + "silence: [code]\nfloors: {code: 0.1}", "floors.code", "is silenced"),
+    mixes("caps as a number", DIRICHLET + "caps: 4", "epigenomes.caps", "a mapping was meant"),
+    mixes("cap of no epoch", DIRICHLET + "caps: {code: 0}", "caps.code", "must be > 0"),
+    mixes("loss weight of nothing", DIRICHLET + "loss_weights: {code: 0}", "loss_weights.code", "must be > 0"),
+    mixes("loss weight as text", DIRICHLET + 'loss_weights: {code: "2"}', "loss_weights.code"),
+    mixes("loss weight of nobody", DIRICHLET + "loss_weights: {codes: 2}", "loss_weights.codes", "did you mean 'code'"),
+    mixes("replay without a share", DIRICHLET + "replay: {express: {code: 1}}", "replay.share", "is missing"),
+    mixes("replay of everything", DIRICHLET + "replay: {share: 1}", "replay.share", "must be < 1"),
+    mixes("replay of nothing", DIRICHLET + "replay: {share: 0.5, express: {code: 0}}", "the replay expresses nothing"),
+    mixes("replay of nobody", DIRICHLET + "replay: {share: 0.5, express: {cod: 1}}", "express.cod", "did you mean 'code'"),
+    mixes(
+        "replay of the silenced", DIRICHLET + "silence: [code]\nreplay: {share: 0.5, express: {code: 1}}", "that are silenced"
+    ),
+    mixes("stage of no place", DIRICHLET + "stages: [{express: {code: 1}}]", "stages.0", "write one of them"),
+    mixes("stage of two places", DIRICHLET + "stages: [{at: 0.5, at_tokens: 9, express: {code: 1}}]", "write one of them"),
+    mixes("stage before all", DIRICHLET + "stages: [{at: 0, express: {code: 1}}]", "stages.0.at", "must be > 0"),
+    mixes("stage after all", DIRICHLET + "stages: [{at_tokens: 4096, express: {code: 1}}]", "at_tokens", "step 16 of 16"),
+    mixes(
+        "stages out of order",
+        DIRICHLET + "stages: [{at: 0.5, express: {code: 1}}, {at_tokens: 1024, express: {code: 2}}]",
+        "stages.1.at_tokens",
+        "begins with step 4 of 16, not after the one before (8)",
+    ),
+    mixes(
+        "stages of one step",
+        DIRICHLET + "stages: [{at: 0.5, express: {code: 1}}, {at: 0.5, express: {code: 2}}]",
+        "stages.1.at",
+        "not after",
+    ),
+    mixes("stage of nobody", DIRICHLET + "stages: [{at: 0.5, express: {cod: 1}}]", "express.cod", "did you mean 'code'"),
+    mixes("stage of no level", DIRICHLET + "stages: [{at: 0.5, express: {}}]", "stages.0.express", "is empty"),
+    mixes("stage below zero", DIRICHLET + "stages: [{at: 0.5, express: {code: -1}}]", "express.code", "must be >= 0"),
+    mixes("stage with a typo", DIRICHLET + "stages: [{at_token: 64, express: {code: 1}}]", "did you mean 'at_tokens'"),
+    mixes("stage of the silenced", DIRICHLET + "silence: [co*]\nstages: [{at: 0.5, express: {code: 1}}]", "'code' is silenced"),
+    mixes(
+        "match of a shorter run", DIRICHLET + "match: {repetition: 100}", "match.repetition", "shorter than a variant (4096)"
+    ),
+    mixes("match as a word", DIRICHLET + "match: repetition", "epigenomes.match", "a mapping was meant"),
+    bred("strength without levels", "{type: pbt, level_strength: 0.3}", DIRICHLET.strip(), "level_str", "does not name levels"),
+    bred(
+        "strength of nothing", "{type: pbt, mutate: [levels], level_strength: 0}", DIRICHLET.strip(), "level_str", "must be > 0"
+    ),
+    bred("levels without strength", "{type: pbt, mutate: [levels]}", DIRICHLET.strip(), "levels]", "or level_strength: 0.3"),
+    bred(
+        "a stage of bred levels",
+        "{type: pbt, mutate: [levels], level_strength: 0.3}",
+        "type: dirichlet\n    stages: [{at: 0.5, express: {code: 1}}]",
+        "stages:",
+        "pbt changes the level of 'code' as well",
+    ),
+    bred(
+        "a stage of searched levels",
+        "{type: pbt, mutate: [levels]}",
+        "type: levels\n    levels: {code: {type: uniform, low: 1, high: 2}}\n    stages: [{at: 0.5, express: {code: 1}}]",
+        "stages:",
+        "pbt changes the level of 'code' as well",
+    ),
+]
+
+CASES = [
+    *TYPOS, *PACKED, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *EPIGENOMES, *BATCHES, *CONVERSATIONS, *SYNTAX
+]  # fmt: skip

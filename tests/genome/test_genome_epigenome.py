@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.core.records import Epigenome
-from chrysalis_ray.genome.epigenome import brighten, crossover, dim, mutate, normalise, silence, swap
+from chrysalis_ray.core.records import Change, Epigenome
+from chrysalis_ray.core.shares import levels_at, schedule
+from chrysalis_ray.genome.epigenome import appended, brighten, crossover, dim, mutate, normalise, silence, swap
 from chrysalis_ray.genome.mix import shares_of
 
 DOMAINS = "abcd"
@@ -22,6 +23,9 @@ mixes = st.builds(
 domains = st.sampled_from(DOMAINS)
 factors = st.floats(1e-2, 1e2)
 TOKENS = {"a": 100, "b": 2000, "c": 7, "d": 1}
+
+
+STAGED = Epigenome({"a": 1.0, "b": 3.0, "c": 0.0}, stages=(Change(40, {"b": 0.5, "d": 2.0}),))
 
 
 def same(one, other):
@@ -127,9 +131,37 @@ def test_no_operator_changes_its_input(mix, one, other, factor):
         (lambda: normalise(Epigenome({"a": 0.0})), "expresses nothing"),
         (lambda: crossover(Epigenome({"a": 1.0}), Epigenome({"a": 1.0}, "size")), "cannot be crossed"),
         (lambda: crossover(Epigenome({"a": 1.0}), Epigenome({"a": 1.0}), 1.5), "cannot weigh 1.5"),
+        (lambda: crossover(Epigenome({"a": 1.0}), Epigenome({"a": 1.0}, caps={"a": 2.0})), "differ in more than their levels"),
+        (lambda: crossover(STAGED, STAGED), "with a schedule cannot be crossed"),
+        (lambda: appended(Epigenome({"a": 1.0}), 4, {"a": 0.0}), "expresses nothing"),
+        (lambda: appended(Epigenome({"a": 1.0}), 0, {"a": -1.0}), "expresses nothing"),
+        (lambda: appended(appended(Epigenome({"a": 1.0}), 9, {"b": 2.0}), 8, {"b": 1.0}), "row 8 is past"),
         (lambda: mutate(Epigenome({"a": 1.0}), np.random.default_rng(0), -1.0), "strength -1.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(GenomeError, match=message):
         call()
+
+
+@given(mixes, st.integers(1, 90), st.dictionaries(domains, factors, min_size=1), st.dictionaries(domains, factors, min_size=1))
+def test_appending(mix, row, first, second):
+    once = appended(mix, row, first)
+    before, after = schedule(mix, TOKENS), schedule(once, TOKENS)
+    assert after[0] == before[0]
+    assert appended(once, row, first) == once
+    assert levels_at(once, row) == {**mix.express, **first}
+    twice = appended(once, row, second)
+    assert levels_at(twice, row) == {**mix.express, **first, **second}
+    assert levels_at(twice, row - 1) == mix.express
+    assert len(schedule(twice, TOKENS)) <= 2
+    assert same(appended(mix, 0, first), Epigenome({**mix.express, **first}, mix.prior))
+
+
+def test_normalising_a_schedule_leaves_all_its_shares():
+    whole, tokens = appended(STAGED, 60, {"c": 4.0}), {"a": 5, "b": 5, "c": 5, "d": 5}
+    scaled = normalise(whole)
+    assert sum(scaled.express.values()) == 2.0
+    for one, other in zip(schedule(whole, tokens), schedule(scaled, tokens), strict=True):
+        assert one.start == other.start
+        assert dict(one.shares) == pytest.approx(dict(other.shares))

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.core.records import Epigenome
+from chrysalis_ray.core.records import Change, Epigenome
 from chrysalis_ray.genome.build import build_genome
+from chrysalis_ray.genome.epigenome import appended
 from chrysalis_ray.genome.exposure import Sighting, Stretch, ordinal_of, sightings, tokens_by_row
-from chrysalis_ray.genome.mix import BLOCK, MixPlan, permuted, shares_of, unpermuted
+from chrysalis_ray.genome.mix import BLOCK, MixPlan, permuted, plan_of, unpermuted
 from chrysalis_ray.genome.tokens import tokenize_genome
 
 
@@ -75,20 +77,26 @@ def tokens(tmp_path_factory):
     return genome, tokenize_genome(genome, folder, folder / "tokens", 32)
 
 
+STAGED = Epigenome({"notes": 1.0, "essays": 3.0}, stages=(Change(31, {"notes": 5.0}),), changes=(Change(100, {"essays": 0.5}),))
 HISTORY = [
     Stretch("donor", 7, Epigenome({"notes": 1.0, "essays": 3.0}), 0, 40, 3),
     Stretch("self", 8, Epigenome({"notes": 2.0, "essays": 1.0}), 40, 60, 3),
     Stretch("self", 8, Epigenome({"notes": 2.0}), 60, 75, 3),
 ]
+SCHEDULED = [  # stages inside a stretch, changes appended between two, a subset of every domain
+    Stretch("donor", 7, STAGED, 0, 40, 3),
+    Stretch("self", 8, appended(STAGED, 120, {"essays": 9.0}), 40, 60, 3),
+    Stretch("self", 8, replace(STAGED, kept=0.4), 60, 90, 3),
+]
 
 
-def counted(store, domain, ordinal):
+def counted(history, store, domain, ordinal):
     """Sightings by drawing every row of the history and looking into it."""
     sizes = {name: store.token_count(name, "train") for name in store.domains}
     rows = {name: store.rows(name, "train") for name in store.domains}
     found = Counter()
-    for stretch in HISTORY:
-        plan = MixPlan(shares_of(stretch.epigenome, sizes), rows, stretch.rng_seed)
+    for stretch in history:
+        plan = plan_of(stretch.epigenome, sizes, rows, stretch.rng_seed)
         for step in range(stretch.start, stretch.stop):
             drawn = plan.draw(step * stretch.rows_per_step, stretch.rows_per_step)
             batch = store.batch([(name, row) for name, _, row in drawn], "train")
@@ -98,8 +106,9 @@ def counted(store, domain, ordinal):
     return [Sighting(step, count, who) for (step, who), count in sorted(found.items()) if count]
 
 
+@pytest.mark.parametrize("history", [HISTORY, SCHEDULED], ids=["levels", "schedules"])
 @pytest.mark.parametrize("domain", ["notes", "essays"])
-def test_every_sighting_of_every_document_is_found(tokens, domain):
+def test_every_sighting_of_every_document_is_found(tokens, domain, history):
     genome, store = tokens
     rows = genome.manifest["content"]["documents"]
     seen = 0
@@ -107,8 +116,8 @@ def test_every_sighting_of_every_document_is_found(tokens, domain):
         assert ordinal_of(rows, document.doc_id) == (domain, "train", number)
         by_row = tokens_by_row(store, domain, number)
         assert sum(by_row.values()) == len(document.content)  # a token per byte
-        found = sightings(HISTORY, store, domain, by_row)
-        assert found == counted(store, domain, number)
+        found = sightings(history, store, domain, by_row)
+        assert found == counted(history, store, domain, number)
         seen += len(found)
     assert seen > 20
 

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError, ModelError
-from chrysalis_ray.core.records import Epigenome
+from chrysalis_ray.core.records import Change, Epigenome
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import SPLITS
-from chrysalis_ray.genome.mix import MixPlan, shares_of
+from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.genome.packing import pack
 from chrysalis_ray.genome.tokens import open_tokens, tokenize_genome, verify_tokens
 
@@ -272,8 +272,13 @@ def test_no_epigenome_changes_the_genome(tmp_path, genome, tokenizer_folder):
     store = tokenize_genome(genome, tokenizer_folder, tmp_path / "tokens", 32)
     tokens = {domain: store.token_count(domain, "train") for domain in store.domains}
     rows = {domain: store.rows(domain, "train") for domain in store.domains}
-    for express in ({"essays": 1.0}, {"notes": 4.0, "essays": 0.1}):
-        drawn = MixPlan(shares_of(Epigenome(express), tokens), rows, 0).draw(0, 40)
+    rich = Epigenome(
+        {"notes": 4.0, "essays": 0.0}, "temperature(2)", floors={"essays": 0.1}, caps={"notes": 3.0}, replay_share=0.2,
+        replay={"essays": 1.0}, loss_weights={"notes": 2.0}, kept=0.5, budget_rows=40, row_tokens=32,
+        stages=(Change(9, {"notes": 0.5}),), changes=(Change(20, {"essays": 2.0}),),
+    )  # fmt: skip
+    for epigenome in (Epigenome({"essays": 1.0}), Epigenome({"notes": 4.0, "essays": 0.1}), rich):
+        drawn = plan_of(epigenome, tokens, rows, 0).draw(0, 40)
         store.batch([(domain, row) for domain, _, row in drawn], "train")
     assert verify_genome(genome.folder).genome_id == genome.genome_id
     assert {path: path.read_bytes() for path in before} == before

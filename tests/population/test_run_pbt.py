@@ -25,9 +25,17 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def bred(garden):
-    return garden.run("bred", *SETTINGS)
+LEVELS = (
+    "population.scheduler={type: pbt, perturb_every_reports: 1, quantile: 0.5, mutate: [learning_rate, levels], "
+    "level_strength: 0.7}",
+    *SETTINGS[1:],
+    "population.epigenomes={type: brightened, level: 3.0, floors: {code: 0.1}, loss_weights: {code: 2}}",
+)
+
+
+@pytest.fixture(scope="module", params=["bred", pytest.param("bred-levels", marks=pytest.mark.slow)])
+def bred(garden, request):
+    return garden.run(request.param, *(LEVELS if request.param == "bred-levels" else SETTINGS))
 
 
 def results(run):
@@ -81,6 +89,21 @@ def test_a_chunk_after_an_exploit_is_the_donors_row_trained_on(bred):
         torch.testing.assert_close(tensor, after[name], rtol=1e-5, atol=1e-6)
         if name.startswith("weight/") and name.endswith("lora_B"):
             assert not torch.equal(tensor, start[name])
+
+
+def test_bred_levels_are_appended_to_the_mix(bred):
+    """Every take-over goes on with the donor's schedule and a change at the row where it happened."""
+    metrics = {row["position"]: row for row in map(json.loads, (bred / "metrics.jsonl").read_text().splitlines())}
+    if bred.name == "bred":
+        assert all(set(row["epigenome"]) == {"express", "prior"} for row in metrics.values())
+        return
+    for _, _, origin, target in exploits(bred):
+        before, after = metrics[origin], metrics[target]
+        row = before["report"] * (before["tokens"] // before["report"] // 32)  # rows of 32 tokens
+        past = before["epigenome"].get("changes", [])
+        assert after["epigenome"]["changes"][: len(past)] == past
+        assert after["epigenome"]["changes"][-1]["row"] == row
+        assert after["epigenome"]["express"] == before["epigenome"]["express"]
 
 
 def test_positions_chain_from_the_shared_seed(bred):

@@ -47,9 +47,9 @@ def test_pb2_is_ray_tunes_and_knows_the_ends_of_every_range():
 
 def test_what_a_scheduler_may_change_are_hyperparameters_and_levels_by_name():
     population = population_of(*ALL_AT_ONCE, "population.scheduler={type: pbt, mutate: [levels]}")
-    assert search.mutable_fields(population) == ("level.code", "level.docstrings", "level.reference", "level.unicode")
+    assert search.mutable_fields(population, ()) == ("level.code", "level.docstrings", "level.reference", "level.unicode")
     assert search.mutations(population)["level.unicode"] == [0, 1]
-    assert search.mutable_fields(population_of()) == ()
+    assert search.mutable_fields(population_of(), ()) == ()
 
 
 def test_optuna_gets_every_range_and_the_mixes_that_are_dealt():

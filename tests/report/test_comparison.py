@@ -1,13 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import Epigenome, read_json, write_json
-from chrysalis_ray.report.comparison import asked_shares, read_run
+from chrysalis_ray.core.records import Change, Epigenome, Variant, read_json, write_json
+from chrysalis_ray.report.comparison import read_run
 from chrysalis_ray.report.metrics import append_metrics
+from chrysalis_ray.report.mixes import asked_shares, resolved_mix, shares_now
 
 
 def test_a_whole_run(judged: RunLayout) -> None:
@@ -86,6 +88,36 @@ def test_the_prior_by_size_weighs_levels_with_tokens() -> None:
     epigenome = Epigenome({"a": 1.0, "b": 2.0}, prior="size")
     assert asked_shares(epigenome, {"a": 600, "b": 100}) == {"a": 0.75, "b": 0.25}
     assert asked_shares(Epigenome({"a": 1.0, "b": 0.0}), {}) == {"a": 1.0}
+
+
+STAGED = Epigenome(
+    {"a": 1.0, "b": 1.0},
+    floors={"c": 0.2},
+    loss_weights={"a": 2.0},
+    budget_rows=100,
+    row_tokens=16,
+    stages=(Change(50, {"b": 0.0}),),
+    changes=(Change(75, {"b": 3.0}),),
+)
+
+
+def test_shares_asked_for_are_the_mean_of_what_was_trained() -> None:
+    tokens = {"a": 10, "b": 10, "c": 10}
+    start, stage, bred = {"a": 0.4, "b": 0.4, "c": 0.2}, {"a": 0.8, "c": 0.2}, {"a": 0.2, "b": 0.6, "c": 0.2}
+    assert asked_shares(STAGED, tokens) == pytest.approx(start)
+    assert asked_shares(STAGED, tokens, 75) == pytest.approx({"a": (50 * 0.4 + 25 * 0.8) / 75, "b": 50 * 0.4 / 75, "c": 0.2})
+    before = replace(STAGED, changes=())
+    assert shares_now(before, tokens, 49 * 16) == pytest.approx(start)
+    assert shares_now(before, tokens, 50 * 16) == pytest.approx(stage)
+    assert shares_now(STAGED, tokens, 75 * 16) == pytest.approx(bred)
+    assert asked_shares(STAGED, {}, 1) == pytest.approx(start)  # of a genome that nobody tokenised yet
+
+
+def test_a_mix_is_told_in_words_and_parts(branched: RunLayout) -> None:
+    variant = replace(Variant.from_json(read_json(branched.variant("v001-code"))), epigenome=STAGED, rows_per_step=5)
+    mix = resolved_mix(variant, STAGED, {"a": 10, "b": 10, "c": 10})
+    assert mix.words == ("prior uniform", "at least c 20.0%", "loss weights a 2")
+    assert [(part.step, part.why) for part in mix.parts] == [(0, "start"), (10, "stage"), (15, "bred")]
 
 
 def test_lines_name_the_winner_and_the_verdict(judged: RunLayout) -> None:

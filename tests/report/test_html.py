@@ -96,6 +96,26 @@ def test_every_picture_and_table_has_a_name(judged: RunLayout) -> None:
     assert ("html", {"lang": "en"}) in page.tags
 
 
+def test_what_was_said_of_a_mix_is_drawn_beside_its_shares(judged: RunLayout) -> None:
+    before, _ = _page(judged)
+    assert "prior" not in " ".join(before.words)
+    path = judged.variant("v001-code")
+    record = read_json(path)
+    record["epigenome"] |= {"prior": "temperature(2)", "floors": {"unicode": 0.1}, "loss_weights": {"code": 3.0, HOSTILE: 1.0}}
+    record["epigenome"] |= {"budget_rows": 64, "row_tokens": 64, "stages": [{"row": 32, "express": {"code": 0.0}}]}
+    write_json(path, record)
+    rows = [json.loads(line) | {"epigenome": None} for line in judged.metrics.read_text().splitlines()]
+    judged.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page, _ = _page(judged)
+    words = " ".join(page.words)
+    for expected in ("prior temperature(2); at least unicode 10.0%", "loss weights", HOSTILE, "stage, step", "every part of"):
+        assert expected in words
+    bars = [attributes["aria-label"] or "" for tag, attributes in page.tags if attributes.get("class") == "bar"]
+    (staged,) = [label for label in bars if label.startswith("v001-code from step") and "from step 0" not in label]
+    assert ", code " not in staged
+    assert not any("v002-comments from step" in label for label in bars)
+
+
 def test_hostile_names_are_text(layout: RunLayout) -> None:
     variants = write_branch(layout)
     for path in (layout.run_manifest, layout.base_manifest):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_texts import LENGTH, PROJECTIONS, STEPS, TextTokens, fresh_adapter, new_pack, place_fresh, variant, weights
+from training_texts import LENGTH, PROJECTIONS, STEPS, TextTokens, fresh_adapter, new_pack, place_fresh, same, variant, weights
 
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.base import load_base
@@ -55,7 +56,7 @@ def train_alone(
         logits = model(
             input_ids=torch.from_numpy(rows.input_ids), position_ids=torch.from_numpy(rows.position_ids), use_cache=False
         ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.labels).flatten())
+        loss = weighted_mean(logits, torch.from_numpy(rows.labels), [domain for domain, _ in feed.step(step).rows], variant)
         adamw.zero_grad()
         loss.backward()
         if hyper.clip:
@@ -66,6 +67,16 @@ def train_alone(
         trained[f"weight/{name}.lora_A"] = layer.lora_A["default"].weight.data
         trained[f"weight/{name}.lora_B"] = layer.lora_B["default"].weight.data
     return trained
+
+
+def weighted_mean(logits: torch.Tensor, labels: torch.Tensor, domains: list[str], variant: Variant) -> torch.Tensor:
+    """Cross entropy as a user would weigh it by domain: sum of weight x loss over the sum of weights; the mean without any."""
+    if not variant.epigenome.loss_weights:
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    weights = torch.tensor([variant.epigenome.loss_weights.get(domain, 1.0) for domain in domains], dtype=losses.dtype)
+    weights = weights[:, None] * (labels != -100)
+    return (losses * weights).sum() / weights.sum()
 
 
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
@@ -103,3 +114,43 @@ def test_accumulation_over_micro_steps_is_one_big_step(tiny_base: Path, tokens: 
         train_chunk(pack, [0, 1], tokens, 5, rows_per_microstep=rows)
     for slot in range(2):
         assert largest_difference(weights(whole, slot), weights(parts, slot)) <= 1e-12
+
+
+def weighing(member: Variant, **weights: float) -> Variant:
+    return replace(member, epigenome=replace(member.epigenome, loss_weights=weights), rows_per_step=3)
+
+
+@pytest.mark.parametrize("rows_per_microstep", [3, 2])
+def test_loss_weights_reach_every_token_of_the_packed_loss(
+    rows_per_microstep: int, tiny_base: Path, tokens: TextTokens
+) -> None:
+    members = [
+        weighing(VARIANTS[0], prose=5.0),
+        weighing(VARIANTS[1], code=0.25, prose=2.0),
+        replace(VARIANTS[2], rows_per_step=3),
+    ]
+    pack = new_pack(tiny_base, 3, dtype=torch.float64)
+    for slot, member in enumerate(members):
+        place_fresh(pack, slot, member)
+    assert any(len(set(Feed(members[0], tokens).step(n).token_weights())) > 1 for n in range(STEPS)), "no step of two domains"
+    train_chunk(pack, [0, 1, 2], tokens, STEPS, rows_per_microstep=rows_per_microstep)
+    for slot, member in enumerate(members):
+        assert largest_difference(weights(pack, slot), train_alone(tiny_base, pack, member, tokens, torch.float64)) <= 1e-12
+    unweighted = train_alone(tiny_base, pack, weighing(VARIANTS[0]), tokens, torch.float64)
+    assert largest_difference(weights(pack, 0), unweighted) > 1e-4
+
+
+def test_only_the_ratios_of_loss_weights_matter(tiny_base: Path, tokens: TextTokens) -> None:
+    plain, same_for_all, apart = (
+        weighing(VARIANTS[0]),
+        weighing(VARIANTS[0], code=4.0, prose=4.0),
+        weighing(VARIANTS[0], code=1.0, prose=4.0),
+    )
+    trained = []
+    for member in (plain, same_for_all, apart):
+        pack = new_pack(tiny_base, 1)
+        place_fresh(pack, 0, member)
+        train_chunk(pack, [0], tokens, 4)
+        trained.append(weights(pack, 0))
+    assert same(trained[0], trained[1])  # bit for bit
+    assert not same(trained[0], trained[2])
