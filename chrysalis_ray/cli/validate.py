@@ -43,11 +43,12 @@ def _load(file: Path) -> str:
 
 
 def _is_blueprint(file: Path) -> bool:
-    """An experiment names a blueprint, a genome or a population; a blueprint none. Unreadable files count as experiments."""
+    """An experiment names a blueprint or a population; a blueprint none, but a base or what it extends. Unreadable files count
+    as experiments."""
     from chrysalis_ray.config.yaml_tree import YamlRefused, read_tree
 
     try:
         keys = read_tree(file, str(file))[1].root.entries.keys()
     except YamlRefused:
         return False
-    return "base" in keys and not {"blueprint", "genome", "population"} & set(keys)
+    return bool({"base", "extends"} & set(keys)) and not {"blueprint", "population"} & set(keys)

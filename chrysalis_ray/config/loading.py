@@ -6,6 +6,7 @@ text --yaml_tree--> tree with lines --overrides--> tree --pydantic--> Experiment
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ import chrysalis_ray
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.extending import KEY, read_extending
 from chrysalis_ray.config.overrides import apply_overrides
 from chrysalis_ray.config.problems import nearest, problem_at, problems_of
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.config.selection import select_genome
 from chrysalis_ray.config.synonyms import BLUEPRINT, EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node, Tree, YamlRefused, read_tree
 from chrysalis_ray.core.errors import ConfigError
@@ -55,7 +58,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperime
     problems += check_experiment(loaded, root, blueprint_root)
     if problems:
         raise _refusal(path, problems)
-    return loaded
+    experiment, selected = select_genome(experiment, blueprint.genome)
+    return replace(loaded, experiment=experiment, selected=selected)
 
 
 def load_blueprint(path: Path) -> Blueprint:
@@ -81,18 +85,21 @@ def experiment_schema() -> dict[str, Any]:
 
 
 def blueprint_schema() -> dict[str, Any]:
-    """JSON schema of a blueprint file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Blueprint.model_json_schema()}
+    """JSON schema of a blueprint file, for editors. What a file extends need not be said again."""
+    schema = Blueprint.model_json_schema()
+    extends = {"type": "string", "description": "A shipped blueprint or a path: what this one starts from."}
+    either = {"anyOf": [{"required": [KEY]}, {"required": schema.pop("required")}]}
+    properties = {KEY: extends, **schema.pop("properties")}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "properties": properties, **either}
 
 
 def _read_blueprint(path: Path, name: str, patches: Sequence[str], problems: list[str]) -> tuple[str, Node, Blueprint | None]:
     try:
-        text, tree = _read(path, name, "blueprint")
-    except ConfigError as error:
-        problems += error.problems
+        text, written = read_extending(path, name, shipped_blueprints(), problems)
+    except YamlRefused as refused:
+        problems += _refused(refused, path, "blueprint").problems
         return "", Node("map", name), None
-    problems += tree.problems
-    root, misplaced = apply_overrides(tree.root, patches)
+    root, misplaced = apply_overrides(written, patches)
     problems += misplaced
     return text, root, _validate(Blueprint, root, BLUEPRINT, problems)
 
@@ -101,8 +108,12 @@ def _read(path: Path, name: str, what: str) -> tuple[str, Tree]:
     try:
         return read_tree(path, name)
     except YamlRefused as refused:
-        hint = _neighbours(path) if refused.what == "no such file" else ""
-        raise _refusal(path, [f"{refused.where}: {what}: {refused.what}{hint}"]) from refused
+        raise _refused(refused, path, what) from refused
+
+
+def _refused(refused: YamlRefused, path: Path, what: str) -> ConfigError:
+    hint = _neighbours(path) if refused.what == "no such file" else ""
+    return _refusal(path, [f"{refused.where}: {what}: {refused.what}{hint}"])
 
 
 def _validate(model: type[Model], root: Node, home: str, problems: list[str]) -> Model | None:

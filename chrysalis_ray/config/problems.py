@@ -125,7 +125,7 @@ def _untagged(value: Any, key: str, owner: type[BaseModel] | None, path: Locatio
 
 def _wrong_type(kind: str, value: Any, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"]) or re.findall(r"\d+", context["expected"])
+        known = [word or number for word, number in re.findall(r"'([^']*)'|(\d+)", context["expected"])]
         return f"{_shown(value)} is not known; {suggestion(str(value), known)}"
     if kind == "string_pattern_mismatch":
         letters = "small letters" if "A-Z" not in context["pattern"] else "letters"

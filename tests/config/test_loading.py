@@ -40,7 +40,8 @@ def test_every_shipped_blueprint_loads_and_its_first_line_names_an_experiment_of
     assert blueprint.name == path.stem
     words = path.read_text().splitlines()[0].split()
     assert words[:3] == ["#", "chrysalis", "run"]
-    assert load_experiment(REPOSITORY / words[3]).blueprint == blueprint
+    assert words[4::2] == ["--set"] * len(words[5::2])
+    assert load_experiment(REPOSITORY / words[3], words[5::2]).blueprint == blueprint
 
 
 def test_shipped_blueprints_are_found_by_bare_name() -> None:
