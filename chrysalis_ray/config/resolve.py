@@ -131,8 +131,8 @@ class LoadedExperiment:
     def resolved(self) -> dict[str, Any]:
         """What will be run, as canonical JSON content: ``{"experiment", "blueprint", "sha256"}``.
 
-        `base`, `genome` and `body` stand resolved in the experiment and are left out of the blueprint. The hash leaves out `COSMETIC`
-        fields and the name of the blueprint's file, so that a run survives a reworded description or a moved file.
+        `base`, `genome` and `body` stand resolved in the experiment and are left out of the blueprint. The hash leaves out
+        `COSMETIC` fields and the name of the blueprint's file, so that a run survives a reworded description or a moved file.
         """
         experiment = self.experiment.model_dump(mode="json")
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")

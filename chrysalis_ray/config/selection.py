@@ -26,10 +26,10 @@ def select_genome(experiment: Experiment, selection: Selection) -> tuple[Experim
     genome, words = experiment.genome, []
     if "exclude" not in genome.model_fields_set and (more := set(selection.exclude) - set(genome.exclude)):
         genome = genome.model_copy(update={"exclude": tuple(sorted({*genome.exclude, *more}))})
-        words.append(f"documents marked {' or '.join(sorted(more))} are left out")
+        words.append(f"genome: documents marked {' or '.join(sorted(more))} are left out")
     if selection.histories == "none" and (older := _older_snapshots(experiment)):
         genome = genome.model_copy(update={"sources": tuple(source for source in genome.sources if source not in older)})
-        words += [f"the snapshot {source.commit} of {source.url} is left out: the first one written stands" for source in older]
+        words += [f"genome: {source.url} at {source.commit} is left out: the first snapshot written stands" for source in older]
     return experiment.model_copy(update={"genome": genome}), tuple(words)
 
 

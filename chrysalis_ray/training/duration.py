@@ -32,6 +32,28 @@ GUESSED_START = 4.0  # where nobody measured
 UNLIMITED_MEGABYTES = 50.0  # what a source without max_megabytes is taken for
 
 
+def optimizer_steps(tokens: int, rows_per_step: int, sequence_length: int, reports: int) -> tuple[int, int]:
+    """(steps, chunk_steps): the whole budget and the steps between two reports.
+
+    `chunk_steps` = floor(total / reports) and at least 1; `steps` = chunk_steps x reports, so that every chunk is whole and
+    there are exactly as many reports as asked (as many as steps, if there are fewer steps than reports). Raises ValueError if
+    any argument is below 1.
+    """
+    if min(tokens, rows_per_step, sequence_length, reports) < 1:
+        raise ValueError(
+            f"tokens {tokens}, rows {rows_per_step}, length {sequence_length} and reports {reports} must all be >= 1"
+        )
+    total = max(tokens // (rows_per_step * sequence_length), 1)
+    chunk = max(total // reports, 1)
+    return chunk * min(reports, total), chunk
+
+
+def steps_of(loaded: LoadedExperiment) -> tuple[int, int]:
+    """`optimizer_steps` of this experiment."""
+    population, lanes = loaded.experiment.population, loaded.blueprint.lanes
+    return optimizer_steps(population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports)
+
+
 @dataclass(frozen=True)
 class Turns:
     """The turns of bodies of `slots` each; `seconds(alive)` is one report of so many variants, a fraction of one allowed."""
@@ -90,7 +112,7 @@ def time_of(
         overhead=overhead_seconds(loaded, hardware, turns.slots * turns.bodies, start / START_SECONDS),
         ridge_tokens=pace.ridge(turns.length),
         lane_tokens=round(turns.lane),
-        packing_gain=pace.gain(turns.slots, turns.lane, turns.length, turns.microsteps),
+        packing_gain=pace.gain(max(turns.slots, 2), turns.lane, turns.length, turns.microsteps),
         assumption=assumption,
         measured=measured.date if measured else None,
     )

@@ -145,10 +145,11 @@ _TABLE: dict[str, tuple[str, tuple[int, int, int, int, int, int, int, int, int, 
 
 
 def _known(name: str, family: str, sizes: tuple[int, int, int, int, int, int, int, int, int, bool]) -> ModelShape:
-    *inner, positions, window, tied = sizes
+    hidden, layers, heads, key_value_heads, head_size, intermediate, vocabulary, positions, window, tied = sizes
     return ModelShape(
-        name, *inner, tied=tied, decoder=DECODERS.get(family, LLAMA), positions=positions, family=family, window=window
-    )
+        name, hidden, layers, heads, key_value_heads, head_size, intermediate, vocabulary, tied,
+        decoder=DECODERS.get(family, LLAMA), positions=positions, family=family, window=window,
+    )  # fmt: skip
 
 
 KNOWN: dict[str, ModelShape] = {name: _known(name, *entry) for name, entry in _TABLE.items()}
