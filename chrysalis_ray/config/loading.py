@@ -13,6 +13,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 import chrysalis_ray
+from chrysalis_ray.config.auto import (
+    AUTO,
+    Chooser,
+    auto_tokens_problems,
+    choose_blueprint,
+    chosen_tree,
+    is_auto,
+    without_auto_tokens,
+)
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
@@ -33,11 +42,11 @@ MAX_PROBLEMS = 50
 SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperiment:
+def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser | None = None) -> LoadedExperiment:
     """The experiment at `path` with its blueprint, validated and cross-checked.
 
-    `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. Raises
-    ConfigError whose `problems` name every mistake of both files.
+    `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. `choose` is
+    asked where the experiment says ``blueprint: auto``. Raises ConfigError whose `problems` name every mistake of both files.
     """
     path = Path(path)
     problems: list[str] = []
@@ -45,16 +54,27 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperime
     problems += tree.problems
     root, misplaced = apply_overrides(tree.root, [text for text in overrides if not text.startswith("blueprint.")])
     problems += misplaced
-    experiment = _validate(Experiment, root, EXPERIMENT, problems)
-    blueprint_path = _blueprint_path(path, root, problems)
-    if blueprint_path is None:
-        raise _refusal(path, problems)
-    blueprint_name = _display(path, blueprint_path)
     patches = [text.removeprefix("blueprint.") for text in overrides if text.startswith("blueprint.")]
-    blueprint_text, blueprint_root, blueprint = _read_blueprint(blueprint_path, blueprint_name, patches, problems)
+    numbered, is_open = without_auto_tokens(root)
+    experiment = _validate(Experiment, numbered, EXPERIMENT, problems)
+    chosen, blueprint_path = None, path
+    if is_auto(root):
+        both = choose_blueprint(experiment, root, path, is_open, choose, problems)
+        if both is None:
+            raise _refusal(path, problems)
+        experiment, chosen = both
+        blueprint_text, blueprint_root = chosen.text, chosen_tree(chosen, patches, problems)
+        blueprint = _validate(Blueprint, blueprint_root, BLUEPRINT, problems)
+    else:
+        problems += auto_tokens_problems(root, is_open)
+        found = _blueprint_path(path, root, problems)
+        if found is None:
+            raise _refusal(path, problems)
+        blueprint_path = found
+        blueprint_text, blueprint_root, blueprint = _read_blueprint(found, _display(path, found), patches, problems)
     if experiment is None or blueprint is None or problems:
         raise _refusal(path, problems)
-    loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides))
+    loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides), chosen)
     problems += check_experiment(loaded, root, blueprint_root)
     if problems:
         raise _refusal(path, problems)
@@ -142,7 +162,7 @@ def _blueprint_path(path: Path, root: Node, problems: list[str]) -> Path | None:
     close = nearest(Path(written).stem, shipped)
     guess = f"; did you mean {close!r}?" if close else ""
     known = ", ".join(shipped) or "none"
-    what = f"no blueprint {written!r}: not a shipped one ({known}), and there is no file {candidate}{guess}"
+    what = f"no blueprint {written!r}: not {AUTO}, not a shipped one ({known}), and there is no file {candidate}{guess}"
     problems.append(problem_at(root, ("blueprint",), what))
     return None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from chrysalis_ray.config.blueprint import EmbeddedBase
 from chrysalis_ray.config.checks import domains_of
+from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.population import Asha
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.training.footprint import lane_tokens
@@ -195,13 +196,13 @@ def overhead_seconds(loaded: LoadedExperiment, hardware: Hardware, slots: int, s
     cores = max(hardware.cpus, 1)
     trials = min(slots, loaded.experiment.population.variants)
     ray = max(START_SERIAL, (START_CPU + TRIAL_CPU * trials) / cores)
-    return slowness * (ray + megabytes_of(loaded) * MEGABYTE_SECONDS + PAGES_SECONDS)
+    return slowness * (ray + megabytes_of(loaded.experiment.genome) * MEGABYTE_SECONDS + PAGES_SECONDS)
 
 
-def megabytes_of(loaded: LoadedExperiment) -> float:
+def megabytes_of(genome: GenomeSpec) -> float:
     """Text that the genome reads, by what its sources are limited to."""
     total = 0.0
-    for source in loaded.experiment.genome.sources:
+    for source in genome.sources:
         limit = getattr(source, "max_megabytes", None)
         total += len(getattr(source, "domains", None) or (1,)) * (limit if limit is not None else UNLIMITED_MEGABYTES)
     return total

@@ -163,10 +163,12 @@ def _worker_counts(loaded: LoadedExperiment, devices: int) -> list[int]:
 
 
 def _body_counts(loaded: LoadedExperiment, room: int) -> list[int]:
-    """1, 2, 4 ... and as many bodies as there are devices or variants for."""
+    """1, 2, 4 ... and as many bodies as there are devices or variants for; fewer where a searcher learns from those that end."""
     if "count" not in loaded.open:
         return [loaded.body.count or 1]
-    most = max(min(room, loaded.experiment.population.variants), 1)
+    population, slots = loaded.experiment.population, loaded.body.slots
+    places = max(population.variants // 4, 1) if population.proposes else population.variants
+    most = max(min(room, places // slots if population.proposes and isinstance(slots, int) else places), 1)
     return [*(1 << power for power in range(most.bit_length()) if 1 << power < most), most]
 
 

@@ -139,6 +139,13 @@ def test_what_was_written_stands_and_what_goes_with_it_follows() -> None:
     assert plan(strict, gpus(8)).body.workers == 4
 
 
+@pytest.mark.parametrize("slots", ["auto", "2"])
+def test_a_searcher_that_learns_gets_fewer_places_than_variants(slots: str) -> None:
+    told = ["body.count=auto", f"body.slots={slots}", "body.gpus_per_worker=1", "population.variants=32"]
+    planned = plan(load_experiment(EXPERIMENTS / "search_mixes.yaml", told), gpus(32))
+    assert 1 <= planned.slots_used * planned.bodies <= 8
+
+
 def test_schedulers_that_compare_all_at_once_get_a_place_for_each() -> None:
     planned = plan(load_experiment(EXPERIMENTS / "pbt.yaml", ["body.count=auto", "body.slots=auto"]), LAPTOP)
     assert planned.slots_used * planned.bodies >= planned.variants
