@@ -163,7 +163,7 @@ def _worker_counts(loaded: LoadedExperiment, devices: int) -> list[int]:
 
 
 def _body_counts(loaded: LoadedExperiment, room: int) -> list[int]:
-    """1, 2, 4 ... and as many bodies as there are devices or variants for; fewer where a searcher learns from those that end."""
+    """1, 2, 4 ... and as many bodies as there are devices or variants for; fewer where a searcher learns."""
     if "count" not in loaded.open:
         return [loaded.body.count or 1]
     population, slots = loaded.experiment.population, loaded.body.slots
