@@ -210,7 +210,7 @@ OTHER_FILE: dict[str, tuple[str, ...]] = {
     EXPERIMENT: (
         "lora", "optimizer", "schedule", "lanes", "rank", "alpha", "targets", "learning_rate", "sequence_length",
         "rows_per_step", "rows_per_microstep", "use_rslora", "clip", "decay", "warmup_fraction", "weight_decay",
-        "plus_ratio", "freeze_a", "dropout", "momentum", "final_fraction", "decay_fraction",
+        "plus_ratio", "freeze_a", "dropout", "momentum", "final_fraction", "decay_fraction", "extends",
     ),
     BLUEPRINT: (
         "genome", "population", "evaluate", "merge", "tracking", "rng_seed", "variants", "sources", "search", "scheduler",

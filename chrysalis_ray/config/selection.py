@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chrysalis_ray.config.blueprint import Blueprint, Selection
 from chrysalis_ray.config.experiment import Experiment, Source
 from chrysalis_ray.config.genome import MARKS, GitSource
-from chrysalis_ray.config.population import LevelMixes, ListedMixes
+from chrysalis_ray.config.population import DirichletMixes, LevelMixes, ListedMixes
 from chrysalis_ray.config.problems import Finding, suggestion
 
 
@@ -53,4 +53,6 @@ def _named(experiment: Experiment) -> set[str]:
     epigenomes = experiment.population.epigenomes
     if isinstance(epigenomes, ListedMixes):
         return {domain for mix in epigenomes.mixes for domain in mix.express}
+    if isinstance(epigenomes, DirichletMixes):
+        return set(epigenomes.concentrations)
     return set(epigenomes.levels) if isinstance(epigenomes, LevelMixes) else set()

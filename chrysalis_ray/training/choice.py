@@ -44,6 +44,7 @@ def chooser(
             reports=population.reports,
             tokens=tokens,
             megabytes=megabytes_of(experiment.genome),
+            rows_searched=population.search.rows_per_step is not None,
         )
 
     return choose_for
@@ -57,12 +58,13 @@ def choose(
     reports: int = 8,
     tokens: int | None = None,
     megabytes: float | None = None,
+    rows_searched: bool = False,
 ) -> Chosen:
     """A blueprint for `base` on `hardware`; `tokens` are those of each variant, None to have them chosen as well.
 
     Raises ModelError where the sizes of the base are not known and cannot be fetched.
     """
-    facts = Facts(_shape(base), hardware, variants, reports, tokens, megabytes, _recipes())
+    facts = Facts(_shape(base), hardware, variants, reports, tokens, megabytes, _recipes(), rows_searched)
     reasons = []
     for rule in RULES:
         if rule.sets not in facts.made and rule.when(facts):

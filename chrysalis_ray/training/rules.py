@@ -37,7 +37,7 @@ class Recipe:
 @dataclass
 class Facts:
     """What the rules look at. `tokens` is what a variant shall train, None where that is chosen too; `megabytes` is the text of
-    the genome, None where that is not known."""
+    the genome, None where that is not known; with `rows_searched` variants differ in rows per step."""
 
     shape: ModelShape
     hardware: Hardware
@@ -46,6 +46,7 @@ class Facts:
     tokens: int | None
     megabytes: float | None
     recipes: tuple[Recipe, ...]
+    rows_searched: bool = False
     made: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -248,6 +249,8 @@ RULES: tuple[Rule, ...] = (
          "{value}: more would leave fewer than 200 optimizer steps, or than reports, of {f.budget:,} tokens"),
     Rule("lanes.rows_per_step", _always, lambda f: f.most_rows,
          "{value}: LoRA bears large batches worse than full training does (thinkingmachines.ai/blog/lora)"),
+    Rule("lanes.rows_per_microstep", lambda f: f.rows_searched, lambda f: None,
+         "left open: variants differ in rows per step, and a pass takes those of the smallest"),
     Rule("lanes.rows_per_microstep", lambda f: f.sharing > 1, lambda f: f.rows_per_pass,
          "{value}, so that up to {f.sharing} workers can share them"),
     Rule("lanes.rows_per_microstep", _always, lambda f: f.rows_per_pass, ""),

@@ -98,6 +98,12 @@ def test_what_set_replaces_lies_above_all(good: Path) -> None:
     assert (loaded.blueprint.lora.rank, loaded.blueprint.lora.alpha) == (5, 16)
 
 
+def test_an_experiment_extends_nothing(good: Path) -> None:
+    good.write_text(good.read_text() + "extends: tiny\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'extends'.*belongs to the blueprint"):
+        load_experiment(good)
+
+
 def test_every_shipped_blueprint_says_by_itself_only_what_differs() -> None:
     """Shared files are read by themselves too: what they say twice is a copy that can go stale."""
     shared = Path(shipped_blueprints()["tiny"]).parent / "shared"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -119,21 +120,19 @@ def test_every_row_of_the_table_is_the_first_to_apply_somewhere() -> None:
     deciding: set[Rule] = set()
     machines = [LAPTOP, gpus(1, 24), gpus(8), gpus(1, 16, "Tesla T4")]
     bases: list[Base] = [*map(pretrained, KNOWN), EmbeddedBase(type="embedded")]
-    for base in bases:
-        for machine in machines:
-            for tokens in (None, 2000, 10**6, 10**11):
-                for megabytes in (None, 100.0):
-                    deciding |= _deciding(base, machine, tokens, megabytes)
+    budgets = itertools.product((None, 2000, 10**6, 10**11), (None, 100.0), (False, True))
+    for base, machine, budget in itertools.product(bases, machines, budgets):
+        deciding |= _deciding(base, machine, *budget)
     strangers = {rule for rule in RULES if "none is shipped" in rule.why or "QLoRA's" in rule.why}  # see the test below
     assert set(RULES) - deciding == strangers
     last = {rule.sets: rule for rule in RULES}
     assert all(rule.when is rules._always for rule in last.values())
 
 
-def _deciding(base: Base, machine: Hardware, tokens: int | None, megabytes: float | None) -> set[Rule]:
+def _deciding(base: Base, machine: Hardware, tokens: int | None, megabytes: float | None, searched: bool) -> set[Rule]:
     shape = shape_of(base)
     assert shape is not None
-    facts, found = rules.Facts(shape, machine, 4, 8, tokens, megabytes, choice._recipes()), set()
+    facts, found = rules.Facts(shape, machine, 4, 8, tokens, megabytes, choice._recipes(), searched), set()
     for rule in RULES:
         if rule.sets not in facts.made and rule.when(facts):
             facts.made[rule.sets] = rule.value(facts)
@@ -238,6 +237,13 @@ def test_auto_is_planned_with_its_reasons_and_set_reaches_into_it() -> None:
     assert "chosen: blueprint: start from qwen3-0.6b, which is shipped for this base" in lines
     assert any(line.startswith("chosen: body.count and body.workers: auto: 2 bodies of 1 worker") for line in lines)
     assert loaded.resolved()["experiment"]["body"]["count"] == "auto"
+
+
+def test_searched_batch_sizes_keep_a_pass_as_small_as_the_smallest() -> None:
+    told = ["blueprint=auto", "base={type: embedded}"]
+    loaded = load_experiment(EXPERIMENTS / "batch_sizes.yaml", told, chooser(hardware=LAPTOP))
+    assert loaded.blueprint.lanes.rows_per_microstep is None
+    assert plan(loaded, LAPTOP).fits
 
 
 @pytest.mark.parametrize(
