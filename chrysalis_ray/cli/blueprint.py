@@ -87,7 +87,7 @@ def choose_blueprint(
     machine = _machine(Hardware.local(), gpus, gpu_memory)
     chosen = choose(named_base(base), machine, variants=variants, tokens=tokens)
     if json:
-        print_json(chosen.to_json())
+        print_json({"text": chosen.text, "reasons": chosen.reasons, "tokens": chosen.tokens})
         return
     print(f"# chosen for {variants} variants of {chosen.tokens:,} tokens on {machine.line()}")
     print(chosen.text, end="")

@@ -101,7 +101,10 @@ def shipped_blueprints() -> dict[str, Path]:
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema of an experiment file, for editors (``# yaml-language-server: $schema=...``)."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    schema = Experiment.model_json_schema()
+    budget = schema["$defs"]["Population"]["properties"]
+    budget["tokens_per_variant"] = {"anyOf": [budget["tokens_per_variant"], {"const": AUTO}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def blueprint_schema() -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Count, Fraction, Positive, Written
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Level = Annotated[float, Field(ge=0.0)]
-# In a file it may be `auto`, beside `blueprint: auto`: a number stands in its place before anything is validated.
-Tokens = Annotated[int, Field(ge=1), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]})]
 
 # ranges -------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +256,7 @@ class Population(Written):
     a chunk in vain. By default so under fifo, which stops nothing."""
 
     variants: Annotated[int, Field(ge=1, le=4096)]
-    tokens_per_variant: Tokens
+    tokens_per_variant: Annotated[int, Field(ge=1)]
     reports: Annotated[int, Field(ge=1, le=100_000)] = 8
     search: SearchSpace = SearchSpace()
     epigenomes: Epigenomes

@@ -52,19 +52,22 @@ def located(base: Base, written_in: Path) -> Base:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A blueprint that rules chose: its YAML, a reason for each thing chosen, and what `tokens_per_variant: auto` means."""
+    """A blueprint that rules chose: its YAML, a reason for each thing chosen, and what `tokens_per_variant: auto` means.
+
+    `question` is the hash of what it was chosen for, the machine aside; empty outside of experiments."""
 
     text: str
     reasons: tuple[str, ...]
     tokens: int
+    question: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"text": self.text, "reasons": list(self.reasons), "tokens": self.tokens}
+        return {"text": self.text, "reasons": list(self.reasons), "tokens": self.tokens, "question": self.question}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Chosen:
         """Raises KeyError or TypeError for what `to_json` cannot have written."""
-        return cls(str(value["text"]), tuple(map(str, value["reasons"])), int(value["tokens"]))
+        return cls(str(value["text"]), tuple(map(str, value["reasons"])), int(value["tokens"]), str(value["question"]))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from chrysalis_ray.config.resolve import Chosen
 from chrysalis_ray.config.writing import blueprint_text
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import RunLayout, is_run_name
-from chrysalis_ray.core.records import read_json
+from chrysalis_ray.core.records import read_json, sha256_of
 from chrysalis_ray.training.duration import megabytes_of
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.rules import RULES, SHORTEST_ROW, Facts, Recipe
@@ -30,14 +31,15 @@ def chooser(
     runs: Path | None = None, name: str | None = None, hardware: Hardware | None = None
 ) -> Callable[[Experiment, Base, int | None], Chosen]:
     """What `load_experiment` asks where it reads `blueprint: auto`: what the run `name` below `runs` was begun with, if there
-    is such a run, else a blueprint for `hardware`, by default this machine."""
+    is such a run of the same base, genome and population, else a blueprint for `hardware`, by default this machine."""
 
     def choose_for(experiment: Experiment, base: Base, tokens: int | None) -> Chosen:
+        question = sha256_of([experiment.model_dump(mode="json", include={"base", "genome", "population"}), tokens])
         begun = None if runs is None else _begun_with(runs, name or experiment.name)
-        if begun is not None:
+        if begun is not None and begun.question == question:
             return begun
         population = experiment.population
-        return choose(
+        chosen = choose(
             base,
             hardware or Hardware.local(),
             variants=population.variants,
@@ -46,6 +48,7 @@ def chooser(
             megabytes=megabytes_of(experiment.genome),
             rows_searched=population.search.rows_per_step is not None,
         )
+        return replace(chosen, question=question)
 
     return choose_for
 

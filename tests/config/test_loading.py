@@ -209,5 +209,7 @@ def test_any_damage_to_a_good_file_is_a_config_error_or_harmless(good: Path, sta
 
 def test_schemas_name_every_field() -> None:
     assert set(experiment_schema()["properties"]) >= {"name", "blueprint", "genome", "population", "body", "merge"}
-    assert set(blueprint_schema()["properties"]) >= {"base", "lora", "lanes", "body"}
+    budget = experiment_schema()["$defs"]["Population"]["properties"]["tokens_per_variant"]
+    assert {"const": "auto"} in budget["anyOf"]
+    assert set(blueprint_schema()["properties"]) >= {"extends", "base", "lora", "lanes", "genome", "body"}
     assert experiment_schema()["additionalProperties"] is False

@@ -327,6 +327,21 @@ def test_a_run_keeps_what_was_chosen_whatever_the_rules_say_later(tmp_path: Path
         claim_run(fresh, layout)
 
 
+def test_what_was_chosen_for_another_question_is_not_taken(tmp_path: Path) -> None:
+    """The same name, another base: `plan` must not tell of the old one, and the run is refused."""
+    quickstart, told = EXPERIMENTS / "quickstart.yaml", ["blueprint=auto", "base={type: embedded}"]
+    first = load_experiment(quickstart, told, chooser(tmp_path, hardware=LAPTOP))
+    layout = run_directory(first, tmp_path, None)
+    claim_run(first, layout)
+    other = load_experiment(
+        quickstart, ["blueprint=auto", "base={type: pretrained, model: Qwen/Qwen3-8B}"], chooser(tmp_path, hardware=gpus(1))
+    )
+    assert other.blueprint.name == "auto-qwen3-8b"
+    assert load_experiment(quickstart, told, chooser(tmp_path, hardware=gpus(1))).blueprint == first.blueprint
+    with pytest.raises(RunError, match="holds another experiment"):
+        claim_run(other, layout)
+
+
 def test_an_edited_or_damaged_choice_is_never_taken_silently(tmp_path: Path) -> None:
     told = ["blueprint=auto", "base={type: embedded}"]
     quickstart = EXPERIMENTS / "quickstart.yaml"
