@@ -180,8 +180,9 @@ def _placement_reason(loaded: LoadedExperiment, chosen: Stand, stands: Sequence[
     if not named:
         return []
     devices = _devices(loaded.body, hardware)
-    kind = "GPU" if (loaded.body.gpus_per_worker or 0) > 0 else "place for a CPU worker"
-    parts = [f"{chosen.words}, on {chosen.devices} of {_many(devices, kind, kind.replace('place', 'places') + 's')}"]
+    on_gpu = (loaded.body.gpus_per_worker or 0) > 0
+    there = _many(devices, "GPU", "GPUs") if on_gpu else f"{_many(devices, 'worker', 'workers')} that the cores allow"
+    parts = [f"{chosen.words}, on {chosen.devices} of {there}"]
     if not chosen.fits:
         parts.append("nothing has room here, and this needs the least")
     elif chosen.devices == 1:
