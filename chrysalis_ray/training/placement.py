@@ -186,9 +186,9 @@ def _placement_reason(loaded: LoadedExperiment, chosen: Stand, stands: Sequence[
     if not chosen.fits:
         parts.append("nothing has room here, and this needs the least")
     elif chosen.devices == 1:
-        parts.append(
-            "more would save less than a tenth of the time" if len(stands) > 1 and devices > 1 else "there is no other"
-        )
+        wider = [stand for stand in stands if stand.devices > 1]
+        more = "more would save less than a tenth of the time" if any(map(_fits, wider)) else "more have no room"
+        parts.append(more if wider else "there is no other")
     else:
         parts += _comparisons(chosen, stands)
     return [f"{' and '.join(named)}: auto: {'; '.join(parts)}"]
@@ -212,8 +212,12 @@ def _comparisons(chosen: Stand, stands: Sequence[Stand]) -> list[str]:
     return parts
 
 
+def _fits(stand: Stand) -> bool:
+    return stand.fits
+
+
 def _quickest(stands: Sequence[Stand]) -> Stand | None:
-    return min((stand for stand in stands if stand.fits), key=lambda stand: stand.seconds, default=None)
+    return min(filter(_fits, stands), key=lambda stand: stand.seconds, default=None)
 
 
 def _memory_reasons(loaded: LoadedExperiment, chosen: Stand, stands: Sequence[Stand], hardware: Hardware) -> list[str]:

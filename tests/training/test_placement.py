@@ -99,6 +99,12 @@ def test_where_nothing_fits_it_is_said_and_the_exit_code_is_3() -> None:
     assert any("a worker needs" in obstacle for obstacle in planned.obstacles)
 
 
+def test_where_only_one_body_has_room_it_is_said() -> None:
+    tight = Hardware(cpus=2, memory=int(1.2 * GIB), processor="Test")
+    told = reasons(plan(load_experiment(QUICKSTART, ["body.count=auto", "body.threads=1"]), tight))
+    assert "body.count: auto: 1 body of 1 worker, on 1 of 2 workers that the cores allow; more have no room" in told
+
+
 def test_without_gpus_or_sizes_the_careful_choice_is_taken() -> None:
     blind = plan(mixes("qwen3-32b", 3), LAPTOP)
     assert shape_of_body(blind) == (1, 1, 0, "none", True)
