@@ -42,7 +42,8 @@ DOORS = {
 WITHOUT_TORCH = ("core/", "config/", "report/", "cli/", "population/", "genome/", "lifecycle.py", "__main__.py",
                  "training/planner.py", "training/hardware.py", "training/plan.py", "training/pace.py", "training/footprint.py",
                  "training/duration.py", "training/measured.py", "training/measure.py", "training/forecast.py",
-                 "training/memory.py", "evaluate/verdict.py")  # fmt: skip
+                 "training/memory.py", "training/slots.py", "training/placement.py", "training/shapes.py", "training/choice.py",
+                 "training/rules.py", "evaluate/verdict.py")  # fmt: skip
 
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "tools", "aliases"}
 LONGEST_FILE = 400

@@ -42,8 +42,9 @@ def build_genome(
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.core.lock import sole_owner
     from chrysalis_ray.genome.build import refresh_genome
+    from chrysalis_ray.training.choice import chooser
 
-    loaded = load_experiment(experiment, set or [])
+    loaded = load_experiment(experiment, set or [], chooser())
     folder = out.absolute()
     check_place(folder)
     with sole_owner(folder / ".lock"):

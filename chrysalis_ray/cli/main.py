@@ -13,6 +13,7 @@ import typer
 
 from chrysalis_ray import __version__
 from chrysalis_ray.cli.audit import audit
+from chrysalis_ray.cli.blueprint import choose_blueprint, show_blueprint
 from chrysalis_ray.cli.doctor import doctor
 from chrysalis_ray.cli.genome import (
     build_genome,
@@ -39,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+blueprint_app = typer.Typer(no_args_is_help=True, help="Look at a blueprint, or have one chosen.")
+BLUEPRINT_VERBS: dict[str, Callable[..., None]] = {"show": show_blueprint, "choose": choose_blueprint}
 genome_app = typer.Typer(no_args_is_help=True, help="Build a sealed genome, and look after it.")
 GENOME_VERBS: dict[str, Callable[..., None]] = {
     "build": build_genome,
@@ -75,7 +78,10 @@ for function in (run, plan, report, merge, audit, validate, lineage, schema, doc
     app.command(function.__name__)(verb(function))
 for name, look_after in GENOME_VERBS.items():
     genome_app.command(name)(verb(look_after))
+for name, choose in BLUEPRINT_VERBS.items():
+    blueprint_app.command(name)(verb(choose))
 app.add_typer(genome_app, name="genome")
+app.add_typer(blueprint_app, name="blueprint")
 
 
 def main() -> None:

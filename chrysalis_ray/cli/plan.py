@@ -34,13 +34,17 @@ def plan(
     return show_plan(experiment, set or [], json, runs, measuring=measure)
 
 
-def show_plan(experiment: Path, overrides: list[str], as_json: bool, runs: Path, *, measuring: bool = False) -> int:
+def show_plan(
+    experiment: Path, overrides: list[str], as_json: bool, runs: Path, name: str | None = None, *, measuring: bool = False
+) -> int:
     """Print the plan of `experiment` and return the exit code that belongs to it. Imports neither torch nor Ray."""
     from chrysalis_ray.config.loading import load_experiment
+    from chrysalis_ray.training.choice import chooser
     from chrysalis_ray.training.hardware import Hardware
     from chrysalis_ray.training.planner import plan as make_plan
 
-    loaded, hardware, cache = load_experiment(experiment, overrides), Hardware.local(), CacheLayout(runs.absolute() / CACHE)
+    hardware, cache = Hardware.local(), CacheLayout(runs.absolute() / CACHE)
+    loaded = load_experiment(experiment, overrides, chooser(runs, name, hardware))
     if measuring:
         from chrysalis_ray.training.measure import measure
 

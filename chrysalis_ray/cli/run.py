@@ -41,13 +41,14 @@ def run(
     chrysalis run experiments/quickstart.yaml --set population.variants=4 --name four
     """
     if dry_run:
-        return show_plan(experiment, set or [], json, runs)
+        return show_plan(experiment, set or [], json, runs, name)
     from chrysalis_ray.cli.story import TerminalStory
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.lifecycle import grow
+    from chrysalis_ray.training.choice import chooser
     from chrysalis_ray.training.forecast import came
 
-    loaded = load_experiment(experiment, set or [])
+    loaded = load_experiment(experiment, set or [], chooser(runs, name))
     root = runs / (loaded.experiment.name if name is None else name)
     layout = RunLayout(root.absolute())
     fresh = not layout.run_manifest.exists()

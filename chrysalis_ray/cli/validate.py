@@ -34,20 +34,22 @@ def validate(
 def _load(file: Path) -> str:
     """Load `file` as what its keys say it is, and return that word. Raises ConfigError."""
     from chrysalis_ray.config.loading import load_blueprint, load_experiment
+    from chrysalis_ray.training.choice import chooser
 
     if _is_blueprint(file):
         load_blueprint(file)
         return "a valid blueprint"
-    load_experiment(file)
+    load_experiment(file, choose=chooser())
     return "a valid experiment"
 
 
 def _is_blueprint(file: Path) -> bool:
-    """An experiment names a blueprint, a genome or a population; a blueprint none. Unreadable files count as experiments."""
+    """An experiment names a blueprint or a population; a blueprint none, but a base or what it extends. Unreadable files count
+    as experiments."""
     from chrysalis_ray.config.yaml_tree import YamlRefused, read_tree
 
     try:
         keys = read_tree(file, str(file))[1].root.entries.keys()
     except YamlRefused:
         return False
-    return "base" in keys and not {"blueprint", "genome", "population"} & set(keys)
+    return bool({"base", "extends"} & set(keys)) and not {"blueprint", "population"} & set(keys)

@@ -176,6 +176,27 @@ class BodyPatch(Written):
     virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
 
 
+Auto = Literal["auto"]
+
+
+class OpenBody(BodyPatch):
+    """A body as people write it: what is `auto` the planner chooses, by what this machine has, and says why."""
+
+    count: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None  # type: ignore[assignment]
+    workers: Count | Auto | None = None  # type: ignore[assignment]
+    zero_stage: Literal[0, 3, "auto"] | None = None  # type: ignore[assignment]
+    offload: Literal["none", "cpu", "auto"] | None = None  # type: ignore[assignment]
+    activation_checkpointing: bool | Auto | None = None  # type: ignore[assignment]
+
+
+class Selection(Written):
+    """What of a genome a base of this size is fed. Documents with the marks of `exclude` are left out beside those that the
+    experiment leaves out, unless it says itself which; `histories: none` keeps one snapshot of each repository."""
+
+    exclude: tuple[str, ...] = ()
+    histories: Literal["all", "none"] = "all"
+
+
 class Blueprint(Written):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     description: str = ""
@@ -184,7 +205,8 @@ class Blueprint(Written):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lanes: Lanes = Lanes()
-    body: BodyPatch = BodyPatch()
+    genome: Selection = Selection()
+    body: OpenBody = OpenBody()
 
     @field_validator("lora")
     @classmethod

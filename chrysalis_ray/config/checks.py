@@ -17,6 +17,7 @@ from chrysalis_ray.config.population_checks import check_population, rows_at_onc
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
 from chrysalis_ray.config.search_checks import check_search
+from chrysalis_ray.config.selection import check_selection
 from chrysalis_ray.config.yaml_tree import Node
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -24,7 +25,7 @@ QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 def check_blueprint(blueprint: Blueprint, tree: Node) -> list[str]:
     """Problems inside a blueprint alone."""
-    findings = [*_base(blueprint.base), *_targets(blueprint), *_lone_body(blueprint, tree)]
+    findings = [*_base(blueprint.base), *_targets(blueprint), *check_selection(blueprint), *_lone_body(blueprint, tree)]
     return [problem_at(tree, path, what) for path, what in findings]
 
 
@@ -41,7 +42,8 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *_truth_as_number(tree),
     ]
     lines = [problem_at(tree, path, what) for path, what in here]
-    there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
+    there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *check_selection(loaded.blueprint)]
+    there += _truth_as_number(blueprint_tree)
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
     for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
@@ -119,12 +121,12 @@ def _truth_as_number(tree: Node) -> Iterator[Finding]:
 def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
     body = loaded.body
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
-    if body.zero_stage == 3 and workers == 1 and body.offload != "cpu":
+    if body.zero_stage == 3 and workers == 1 and body.offload != "cpu" and not {"workers", "offload"} & set(loaded.open):
         yield (
             ("body", "zero_stage"),
             "3 shards the base over workers, and workers is 1; set workers: 2 or more, or offload: cpu",
         )
-    if body.offload == "cpu" and body.zero_stage != 3:
+    if body.offload == "cpu" and body.zero_stage != 3 and "zero_stage" not in loaded.open:
         yield (
             ("body", "offload"),
             f"cpu offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",

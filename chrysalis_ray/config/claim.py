@@ -54,6 +54,7 @@ def claim_run(loaded: LoadedExperiment, layout: RunLayout) -> str:
         "experiment": resolved,
         "experiment_sha256": resolved["sha256"],
         "run_id": run_id,
+        **({"chosen": loaded.chosen.to_json()} if loaded.chosen else {}),
     }
     write_bytes(layout.experiment_yaml, loaded.text.encode())
     write_json(layout.run_manifest, manifest)

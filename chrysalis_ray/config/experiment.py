@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from chrysalis_ray.config.blueprint import Base, BodyPatch, Count, Positive, Written
+from chrysalis_ray.config.blueprint import Base, Count, OpenBody, Positive, Written
 from chrysalis_ray.config.genome import EXCLUDED_BY_DEFAULT, ArchiveSource, GitSource, Mark, PackagesSource
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
 from chrysalis_ray.config.population import Name, Population
@@ -123,7 +123,7 @@ class Experiment(Written):
     base: Base | None = None
     genome: GenomeSpec
     population: Population
-    body: BodyPatch = BodyPatch()
+    body: OpenBody = OpenBody()
     evaluate: Evaluate = Evaluate()
     merge: Annotated[tuple[Merge, ...], Field(min_length=1)] = (
         WinnerMerge(method="winner"), EnsembleMerge(method="ensemble"), ConsensusMerge(method="consensus"),

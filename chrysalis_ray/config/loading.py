@@ -6,18 +6,30 @@ text --yaml_tree--> tree with lines --overrides--> tree --pydantic--> Experiment
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 import chrysalis_ray
+from chrysalis_ray.config.auto import (
+    AUTO,
+    Chooser,
+    auto_tokens_problems,
+    choose_blueprint,
+    chosen_tree,
+    is_auto,
+    without_auto_tokens,
+)
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.extending import KEY, read_extending
 from chrysalis_ray.config.overrides import apply_overrides
 from chrysalis_ray.config.problems import nearest, problem_at, problems_of
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.config.selection import select_genome
 from chrysalis_ray.config.synonyms import BLUEPRINT, EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node, Tree, YamlRefused, read_tree
 from chrysalis_ray.core.errors import ConfigError
@@ -30,11 +42,11 @@ MAX_PROBLEMS = 50
 SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperiment:
+def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser | None = None) -> LoadedExperiment:
     """The experiment at `path` with its blueprint, validated and cross-checked.
 
-    `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. Raises
-    ConfigError whose `problems` name every mistake of both files.
+    `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. `choose` is
+    asked where the experiment says ``blueprint: auto``. Raises ConfigError whose `problems` name every mistake of both files.
     """
     path = Path(path)
     problems: list[str] = []
@@ -42,20 +54,32 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> LoadedExperime
     problems += tree.problems
     root, misplaced = apply_overrides(tree.root, [text for text in overrides if not text.startswith("blueprint.")])
     problems += misplaced
-    experiment = _validate(Experiment, root, EXPERIMENT, problems)
-    blueprint_path = _blueprint_path(path, root, problems)
-    if blueprint_path is None:
-        raise _refusal(path, problems)
-    blueprint_name = _display(path, blueprint_path)
     patches = [text.removeprefix("blueprint.") for text in overrides if text.startswith("blueprint.")]
-    blueprint_text, blueprint_root, blueprint = _read_blueprint(blueprint_path, blueprint_name, patches, problems)
+    numbered, is_open = without_auto_tokens(root)
+    experiment = _validate(Experiment, numbered, EXPERIMENT, problems)
+    chosen, blueprint_path = None, path
+    if is_auto(root):
+        both = choose_blueprint(experiment, root, path, is_open, choose, problems)
+        if both is None:
+            raise _refusal(path, problems)
+        experiment, chosen = both
+        blueprint_text, blueprint_root = chosen.text, chosen_tree(chosen, patches, problems)
+        blueprint = _validate(Blueprint, blueprint_root, BLUEPRINT, problems)
+    else:
+        problems += auto_tokens_problems(root, is_open)
+        found = _blueprint_path(path, root, problems)
+        if found is None:
+            raise _refusal(path, problems)
+        blueprint_path = found
+        blueprint_text, blueprint_root, blueprint = _read_blueprint(found, _display(path, found), patches, problems)
     if experiment is None or blueprint is None or problems:
         raise _refusal(path, problems)
-    loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides))
+    loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides), chosen)
     problems += check_experiment(loaded, root, blueprint_root)
     if problems:
         raise _refusal(path, problems)
-    return loaded
+    experiment, selected = select_genome(experiment, blueprint.genome)
+    return replace(loaded, experiment=experiment, selected=selected)
 
 
 def load_blueprint(path: Path) -> Blueprint:
@@ -77,22 +101,28 @@ def shipped_blueprints() -> dict[str, Path]:
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema of an experiment file, for editors (``# yaml-language-server: $schema=...``)."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+    schema = Experiment.model_json_schema()
+    budget = schema["$defs"]["Population"]["properties"]
+    budget["tokens_per_variant"] = {"anyOf": [budget["tokens_per_variant"], {"const": AUTO}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def blueprint_schema() -> dict[str, Any]:
-    """JSON schema of a blueprint file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Blueprint.model_json_schema()}
+    """JSON schema of a blueprint file, for editors. What a file extends need not be said again."""
+    schema = Blueprint.model_json_schema()
+    extends = {"type": "string", "description": "A shipped blueprint or a path: what this one starts from."}
+    either = {"anyOf": [{"required": [KEY]}, {"required": schema.pop("required")}]}
+    properties = {KEY: extends, **schema.pop("properties")}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "properties": properties, **either}
 
 
 def _read_blueprint(path: Path, name: str, patches: Sequence[str], problems: list[str]) -> tuple[str, Node, Blueprint | None]:
     try:
-        text, tree = _read(path, name, "blueprint")
-    except ConfigError as error:
-        problems += error.problems
+        text, written = read_extending(path, name, shipped_blueprints(), problems)
+    except YamlRefused as refused:
+        problems += _refused(refused, path, "blueprint").problems
         return "", Node("map", name), None
-    problems += tree.problems
-    root, misplaced = apply_overrides(tree.root, patches)
+    root, misplaced = apply_overrides(written, patches)
     problems += misplaced
     return text, root, _validate(Blueprint, root, BLUEPRINT, problems)
 
@@ -101,8 +131,12 @@ def _read(path: Path, name: str, what: str) -> tuple[str, Tree]:
     try:
         return read_tree(path, name)
     except YamlRefused as refused:
-        hint = _neighbours(path) if refused.what == "no such file" else ""
-        raise _refusal(path, [f"{refused.where}: {what}: {refused.what}{hint}"]) from refused
+        raise _refused(refused, path, what) from refused
+
+
+def _refused(refused: YamlRefused, path: Path, what: str) -> ConfigError:
+    hint = _neighbours(path) if refused.what == "no such file" else ""
+    return _refusal(path, [f"{refused.where}: {what}: {refused.what}{hint}"])
 
 
 def _validate(model: type[Model], root: Node, home: str, problems: list[str]) -> Model | None:
@@ -131,7 +165,7 @@ def _blueprint_path(path: Path, root: Node, problems: list[str]) -> Path | None:
     close = nearest(Path(written).stem, shipped)
     guess = f"; did you mean {close!r}?" if close else ""
     known = ", ".join(shipped) or "none"
-    what = f"no blueprint {written!r}: not a shipped one ({known}), and there is no file {candidate}{guess}"
+    what = f"no blueprint {written!r}: not {AUTO}, not a shipped one ({known}), and there is no file {candidate}{guess}"
     problems.append(problem_at(root, ("blueprint",), what))
     return None
 

@@ -180,7 +180,7 @@ def _scheduler(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield from _pbt(scheduler, population)
     if isinstance(scheduler, (HyperBand, Bohb)):
         yield from _hyperband(scheduler, population)
-    auto = loaded.body.slots == "auto"
+    auto = loaded.body.slots == "auto" or "count" in loaded.open
     if isinstance(scheduler, (Pbt, Pb2, HyperBand)) and not auto and loaded.places < variants:
         why = "population based training needs all of them at once, or those of different waves never exchange weights"
         if isinstance(scheduler, HyperBand):

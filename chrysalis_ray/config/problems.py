@@ -125,7 +125,7 @@ def _untagged(value: Any, key: str, owner: type[BaseModel] | None, path: Locatio
 
 def _wrong_type(kind: str, value: Any, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"]) or re.findall(r"\d+", context["expected"])
+        known = [word or number for word, number in re.findall(r"'([^']*)'|(\d+)", context["expected"])]
         return f"{_shown(value)} is not known; {suggestion(str(value), known)}"
     if kind == "string_pattern_mismatch":
         letters = "small letters" if "A-Z" not in context["pattern"] else "letters"
@@ -210,7 +210,7 @@ OTHER_FILE: dict[str, tuple[str, ...]] = {
     EXPERIMENT: (
         "lora", "optimizer", "schedule", "lanes", "rank", "alpha", "targets", "learning_rate", "sequence_length",
         "rows_per_step", "rows_per_microstep", "use_rslora", "clip", "decay", "warmup_fraction", "weight_decay",
-        "plus_ratio", "freeze_a", "dropout", "momentum", "final_fraction", "decay_fraction",
+        "plus_ratio", "freeze_a", "dropout", "momentum", "final_fraction", "decay_fraction", "extends",
     ),
     BLUEPRINT: (
         "genome", "population", "evaluate", "merge", "tracking", "rng_seed", "variants", "sources", "search", "scheduler",

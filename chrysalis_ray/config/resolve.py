@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.blueprint import Base, Blueprint, BodyPatch, PretrainedBase
+from chrysalis_ray.config.blueprint import Base, Blueprint, BodyPatch, OpenBody, PretrainedBase
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.core.records import sha256_of
 
@@ -16,22 +17,57 @@ BODY_FLOOR = BodyPatch(
     quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False,
 )  # fmt: skip
 
+# What the planner chooses where it is `auto`, beside `slots`; until then the floor stands in its place.
+PLANNED = ("count", "workers", "zero_stage", "offload", "activation_checkpointing")
+
 # Words for people and for W&B: changing them does not make it another run.
 COSMETIC = ("description", "tracking")
 
 
-def resolve_body(experiment: Experiment, blueprint: Blueprint) -> BodyPatch:
-    """Every field of the body, the experiment's over the blueprint's over `BODY_FLOOR`."""
+def written_body(experiment: Experiment, blueprint: Blueprint) -> OpenBody:
+    """Every field of the body, the experiment's over the blueprint's over `BODY_FLOOR`; some may be `auto`."""
     patches = (BODY_FLOOR, blueprint.body, experiment.body)
     fields: dict[str, Any] = {}
     for patch in patches:
         fields.update(patch.model_dump(exclude_none=True))
-    return BodyPatch(**fields)
+    return OpenBody(**fields)
+
+
+def open_fields(body: OpenBody) -> tuple[str, ...]:
+    """The fields of a body, beside its slots, that the planner is to choose."""
+    return tuple(name for name in PLANNED if getattr(body, name) == "auto")
 
 
 def is_local(model: str) -> bool:
     """Whether `model` or `path` was written as a folder (``./x``, ``../x``, ``/x``, ``~/x``) and not as a hub id."""
     return model.startswith(("./", "../", "/", "~")) or model in (".", "..")
+
+
+def located(base: Base, written_in: Path) -> Base:
+    """`base` with an absolute folder, seen from the file that names it."""
+    if isinstance(base, PretrainedBase) and is_local(base.model):
+        return base.model_copy(update={"model": str((written_in.parent / Path(base.model).expanduser()).resolve())})
+    return base
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A blueprint that rules chose: its YAML, a reason for each thing chosen, and what `tokens_per_variant: auto` means.
+
+    `question` is the hash of what it was chosen for, the machine aside; empty outside of experiments."""
+
+    text: str
+    reasons: tuple[str, ...]
+    tokens: int
+    question: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"text": self.text, "reasons": list(self.reasons), "tokens": self.tokens, "question": self.question}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Chosen:
+        """Raises KeyError or TypeError for what `to_json` cannot have written."""
+        return cls(str(value["text"]), tuple(map(str, value["reasons"])), int(value["tokens"]), str(value["question"]))
 
 
 @dataclass(frozen=True)
@@ -45,15 +81,15 @@ class LoadedExperiment:
     text: str
     blueprint_text: str
     overrides: tuple[str, ...] = ()
+    chosen: Chosen | None = None  # where the experiment says `blueprint: auto`
+    selected: tuple[str, ...] = ()  # what the blueprint leaves out of the genome, in words
 
     @property
     def base(self) -> Base:
         """The base model to use; a local folder is made absolute, seen from the file that names it."""
-        written_in = self.path if self.experiment.base is not None else self.blueprint_path
-        base = self.experiment.base or self.blueprint.base
-        if isinstance(base, PretrainedBase) and is_local(base.model):
-            return base.model_copy(update={"model": str((written_in.parent / Path(base.model).expanduser()).resolve())})
-        return base
+        if self.experiment.base is not None:
+            return located(self.experiment.base, self.path)
+        return located(self.blueprint.base, self.blueprint_path)
 
     @property
     def chat_template(self) -> Path | None:
@@ -64,10 +100,25 @@ class LoadedExperiment:
             return None
         return file.parent / Path(base.chat_template).expanduser()
 
-    @property
+    @cached_property
+    def written_body(self) -> OpenBody:
+        """The body as the two files say it: every field set (`threads` may stay None), some of them `auto`."""
+        return written_body(self.experiment, self.blueprint)
+
+    @cached_property
+    def open(self) -> tuple[str, ...]:
+        """What of the body, beside its slots, is still to be planned."""
+        return open_fields(self.written_body)
+
+    @cached_property
     def body(self) -> BodyPatch:
-        """The body with every field set (`threads` may stay None)."""
-        return resolve_body(self.experiment, self.blueprint)
+        """The body with every field set; the floor's where it is still to be planned (`slots` may stay `auto`)."""
+        return BodyPatch(**(self.written_body.model_dump() | {name: getattr(BODY_FLOOR, name) for name in self.open}))
+
+    def with_body(self, **fields: Any) -> LoadedExperiment:
+        """The same experiment with other fields of its body."""
+        body = self.experiment.body.model_copy(update=fields)
+        return replace(self, experiment=self.experiment.model_copy(update={"body": body}))
 
     @property
     def places(self) -> int:
@@ -83,13 +134,13 @@ class LoadedExperiment:
     def resolved(self) -> dict[str, Any]:
         """What will be run, as canonical JSON content: ``{"experiment", "blueprint", "sha256"}``.
 
-        `base` and `body` stand resolved in the experiment and are left out of the blueprint. The hash leaves out `COSMETIC`
-        fields and the name of the blueprint's file, so that a run survives a reworded description or a moved file.
+        `base`, `genome` and `body` stand resolved in the experiment and are left out of the blueprint. The hash leaves out
+        `COSMETIC` fields and the name of the blueprint's file, so that a run survives a reworded description or a moved file.
         """
         experiment = self.experiment.model_dump(mode="json")
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")
-        experiment["body"] = self.body.model_dump(mode="json")
-        blueprint = self.blueprint.model_dump(mode="json", exclude={"base", "body"})
+        experiment["body"] = self.written_body.model_dump(mode="json")
+        blueprint = self.blueprint.model_dump(mode="json", exclude={"base", "genome", "body"})
         return {"experiment": experiment, "blueprint": blueprint, "sha256": sha256_of(_essence(experiment, blueprint))}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from chrysalis_ray.config.blueprint import EmbeddedBase
 from chrysalis_ray.config.checks import domains_of
+from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.population import Asha
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.training.footprint import lane_tokens
@@ -30,6 +31,28 @@ START_SECONDS, START_CPU, TRIAL_CPU, START_SERIAL = 3.0, 14.5, 1.1, 8.0
 MEGABYTE_SECONDS, PAGES_SECONDS = 1.7, 5.5
 GUESSED_START = 4.0  # where nobody measured
 UNLIMITED_MEGABYTES = 50.0  # what a source without max_megabytes is taken for
+
+
+def optimizer_steps(tokens: int, rows_per_step: int, sequence_length: int, reports: int) -> tuple[int, int]:
+    """(steps, chunk_steps): the whole budget and the steps between two reports.
+
+    `chunk_steps` = floor(total / reports) and at least 1; `steps` = chunk_steps x reports, so that every chunk is whole and
+    there are exactly as many reports as asked (as many as steps, if there are fewer steps than reports). Raises ValueError if
+    any argument is below 1.
+    """
+    if min(tokens, rows_per_step, sequence_length, reports) < 1:
+        raise ValueError(
+            f"tokens {tokens}, rows {rows_per_step}, length {sequence_length} and reports {reports} must all be >= 1"
+        )
+    total = max(tokens // (rows_per_step * sequence_length), 1)
+    chunk = max(total // reports, 1)
+    return chunk * min(reports, total), chunk
+
+
+def steps_of(loaded: LoadedExperiment) -> tuple[int, int]:
+    """`optimizer_steps` of this experiment."""
+    population, lanes = loaded.experiment.population, loaded.blueprint.lanes
+    return optimizer_steps(population.tokens_per_variant, lanes.rows_per_step, lanes.sequence_length, population.reports)
 
 
 @dataclass(frozen=True)
@@ -90,7 +113,7 @@ def time_of(
         overhead=overhead_seconds(loaded, hardware, turns.slots * turns.bodies, start / START_SECONDS),
         ridge_tokens=pace.ridge(turns.length),
         lane_tokens=round(turns.lane),
-        packing_gain=pace.gain(turns.slots, turns.lane, turns.length, turns.microsteps),
+        packing_gain=pace.gain(max(turns.slots, 2), turns.lane, turns.length, turns.microsteps),
         assumption=assumption,
         measured=measured.date if measured else None,
     )
@@ -173,13 +196,13 @@ def overhead_seconds(loaded: LoadedExperiment, hardware: Hardware, slots: int, s
     cores = max(hardware.cpus, 1)
     trials = min(slots, loaded.experiment.population.variants)
     ray = max(START_SERIAL, (START_CPU + TRIAL_CPU * trials) / cores)
-    return slowness * (ray + megabytes_of(loaded) * MEGABYTE_SECONDS + PAGES_SECONDS)
+    return slowness * (ray + megabytes_of(loaded.experiment.genome) * MEGABYTE_SECONDS + PAGES_SECONDS)
 
 
-def megabytes_of(loaded: LoadedExperiment) -> float:
+def megabytes_of(genome: GenomeSpec) -> float:
     """Text that the genome reads, by what its sources are limited to."""
     total = 0.0
-    for source in loaded.experiment.genome.sources:
+    for source in genome.sources:
         limit = getattr(source, "max_megabytes", None)
         total += len(getattr(source, "domains", None) or (1,)) * (limit if limit is not None else UNLIMITED_MEGABYTES)
     return total

@@ -1,8 +1,8 @@
 """What the plan said and what came: written into the run directory before the run, compared at its end. No torch.
 
 `plan.json` holds the plan of the process that opened the run, and under `came` the peak memory of the first worker and, if
-the run went through in one go, its wall time. `body.slots: auto` is settled here, once: the number stands in `run.json`, and a
-run that is taken up again keeps its shape whatever has been measured since.
+the run went through in one go, its wall time. What is `auto` in a body is settled here, once: the numbers stand in `run.json`,
+and a run that is taken up again keeps its shape whatever has been measured since.
 """
 
 from __future__ import annotations
@@ -10,47 +10,65 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CacheLayout, RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.plan import clock, gib
-from chrysalis_ray.training.planner import plan, with_slots
+from chrysalis_ray.training.planner import plan
 
 
 def settle_plan(
     loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, tell: Callable[[str, str], None] = lambda name, line: None
 ) -> LoadedExperiment:
-    """Write down what is planned, unless that was done before, and tell it; returns the experiment with a number of slots.
+    """Write down what is planned, unless that was done before, and tell it; returns the experiment with numbers in its body.
 
-    Raises RunError where `run.json` holds slots that are no number.
+    Raises RunError where `run.json` holds a body that is none.
     """
+    fresh = not layout.plan.exists()
     loaded = _settled(loaded, layout, cache)
+    if fresh:
+        for reason in read_json(layout.plan)["said"].get("chosen", ()):
+            tell("chosen", reason)
     tell("plan", expected(layout))
     return loaded
 
 
 def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout) -> LoadedExperiment:
     manifest = read_json(layout.run_manifest)
-    settled = manifest.get("slots")
-    if settled is not None:
-        loaded = _as_settled(loaded, layout, settled)
-    if layout.plan.exists() and loaded.body.slots != "auto":
+    loaded = _as_settled(loaded, layout, manifest.get("slots"), manifest.get("body"))
+    is_open = bool(loaded.open) or loaded.body.slots == "auto"
+    if layout.plan.exists() and not is_open:
         return loaded
     planned = plan(loaded, Hardware.local(), cache)
-    if loaded.body.slots == "auto":
-        write_json(layout.run_manifest, {**manifest, "slots": planned.body.slots})
+    body = {name: getattr(planned.body, name) for name in loaded.open}
+    if is_open:
+        slots = {"slots": planned.body.slots} if loaded.body.slots == "auto" else {}
+        write_json(layout.run_manifest, {**manifest, **slots, **({"body": body} if body else {})})
     write_json(layout.plan, {"said": planned.to_json()})
-    return _as_settled(loaded, layout, planned.body.slots)
+    return _as_settled(loaded, layout, planned.body.slots, body)
 
 
-def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any) -> LoadedExperiment:
-    if loaded.body.slots != "auto":
-        return loaded
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
-        raise RunError(f"{layout.run_manifest} holds {slots!r} slots", "restore it, or give this run another --name")
-    return with_slots(loaded, slots)
+def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any, body: Any) -> LoadedExperiment:
+    """`loaded` with the numbers of `run.json` where it says `auto`; as it is where none stand there."""
+    if loaded.body.slots == "auto" and slots is not None:
+        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+            raise RunError(f"{layout.run_manifest} holds {slots!r} slots", "restore it, or give this run another --name")
+        loaded = loaded.with_body(slots=slots)
+    if loaded.open and body:
+        try:
+            numbers = BodyPatch.model_validate({name: body[name] for name in loaded.open}).model_dump()
+        except (ValidationError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{layout.run_manifest} holds no body where it was settled: {body!r}",
+                "restore it, or give this run another --name",
+            ) from error
+        loaded = loaded.with_body(**{name: numbers[name] for name in loaded.open})
+    return loaded
 
 
 def expected(layout: RunLayout) -> str:

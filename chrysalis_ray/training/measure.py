@@ -27,6 +27,7 @@ from chrysalis_ray.training.footprint import USABLE
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of
 from chrysalis_ray.training.pace import threads_of
+from chrysalis_ray.training.placement import place
 from chrysalis_ray.training.planner import allowed_slots, with_largest_steps
 from chrysalis_ray.training.shapes import ModelShape, config_of, shape_of
 
@@ -57,6 +58,7 @@ def measure(
             f"the sizes of {getattr(loaded.base, 'model', 'the base')} are not known on this machine",
             "download its config.json first (a folder, or the hub's cache)",
         )
+    loaded, _ = place(loaded, hardware, shape, cache)
     _check_workers(loaded, hardware)
     asked = slots = _slots_to_ask(loaded)
     if room is None and not loaded.body.gpus_per_worker:  # CUDA maps far more than there is

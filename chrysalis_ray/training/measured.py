@@ -114,7 +114,7 @@ def lane_of(loaded: LoadedExperiment) -> Lane:
 def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware) -> dict[str, Any]:
     """What a measurement for this experiment on this machine depends on, as JSON content."""
     body, on_gpu = loaded.body, (loaded.body.gpus_per_worker or 0) > 0
-    sizes = {key: value for key, value in asdict(shape).items() if key != "name"}
+    sizes = {key: value for key, value in asdict(shape).items() if key not in ("name", "family", "window")}
     return {
         "base": sizes,
         "targets": sorted(loaded.blueprint.lora.targets),

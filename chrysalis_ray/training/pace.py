@@ -35,6 +35,8 @@ GPU_PEAKS = {
 UNKNOWN_GPU_PEAK = 100e12
 # What ZeRO-3 gathers with, in bytes per second and worker: NVLink inside a node, InfiniBand between nodes, gloo on CPUs.
 LINK_NVLINK, LINK_BETWEEN_NODES, LINK_GLOO, GPUS_PER_NODE = 200e9, 40e9, 1e9, 8
+# What an offloaded shard comes back with: half of what PCIe 4.0 x16 could.
+LINK_HOST = 16e9
 # To take a seed out of its slot, pack it and put it into the store: a fixed cost, and a rate in bytes per second.
 KEEP_SECONDS, KEEP_BYTES = 0.02, 100e6
 
@@ -105,7 +107,8 @@ def guess_pace(shape: ModelShape, body: BodyPatch, hardware: Hardware, adapter: 
         launch = max(GPU_LAYER_SECONDS * shape.layers, gathering)
         beside = GPU_SECONDS_PER_ELEMENT * shape.layers * shape.hidden * GPU_PEAKS["H100"] / peak
     else:
-        speed = CPU_FLOPS_PER_THREAD * max(min(threads_of(body), hardware.cpus / (body.workers or 1)), 1)
+        processes = (body.workers or 1) * (body.count or 1)
+        speed = CPU_FLOPS_PER_THREAD * max(min(threads_of(body), hardware.cpus / processes), 1)
         # A step takes at least as long as reading the base from memory, worth about 30 tokens of computing, or the dispatch.
         reading = 30 * shape.forward_flops(1) * 2 / speed
         launch, beside = max(reading, CPU_LAYER_SECONDS * shape.layers, gathering), 0.0
@@ -113,6 +116,7 @@ def guess_pace(shape: ModelShape, body: BodyPatch, hardware: Hardware, adapter: 
         kind="roofline",
         launch=launch,
         per_token=flops / speed + beside,
+        per_variant=reduce_seconds(body, adapter),
         score_per_token=shape.forward_flops(length) / speed,
         keep=KEEP_SECONDS + slot_bytes / KEEP_BYTES,
     )
@@ -138,11 +142,23 @@ def gather_seconds(shape: ModelShape, body: BodyPatch) -> float:
     workers = body.workers or 1
     if body.zero_stage != 3:
         return 0.0
-    link = LINK_GLOO
-    if (body.gpus_per_worker or 0) > 0:
-        link = LINK_NVLINK if workers <= GPUS_PER_NODE else LINK_BETWEEN_NODES
-    times = 3 if body.activation_checkpointing else 2
-    return times * shape.parameters * (2 if body.precision == "bf16" else 4) * (1 - 1 / workers) / link
+    times, width = 3 if body.activation_checkpointing else 2, 2 if body.precision == "bf16" else 4
+    if body.offload == "cpu":  # every shard comes from main memory first
+        return times * shape.parameters * width * (1 / workers / LINK_HOST + (1 - 1 / workers) / _link(body))
+    return times * shape.parameters * width * (1 - 1 / workers) / _link(body)
+
+
+def reduce_seconds(body: BodyPatch, adapter: int) -> float:
+    """Seconds per optimizer step and variant in which workers sum its gradients (a ring: each byte but its own part twice)."""
+    workers = body.workers or 1
+    return 2 * (1 - 1 / workers) * 4 * adapter / _link(body)
+
+
+def _link(body: BodyPatch) -> float:
+    """Bytes per second between the workers of a body."""
+    if not (body.gpus_per_worker or 0) > 0:
+        return LINK_GLOO
+    return LINK_NVLINK if (body.workers or 1) <= GPUS_PER_NODE else LINK_BETWEEN_NODES
 
 
 def assumption_of(body: BodyPatch, hardware: Hardware) -> str:

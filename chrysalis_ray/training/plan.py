@@ -30,7 +30,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds: training if the scheduler stops all it can, what it will stop, and nothing; the rest; and what packing gains.
+    """Seconds: training if the scheduler stops all it can, what it will stop, and nothing; the rest; and what packing gains
+    (a pack of two, where there is no pack).
 
     Training includes the reports. `measured` is when this machine was measured, None for a guess by `assumption`.
     """
@@ -62,7 +63,8 @@ class Time:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be built. `memory` and `time` are None while the sizes of the base are unknown."""
+    """What would be built. `memory` and `time` are None while the sizes of the base are unknown. `chosen` says what was left
+    open, what it means here, and why."""
 
     name: str
     base: str
@@ -85,6 +87,7 @@ class Plan:
     time: Time | None
     measured: str | None
     obstacles: tuple[str, ...]
+    chosen: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -118,6 +121,7 @@ class Plan:
             f"machine: {self.hardware.line()}",
             *(_memory_lines(self.memory, self.body, self.measured) if self.memory else ()),
             *(_time_lines(self.time) if self.time else ()),
+            *(f"chosen: {reason}" for reason in self.chosen),
             *(f"note: {note}" for note in self.notes),
             *(f"does not fit: {obstacle}" for obstacle in self.obstacles),
         ]

@@ -30,6 +30,13 @@ class ModelShape:
     decoder: Decoder = DECODERS["qwen3"]
     positions: int = 0
     biases: str = ""  # of layers whose config.json turns them on
+    family: str = "qwen3"  # the model_type of its config.json
+    window: int = 0  # how far a layer looks back, 0 where nothing limits it
+
+    @property
+    def longest_row(self) -> int | None:
+        """Tokens that a row may have: those that every layer looks back on, and for which there are positions."""
+        return min((room for room in (self.window, self.positions) if room > 1), default=None)
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -63,12 +70,12 @@ class ModelShape:
         )
 
     def to_config(self) -> dict[str, Any]:
-        """What a Qwen3's config.json says of these sizes: the models of the table below are all Qwen3."""
+        """What the config.json of a model of the table below says of its sizes."""
         return {
-            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": self.hidden,
+            "architectures": [ARCHITECTURES[self.family]], "model_type": self.family, "hidden_size": self.hidden,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads,
             "head_dim": self.head_size, "intermediate_size": self.intermediate, "vocab_size": self.vocabulary,
-            "tie_word_embeddings": self.tied, "max_position_embeddings": self.positions or 40_960,
+            "tie_word_embeddings": self.tied, "max_position_embeddings": self.positions, "sliding_window": self.window or None,
         }  # fmt: skip
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
@@ -106,22 +113,56 @@ def _means(target: str, linear: str) -> bool:
     return target == linear or target.endswith(f".{linear}") or linear.endswith(f".{target}")
 
 
-def _qwen3(name: str, hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> ModelShape:
-    return ModelShape(name, hidden, layers, heads, 8, 128, intermediate, 151_936, tied)
+# family: its class in transformers
+ARCHITECTURES = {
+    "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+}  # fmt: skip
 
-
-# From each model's config.json on the Hugging Face hub. All have 8 key-value heads of 128 and 151,936 tokens.
-KNOWN: dict[str, ModelShape] = {
-    shape.name: shape
-    for shape in (
-        _qwen3("Qwen/Qwen3-0.6B", 1024, 28, 16, 3072, True),
-        _qwen3("Qwen/Qwen3-1.7B", 2048, 28, 16, 6144, True),
-        _qwen3("Qwen/Qwen3-4B", 2560, 36, 32, 9728, True),
-        _qwen3("Qwen/Qwen3-8B", 4096, 36, 32, 12288, False),
-        _qwen3("Qwen/Qwen3-14B", 5120, 40, 40, 17408, False),
-        _qwen3("Qwen/Qwen3-32B", 5120, 64, 64, 25600, False),
-    )
+# From each model's config.json on the Hugging Face hub; those of Llama 3 from torchtune's model builders, since their
+# repositories are not open. Tables: hidden, layers, heads, key-value heads, head size, intermediate, vocabulary, positions,
+# window, tied.
+_TABLE: dict[str, tuple[str, tuple[int, int, int, int, int, int, int, int, int, bool]]] = {
+    "Qwen/Qwen3-0.6B": ("qwen3", (1024, 28, 16, 8, 128, 3072, 151_936, 40_960, 0, True)),
+    "Qwen/Qwen3-1.7B": ("qwen3", (2048, 28, 16, 8, 128, 6144, 151_936, 40_960, 0, True)),
+    "Qwen/Qwen3-4B": ("qwen3", (2560, 36, 32, 8, 128, 9728, 151_936, 40_960, 0, True)),
+    "Qwen/Qwen3-8B": ("qwen3", (4096, 36, 32, 8, 128, 12288, 151_936, 40_960, 0, False)),
+    "Qwen/Qwen3-14B": ("qwen3", (5120, 40, 40, 8, 128, 17408, 151_936, 40_960, 0, False)),
+    "Qwen/Qwen3-32B": ("qwen3", (5120, 64, 64, 8, 128, 25600, 151_936, 40_960, 0, False)),
+    "meta-llama/Llama-3.2-1B": ("llama", (2048, 16, 32, 8, 64, 8192, 128_256, 131_072, 0, True)),
+    "meta-llama/Llama-3.2-3B": ("llama", (3072, 28, 24, 8, 128, 8192, 128_256, 131_072, 0, True)),
+    "meta-llama/Llama-3.1-8B": ("llama", (4096, 32, 32, 8, 128, 14336, 128_256, 131_072, 0, False)),
+    "google/gemma-2-2b": ("gemma2", (2304, 26, 8, 4, 256, 9216, 256_000, 8192, 4096, True)),
+    "google/gemma-2-9b": ("gemma2", (3584, 42, 16, 8, 256, 14336, 256_000, 8192, 4096, True)),
+    "google/gemma-3-270m": ("gemma3_text", (640, 18, 4, 1, 256, 2048, 262_144, 32_768, 512, True)),
+    "google/gemma-3-1b-pt": ("gemma3_text", (1152, 26, 4, 1, 256, 6912, 262_144, 32_768, 512, True)),
+    "mistralai/Mistral-7B-v0.3": ("mistral", (4096, 32, 32, 8, 128, 14336, 32_768, 32_768, 0, False)),
+    "HuggingFaceTB/SmolLM2-135M": ("llama", (576, 30, 9, 3, 64, 1536, 49_152, 8192, 0, True)),
+    "HuggingFaceTB/SmolLM2-360M": ("llama", (960, 32, 15, 5, 64, 2560, 49_152, 8192, 0, True)),
+    "HuggingFaceTB/SmolLM2-1.7B": ("llama", (2048, 24, 32, 32, 64, 8192, 49_152, 8192, 0, True)),
+    "HuggingFaceTB/SmolLM3-3B": ("smollm3", (2048, 36, 16, 4, 128, 11008, 128_256, 65_536, 0, True)),
 }
+
+
+def _known(name: str, family: str, sizes: tuple[int, int, int, int, int, int, int, int, int, bool]) -> ModelShape:
+    hidden, layers, heads, key_value_heads, head_size, intermediate, vocabulary, positions, window, tied = sizes
+    return ModelShape(
+        name, hidden, layers, heads, key_value_heads, head_size, intermediate, vocabulary, tied,
+        decoder=DECODERS.get(family, LLAMA), positions=positions, family=family, window=window,
+    )  # fmt: skip
+
+
+KNOWN: dict[str, ModelShape] = {name: _known(name, *entry) for name, entry in _TABLE.items()}
+_VARIETIES = ("-Base", "-Instruct", "-it", "-pt")  # of equal sizes
+
+
+def known_shape(model: str) -> ModelShape | None:
+    """The shape of a hub model of the table, or of its base or instruct sibling."""
+    for name in (model, *(model.removesuffix(end) for end in _VARIETIES)):
+        for end in ("", *_VARIETIES):
+            if name + end in KNOWN:
+                return KNOWN[name + end]
+    return None
 
 
 def shape_of(base: Base) -> ModelShape | None:
@@ -137,7 +178,7 @@ def shape_of(base: Base) -> ModelShape | None:
     config = config_of(base)
     if config is not None:
         return read_shape(config, base.model)
-    return KNOWN.get(base.model) or KNOWN.get(base.model.removesuffix("-Base"))
+    return known_shape(base.model)
 
 
 def config_of(base: PretrainedBase) -> Path | None:
@@ -177,12 +218,20 @@ def read_shape(path: Path, name: str) -> ModelShape:
         decoder=decoder,
         positions=_size(content, "max_position_embeddings", path, 1),
         biases="+".join(vectors for key, vectors in biases.items() if content.get(key) is True),
+        family=kind if isinstance(kind, str) else "",
+        window=_window(content, path),
     )
 
 
 def layers_of(content: dict[str, Any], path: Path) -> int:
     """The number of decoder layers in a config.json. Raises ModelError where it gives none."""
     return _size(content, "num_hidden_layers", path)
+
+
+def _window(content: dict[str, Any], path: Path) -> int:
+    if content.get("use_sliding_window") is False or not content.get("sliding_window"):
+        return 0
+    return _size(content, "sliding_window", path)
 
 
 def _size(content: dict[str, Any], key: str, path: Path, otherwise: int | None = None) -> int:

@@ -41,7 +41,8 @@ def run_folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["run", "--help"], ["--version"], ["plan", QUICKSTART], ["run", QUICKSTART, "--dry-run"], ["doctor"],
-     ["schema"], ["validate", QUICKSTART]],
+     ["schema"], ["validate", QUICKSTART], ["blueprint", "show", "tiny"], ["blueprint", "choose", "Qwen/Qwen3-8B"],
+     ["plan", QUICKSTART, "--set", "blueprint=auto", "--set", "base={type: embedded}"]],
     ids=" ".join,
 )  # fmt: skip
 def test_light_verbs_import_nothing_heavy(arguments: list[str]) -> None:
@@ -78,7 +79,8 @@ def test_a_plan_that_does_not_fit_exits_3() -> None:
     "arguments",
     [["bogus"], ["run"], ["plan", QUICKSTART, "--bogus"], ["plan", "experiments/quickstrat.yaml"],
      ["report", "/no/such/folder"], ["plan", QUICKSTART, "--set", "population.varinats=3"],
-     ["run", QUICKSTART, "--set", "rng_seed=-1"], ["validate", "Makefile"]],
+     ["run", QUICKSTART, "--set", "rng_seed=-1"], ["validate", "Makefile"], ["blueprint", "show", "tinny"],
+     ["blueprint", "choose"], ["blueprint", "choose", "Qwen/Qwen3-8B", "--gpus", "-1"]],
     ids=" ".join,
 )  # fmt: skip
 def test_wrong_usage_and_wrong_files_exit_2(arguments: list[str]) -> None:
@@ -127,3 +129,25 @@ def test_lineage_prints_what_emerged(tmp_path: Path) -> None:
     done = chrysalis("lineage", str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "genome\n  id  4f\nparents\n  0  v000\n  1  v001\n")
     assert json.loads(chrysalis("lineage", str(tmp_path), "--json").stdout)["genome"] == {"id": "4f"}
+
+
+def test_a_chosen_blueprint_is_a_file_to_write_down_and_use(tmp_path: Path) -> None:
+    told = chrysalis("blueprint", "choose", "Qwen/Qwen3-1.7B", "--gpus", "8", "--gpu-memory", "40", "--tokens", "20000000")
+    assert told.stdout.startswith("# chosen for 8 variants of 20,000,000 tokens on ")
+    assert "8 x GPU of 40 GiB" in told.stdout.splitlines()[0]
+    assert "# optimizer.learning_rate: 0.001 is that of qwen3-1.7b" in told.stdout
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(told.stdout)
+    assert chrysalis("validate", str(mine)).stdout == f"{mine}: a valid blueprint\n"
+    shown = json.loads(chrysalis("blueprint", "show", str(mine), "--json").stdout)
+    assert (shown["lora"]["rank"], shown["body"]["count"], shown["name"]) == (32, "auto", "auto-qwen3-1.7b")
+    chosen = json.loads(chrysalis("blueprint", "choose", "Qwen/Qwen3-1.7B", "--json").stdout)
+    assert set(chosen) == {"text", "reasons", "tokens"}
+
+
+def test_a_blueprint_is_shown_whole_with_what_its_base_weighs() -> None:
+    shown = chrysalis("blueprint", "show", "qwen3-1.7b").stdout
+    assert "# 1,720.6 million parameters, 3.4 GB in bf16; an adapter of rank 16 has 17.43 million" in shown
+    assert "sequence_length: 2048" in shown
+    assert "near_duplicate" in shown
+    assert "not one of those shipped: gemma-2-2b" in chrysalis("blueprint", "show", "tinny").stderr

@@ -40,7 +40,8 @@ def test_every_shipped_blueprint_loads_and_its_first_line_names_an_experiment_of
     assert blueprint.name == path.stem
     words = path.read_text().splitlines()[0].split()
     assert words[:3] == ["#", "chrysalis", "run"]
-    assert load_experiment(REPOSITORY / words[3]).blueprint == blueprint
+    assert words[4::2] == ["--set"] * len(words[5::2])
+    assert load_experiment(REPOSITORY / words[3], words[5::2]).blueprint == blueprint
 
 
 def test_shipped_blueprints_are_found_by_bare_name() -> None:
@@ -208,5 +209,7 @@ def test_any_damage_to_a_good_file_is_a_config_error_or_harmless(good: Path, sta
 
 def test_schemas_name_every_field() -> None:
     assert set(experiment_schema()["properties"]) >= {"name", "blueprint", "genome", "population", "body", "merge"}
-    assert set(blueprint_schema()["properties"]) >= {"base", "lora", "lanes", "body"}
+    budget = experiment_schema()["$defs"]["Population"]["properties"]["tokens_per_variant"]
+    assert {"const": "auto"} in budget["anyOf"]
+    assert set(blueprint_schema()["properties"]) >= {"extends", "base", "lora", "lanes", "genome", "body"}
     assert experiment_schema()["additionalProperties"] is False

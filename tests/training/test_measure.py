@@ -29,7 +29,7 @@ from chrysalis_ray.training.measure import measure
 from chrysalis_ray.training.measured import Holding, Lane, Point, find_measurement, keep_measurement
 from chrysalis_ray.training.pace import Pace
 from chrysalis_ray.training.planner import allowed_slots, plan
-from chrysalis_ray.training.shapes import KNOWN, shape_of
+from chrysalis_ray.training.shapes import KNOWN, ModelShape, read_shape, shape_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"
@@ -275,13 +275,19 @@ def test_what_cannot_be_measured_is_one_typed_error(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_config_of_the_table_describes_the_shape_it_came_from() -> None:
-    from transformers import AutoConfig, Qwen3Config
+@pytest.mark.parametrize("shape", KNOWN.values(), ids=KNOWN)
+def test_a_config_of_the_table_describes_the_model_it_came_from(shape: ModelShape, tmp_path: Path) -> None:
+    """Oracle: transformers' own model of that config, counted without memory for it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    for shape in KNOWN.values():
-        config = AutoConfig.for_model(**shape.to_config())
-        assert isinstance(config, Qwen3Config)
-        assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (shape.hidden, shape.layers, shape.head_size)
+    config = AutoConfig.for_model(**shape.to_config())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert type(model).__name__ == shape.to_config()["architectures"][0]
+    assert model.num_parameters() == shape.parameters
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_config()))
+    assert read_shape(tmp_path / "config.json", shape.name) == shape
 
 
 @pytest.mark.slow

@@ -1,0 +1,104 @@
+"""`chrysalis blueprint`: look at a blueprint, and have one chosen for a base and a machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chrysalis_ray.cli.arguments import Json
+from chrysalis_ray.cli.outcome import print_json
+
+if TYPE_CHECKING:
+    from chrysalis_ray.config.blueprint import Blueprint
+    from chrysalis_ray.training.hardware import Hardware
+
+USUAL_GPU_GIB = 80.0  # where --gpus asks for GPUs and there are none here
+
+
+def show_blueprint(
+    blueprint: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped blueprint, or a file.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show a blueprint whole.
+
+    Every field, with what it extends and all defaults filled in; what the base weighs, and what an adapter does.
+
+    \b
+    chrysalis blueprint show qwen3-1.7b
+    """
+    from chrysalis_ray.config.loading import load_blueprint, shipped_blueprints
+    from chrysalis_ray.config.writing import blueprint_text
+    from chrysalis_ray.core.errors import ConfigError
+
+    shipped = shipped_blueprints()
+    path = shipped.get(blueprint, Path(blueprint))
+    if not path.exists():
+        raise ConfigError(f"no blueprint {blueprint!r}: no file, and not one of those shipped: {', '.join(shipped)}")
+    loaded = load_blueprint(path)
+    if json:
+        print_json(loaded.model_dump(mode="json"))
+    else:
+        print(blueprint_text(loaded, [str(path), *_sizes(loaded, path)]), end="")
+
+
+def _sizes(blueprint: Blueprint, path: Path) -> list[str]:
+    from chrysalis_ray.config.resolve import located
+    from chrysalis_ray.training.shapes import shape_of
+
+    shape = shape_of(located(blueprint.base, path))
+    if shape is None:
+        return []
+    adapter = shape.lora_parameters(blueprint.lora.rank, blueprint.lora.targets)
+    return [
+        f"{shape.parameters / 1e6:,.1f} million parameters, {shape.parameters * 2 / 1e9:.1f} GB in bf16; an adapter of rank "
+        f"{blueprint.lora.rank} has {adapter / 1e6:.2f} million"
+    ]
+
+
+def choose_blueprint(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="A model of the Hugging Face hub, or a folder.", show_default=False)
+    ],
+    gpus: Annotated[
+        int | None, typer.Option(min=0, max=4096, help="GPUs to choose for; those of this machine if not given.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1.0, max=4096.0, metavar="GIB", help="Memory of each; that of this machine's, else 80.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that each variant trains; chosen as well if not given.")
+    ] = None,
+    variants: Annotated[int, typer.Option(min=1, max=4096, help="Variants that train.")] = 8,
+    json: Json = False,
+) -> None:
+    """Choose a blueprint for a base.
+
+    What `blueprint: auto` in an experiment would mean: YAML on stdout, a reason for everything chosen above it as comments.
+
+    \b
+    chrysalis blueprint choose Qwen/Qwen3-1.7B --gpus 8 --tokens 20000000 > mine.yaml
+    """
+    from chrysalis_ray.training.choice import choose, named_base
+    from chrysalis_ray.training.hardware import Hardware
+
+    machine = _machine(Hardware.local(), gpus, gpu_memory)
+    chosen = choose(named_base(base), machine, variants=variants, tokens=tokens)
+    if json:
+        print_json({"text": chosen.text, "reasons": chosen.reasons, "tokens": chosen.tokens})
+        return
+    print(f"# chosen for {variants} variants of {chosen.tokens:,} tokens on {machine.line()}")
+    print(chosen.text, end="")
+
+
+def _machine(here: Hardware, gpus: int | None, gpu_memory: float | None) -> Hardware:
+    """This machine, or one with so many GPUs: what it does not say of them is taken from those here."""
+    if gpus is None and gpu_memory is None:
+        return here
+    count = here.gpus or 1 if gpus is None else gpus
+    if not count:
+        return replace(here, gpus=0, gpu_memory=0, gpu_name="")
+    each = int(gpu_memory * 2**30) if gpu_memory else here.gpu_memory or int(USUAL_GPU_GIB * 2**30)
+    return replace(here, gpus=count, gpu_memory=each, cpus=max(here.cpus, 4 * count))
