@@ -26,7 +26,7 @@ from typing import Any
 import machine
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.config.genome import GitSource
+from chrysalis_ray.config.genome import GenomeBuild, GitSource
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import Genome, build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import hash_order
@@ -115,7 +115,7 @@ def compare(folder: Path, megabytes: float, processes: int) -> dict[str, Any]:
     many, steps[f"build, {processes} processes"] = measured(lambda: build_genome(spec, folder / "many", folder, processes), mb)
     assert many.genome_id == genome.genome_id
     documents = [document for split in ("train", "select", "report") for document in genome.documents("code", split)]
-    _, steps["of it: marks and sketches"] = measured(lambda: scan(documents, 1), mb)
+    _, steps["of it: marks and sketches"] = measured(lambda: scan(documents, GenomeBuild(processes=1)), mb)
     _, steps["open (shard hashes)"] = measured(lambda: open_genome(folder / "one"), mb)
     _, steps["verify (every document)"] = measured(lambda: verify_genome(folder / "one"), mb)
     refresh_genome(spec, folder / "fresh", folder, processes)

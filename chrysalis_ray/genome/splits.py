@@ -78,13 +78,16 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
 def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tuple[int, int]]:
     """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
     packed into one number: sorted, equal shingles stand together."""
-    coarse = np.uint64(SAMPLED_ONE_IN * 2 ** max(0, (len(sketches.hashes) // MOST_HASHES).bit_length()) - 1)
-    kept = np.flatnonzero(sketches.hashes & coarse == 0)
-    owners = np.searchsorted(sketches.offsets, kept, side="right") - 1
-    sizes = np.bincount(owners, minlength=len(sketches))
+    hashes, sizes = sketches.hashes, sketches.sizes
+    owners = np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
+    if len(hashes) >= MOST_HASHES:
+        coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
+        kept = np.flatnonzero(hashes & coarse == 0)
+        hashes, owners = hashes[kept], owners[kept]
+        sizes = np.bincount(owners.astype(np.int64), minlength=len(sketches))
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    packed = sketches.hashes[kept] >> (owner_bits - np.uint64(64 - HASH_BITS)) << owner_bits
-    packed |= owners.astype(np.uint64)
+    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS)) << owner_bits
+    packed |= owners
     packed.sort()
     left, right = _meetings(packed, owner_bits)
     apart = sources[left] != sources[right]
