@@ -65,9 +65,9 @@ def refused_glob(glob: str) -> str | None:
 class GenomeBuild(Written):
     """How a genome is built. Whatever is written here, the same genome comes out.
 
-    `engine` is what scans the documents for marks and likeness: ``processes`` of this machine, or ``ray``, tasks of Ray Data on
-    the cluster that ``RAY_ADDRESS`` names, or on this machine. `processes` is how many at most; where it is not written, as many
-    as the work and the machine suggest.
+    `engine` is what scans the documents for marks and likeness: ``processes`` of this machine, or ``ray``: tasks of Ray Data on
+    the cluster that ``RAY_ADDRESS`` names, or on this machine. `processes` is how many at most; where it is not written, as
+    many as the work and the machine suggest.
     """
 
     engine: Literal["processes", "ray"] = "processes"

@@ -103,8 +103,8 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
     """Seal the sources of `spec` into `folder`; paths in `spec` are relative to `relative_to`, the experiment's folder.
 
     A genome of the same recipe that is already there is checked and returned; one of another recipe is replaced. Neither the
-    order of the sources nor how it is built (`GenomeSpec.build`; so many `processes`, if given) matters. Raises GenomeError when a source is missing, malformed or
-    empty, or too small to be split.
+    order of the sources nor how it is built (`GenomeSpec.build`, or so many `processes`) matters. Raises GenomeError when a
+    source is missing, malformed or empty, or too small to be split.
     """
     recipe = recipe_of(spec)
     if (folder / "manifest.json").is_file():
@@ -133,9 +133,7 @@ def _how(spec: GenomeSpec, processes: int | None) -> GenomeBuild:
     return spec.build if processes is None else GenomeBuild(processes=processes)
 
 
-def _seal(
-    spec: GenomeSpec, folder: Path, relative_to: Path, how: GenomeBuild, cache: ScanCache | None = None
-) -> Genome:
+def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
     """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
     genome that is there stands until all of the new one is on disk."""
     recipe = recipe_of(spec)

@@ -44,10 +44,7 @@ def croissant(genome: Genome, text: Path, beside: Path) -> dict[str, Any]:
     that ``exclude`` keeps away are in no file that is named."""
     content = genome.manifest["content"]
     shards = [
-        name
-        for domain in genome.domains
-        for split in SPLITS
-        for name in shards_of(domain, split, genome.manifest["shards"])
+        name for domain in genome.domains for split in SPLITS for name in shards_of(domain, split, genome.manifest["shards"])
     ]
     files = [_file("genome.txt", text, "text/plain", beside)]
     files += [_file(name, genome.folder / name, "application/vnd.apache.parquet", beside) for name in shards]

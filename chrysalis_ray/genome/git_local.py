@@ -16,8 +16,8 @@ FILE_BYTES = 4096  # of a `.git` file and of `commondir`
 
 
 def obtain(url: str, commit: str, store: Path) -> None:
-    """Make the bare `store` and let `commit` be had from it: a repository of this machine lends its objects, what is elsewhere (or
-    is a bundle, or cannot lend them) is fetched. Raises GenomeError."""
+    """Make the bare `store` and let `commit` be had from it: a repository of this machine lends its objects, what is elsewhere,
+    or a bundle, or cannot lend them, is fetched. Raises GenomeError."""
     objects = objects_of(Path(url)) if url.startswith("/") else None
     if objects is not None and "\n" not in str(objects):
         make_store(store, commit)

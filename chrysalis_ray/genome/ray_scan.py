@@ -1,8 +1,8 @@
 """Scanning by Ray Data: the one door to it.
 
 The documents are read and pinned by the driver, as always; a block of texts per batch goes through ``map_batches``, and marks
-and shingles come back, in whatever order, to be put in theirs. The function that scans a batch is the one of `scanning`, so that
-the genome is the same.
+and shingles come back, in whatever order, to be put in theirs. The function that scans a batch is the one of `scanning`: the
+genome is the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FOUND = pa.schema([("batch", pa.int64()), ("marks", pa.string()), ("shingles", p
 
 
 def scan_by_ray(parts: Sequence[Sequence[Document]], processes: int | None) -> Iterator[Scanned]:
-    """What is found in each of `parts`, in order; by at most so many `processes` of the cluster at a time. Uses the Ray that this
-    process is connected to, or the one that ``RAY_ADDRESS`` names, or starts one on this machine and ends it after."""
+    """What is found in each of `parts`, in order; by at most so many `processes` of the cluster at a time. Uses the Ray that
+    this process is connected to, or the one that ``RAY_ADDRESS`` names, or starts one on this machine and ends it after."""
     if not parts:
         return
     import ray

@@ -47,13 +47,17 @@ def scan(
     keys = [key_of(document) for document in documents] if cache else []
     seen: list[Seen | None] = [cache.get(key) for key in keys] if cache else [None] * len(documents)
     missing = [index for index, known in enumerate(seen) if known is None]
-    found = (each for batch in _scan_all([documents[index] for index in missing], how or GenomeBuild()) for each in batch.each())
+    found = (
+        each for batch in _scan_all([documents[index] for index in missing], how or GenomeBuild()) for each in batch.each()
+    )
     for index, fresh in zip(missing, found, strict=True):
         seen[index] = fresh
     known = [each for each in seen if each is not None]
     if cache:
         cache.keep(dict(zip(keys, known, strict=True)))
-    marked = [replace(document, marks=each.marks) if each.marks else document for document, each in zip(documents, known, strict=True)]
+    marked = [
+        replace(document, marks=each.marks) if each.marks else document for document, each in zip(documents, known, strict=True)
+    ]
     sizes = np.array([len(each.hashes) for each in known], np.int64)
     return marked, sketches_of(np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in known)]), sizes)
 

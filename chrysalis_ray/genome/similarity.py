@@ -218,8 +218,8 @@ def _sign(hashes: Hashes, sizes: NDArray[np.int64], signatures: NDArray[np.uint3
 
 
 def _donors() -> NDArray[np.int64]:
-    """[_DRAWS, BINS] bins to borrow from. Which ones an empty bin asks, and in which order, depends on it alone: two texts agree
-    in it as often as in a full one."""
+    """[_DRAWS, BINS] bins to borrow from. Which ones an empty bin asks, and in which order, depends on it alone, so that two
+    texts agree in it as often as in a full one."""
     drawn = np.arange(1, _DRAWS * BINS + 1, dtype=np.uint64) * _GOLDEN
     drawn = (drawn ^ (drawn >> np.uint64(30))) * _MIXER
     drawn = (drawn ^ (drawn >> np.uint64(27))) * _TAIL
