@@ -22,8 +22,8 @@ VERSION = 1  # of the rules below: a genome built by others has its documents ma
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
 HEAD_CHARACTERS = 2000
 
-# kind -> (what RE2 must find first, pattern). RE2 looks for all of the first at once, in many texts together and in linear time,
-# but knows no look-around; few texts are left for the second. A pattern begins with a literal, which `re` finds ten times as
+# kind -> (what RE2 must find first, pattern). RE2 looks for all of the first at once, in many texts and in linear time, but
+# knows no look-around; few texts are left for the second. A pattern begins with a literal, which `re` finds ten times as
 # fast as an assertion; what must not stand before it is asked after it. What the group captures is the random part: a
 # placeholder such as AKIAXXXXXXXXXXXXXXXX has too few different characters to be one.
 SECRETS: dict[str, tuple[str, re.Pattern[str]]] = {

@@ -86,7 +86,8 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
         hashes, owners = hashes[kept], owners[kept]
         sizes = np.bincount(owners.astype(np.int64), minlength=len(sketches))
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS)) << owner_bits
+    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
+    packed <<= owner_bits
     packed |= owners
     packed.sort()
     left, right = _meetings(packed, owner_bits)
@@ -100,9 +101,14 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Documents (left, right), left < right, once for every shingle that both hold and at most `COMMONPLACE` do."""
     shingles = packed >> owner_bits
+    same = shingles[1:] == shingles[:-1]
+    met = np.zeros(len(packed), np.bool_)
+    met[1:] = same
+    met[:-1] |= same
+    packed, shingles = packed[met], shingles[met]  # most shingles are in one document only
     begins = np.flatnonzero(np.r_[True, shingles[1:] != shingles[:-1]])[: len(packed)]
     crowd = np.diff(np.r_[begins, len(packed)])
-    telling = np.repeat((crowd > 1) & (crowd <= COMMONPLACE), crowd)
+    telling = np.repeat(crowd <= COMMONPLACE, crowd)
     shingles = shingles[telling]
     owners = (packed[telling] & ((np.uint64(1) << owner_bits) - np.uint64(1))).astype(np.int64)
     lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
