@@ -13,7 +13,7 @@ Everything is done for a batch of texts at once, in arrays that should fit into 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ HASH_BITS = 48  # of a shingle: among ten million, two different ones are alike 
 MOST_AT_ONCE = 2 ** (64 - HASH_BITS)  # texts
 BANDS, ROWS_PER_BAND = 14, 8
 BINS = BANDS * ROWS_PER_BAND
+NEIGHBOURS = 16  # of one bucket
 FEWEST_SHINGLES = 5  # a shorter text says nothing about kinship
 SPLIT_APART_BELOW = 0.5  # texts at least this similar belong into one split
 NEAR_DUPLICATE = 0.8
@@ -241,8 +242,8 @@ def joined(parts: Sequence[Sketches]) -> Sketches:
 
 
 def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
-    """Pairs (left < right) that agree in all rows of some band. Of a bucket of m texts come 2 m - 3 pairs at most, each text
-    with the first and with the one before it: enough to join what belongs together."""
+    """Pairs (left < right) that agree in all rows of some band. Of a bucket of texts each comes with the `NEIGHBOURS` before it
+    and with the first: all pairs of a small one, enough to join what belongs together of a large one."""
     long_enough = np.flatnonzero(sketches.sizes >= FEWEST_SHINGLES)
     found = [np.empty(0, np.int64)]
     for band in range(BANDS):
@@ -252,20 +253,26 @@ def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
             keys = (keys ^ rows[:, column]) * _GOLDEN
             keys ^= keys >> np.uint64(29)
         order = np.argsort(keys, kind="stable")  # stable: members of a bucket stay in order
-        same = keys[order][1:] == keys[order][:-1]
-        run_starts = np.flatnonzero(np.r_[True, ~same])
-        firsts = np.repeat(run_starts, np.diff(np.r_[run_starts, len(order)])) if len(order) else run_starts
-        members = long_enough[order]
-        after = np.flatnonzero(same) + 1
-        found.append(members[after - 1] * len(sketches) + members[after])
+        keys, members = keys[order], long_enough[order]
+        begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])[: len(keys)]
+        firsts = np.repeat(begins, np.diff(np.r_[begins, len(keys)]))
+        after = np.flatnonzero(firsts < np.arange(len(keys)))
         found.append(members[firsts[after]] * len(sketches) + members[after])
+        for distance in range(1, NEIGHBOURS + 1):
+            after = after[after - distance >= firsts[after]]
+            found.append(members[after - distance] * len(sketches) + members[after])
     for pair in np.unique(np.concatenate(found)).tolist():
         yield divmod(pair, len(sketches))
 
 
-def similar_pairs(sketches: Sketches, at_least: float) -> Iterator[tuple[int, int, float]]:
-    """(left, right, Jaccard similarity) of candidate pairs that are at least so similar."""
+def similar_pairs(
+    sketches: Sketches, at_least: float, settled: Callable[[int, int], bool] = lambda left, right: False
+) -> Iterator[tuple[int, int, float]]:
+    """(left, right, Jaccard similarity) of candidate pairs that are at least so similar, without those that are `settled` when
+    their turn comes: known to belong together by then."""
     for left, right in candidate_pairs(sketches):
+        if settled(left, right):
+            continue
         smaller, larger = sorted((int(sketches.sizes[left]), int(sketches.sizes[right])))
         if smaller >= at_least * larger:
             similarity = sketches.jaccard(left, right)
@@ -284,6 +291,9 @@ class Groups:
             self._parent[member] = self._parent[self._parent[member]]
             member = self._parent[member]
         return member
+
+    def together(self, left: int, right: int) -> bool:
+        return self.name(left) == self.name(right)
 
     def join(self, left: int, right: int) -> None:
         a, b = self.name(left), self.name(right)

@@ -64,7 +64,7 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
     groups, clusters = Groups(len(keys)), Groups(len(documents))
     for left, right in _containing(sources, sketches):
         groups.join(int(sources[left]), int(sources[right]))
-    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW):
+    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW, clusters.together):
         groups.join(int(sources[left]), int(sources[right]))
         if similarity >= NEAR_DUPLICATE:
             clusters.join(left, right)
