@@ -3,8 +3,8 @@
     manifest.json                  written last; without it there is no genome
     shards/<domain>-<part>.parquet    a document per row, by doc_id; zstd. The part is a split, or ``excluded``; a large one
                                    lies in several, each with what begins alike (``-<number>-of-<count>``)
-    state.json, scan/              caches: how the sources looked, so that an unchanged source is not read again, and what was
-                                   found in the documents, so that an unchanged document is not looked through again
+    state.json, readings/, scan/   caches: how the sources looked and what was read there, so that an unchanged source is not
+                                   read again; what was found in the documents, so that an unchanged one is not looked through
 
 `manifest.json` holds ``genome_id``, ``created`` (time), ``shards`` (name -> sha256, bytes, rows) and ``content``: format,
 recipe and its sha256, what each source was pinned to, Merkle root, totals per domain and part, what was skipped and why,
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -37,6 +37,7 @@ from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
 from chrysalis_ray.genome.licences import joined
 from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.readings import Readings
 from chrysalis_ray.genome.scan_cache import ScanCache
 from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
@@ -56,6 +57,9 @@ from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_m
 
 FORMAT = 3
 READABLE = (1, 2, 3)
+
+Reader = Callable[[Source, Path, Counter[str], dict[str, Any]], Iterable[Document]]
+Found = tuple[list[Document], list[dict[str, Any]]]  # documents, each content once, and a line about every source
 
 
 @dataclass(frozen=True)
@@ -111,20 +115,23 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
         existing = read_manifest(folder)
         if existing["content"]["recipe_sha256"] == sha256_of(recipe):
             return open_genome(folder)
-    return _seal(spec, folder, relative_to, _how(spec, processes))
+    return _seal(spec, folder, _collect(spec, relative_to, read_source), _how(spec, processes))
 
 
 def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
     """`build_genome`, but sources that changed since are read again. Where none did, each of their files costs a stat and
-    nothing is written; otherwise all are read, but only what changed is looked through, and only shards that hold a changed
-    document are written."""
+    nothing is written; otherwise only sources that changed are read, only documents that changed are looked through, and only
+    shards that hold a changed document are written."""
     seen = fingerprints(spec, relative_to)
     if (folder / "manifest.json").is_file():
         existing = read_manifest(folder)
         same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
         if same_recipe and unchanged(folder, existing["genome_id"], seen):
             return Genome(folder, existing["genome_id"], existing)
-    genome = _seal(spec, folder, relative_to, _how(spec, processes), ScanCache(folder / "scan"))
+    readings = Readings(folder, _shards_before(folder), seen)
+    found = _collect(spec, relative_to, readings.read)
+    genome = _seal(spec, folder, found, _how(spec, processes), ScanCache(folder / "scan"))
+    readings.keep()
     remember(folder, genome.genome_id, seen)
     return genome
 
@@ -133,12 +140,12 @@ def _how(spec: GenomeSpec, processes: int | None) -> GenomeBuild:
     return spec.build if processes is None else GenomeBuild(processes=processes)
 
 
-def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
-    """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
-    genome that is there stands until all of the new one is on disk."""
+def _seal(spec: GenomeSpec, folder: Path, found: Found, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
+    """Write the genome of what was `found` in its sources, its manifest last. Shards that would come out the same stay as they
+    are, and a genome that is there stands until all of the new one is on disk."""
     recipe = recipe_of(spec)
-    found, sources = _collect(spec, relative_to)
-    documents, parts = _divide(found, spec, how, cache)
+    read, sources = found
+    documents, parts = _divide(read, spec, how, cache)
     content = _content(recipe, documents, parts, sources)
     genome_id = sha256_of(content)
     before = _shards_before(folder)
@@ -242,14 +249,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 # parts of a build ---------------------------------------------------------------------------------------------------
 
 
-def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[dict[str, Any]]]:
+def _collect(spec: GenomeSpec, relative_to: Path, read: Reader) -> Found:
     """All documents by (domain, path, doc_id), each content once, and a line about every source."""
     found: list[Document] = []
     lines = []
     for source in spec.sources:
         skipped: Counter[str] = Counter()
         facts: dict[str, Any] = {}
-        documents = list(read_source(source, relative_to, skipped, facts))
+        documents = list(read(source, relative_to, skipped, facts))
         found += documents
         left_out = {reason: count for reason, count in sorted(skipped.items()) if count}
         told = {"recipe": recipe_of_source(source), **facts, "documents": len(documents), "skipped": left_out}

@@ -1,6 +1,7 @@
 """Looking through text fast, once, and by any engine: the same marks, sketches and genome as one document at a time."""
 
 import hashlib
+import json
 import random
 import re
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.genome import scan_cache, scanning
+from chrysalis_ray.genome import readings, scan_cache, scanning
 from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS, SPLITS, decoded, make_document
 from chrysalis_ray.genome.marks import SECRETS, marks_of, suspicious
@@ -258,6 +259,76 @@ def test_the_cache_holds_what_the_genome_holds_in_few_segments(tmp_path, monkeyp
     assert cache.get(scan_cache.key_of(gone)) is not None
     assert after.get(scan_cache.key_of(gone)) is None
     assert sum(path.stat().st_size for path in (tmp_path / "g" / "scan").iterdir()) < 100_000
+
+
+# sources that are not read again
+
+
+TWO = GenomeSpec.model_validate(
+    {
+        "sources": [
+            {"type": "folder", "path": "notes", "domain": "notes"},
+            {"type": "folder", "path": "essays", "domain": "essays", "licence": "MIT", "max_megabytes": 0.05},
+            {"type": "jsonl", "path": "rows.jsonl", "domain": "rows"},
+        ]
+    }
+)
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two folders and rows, one text in all of them, with a byte order mark; and the domains that are read from now on."""
+    write_notes(tmp_path / "notes")
+    write_notes(tmp_path / "essays", start=100)
+    (tmp_path / "essays" / "twin.txt").write_bytes(b"\xef\xbb\xbf" + b"the same in all of them " * 9)
+    (tmp_path / "notes" / "twin.txt").write_bytes((tmp_path / "essays" / "twin.txt").read_bytes())
+    rows = ["\ufeff" + "the same in all of them " * 9, *(" ".join(f"row{n}w{i}" for i in range(60)) for n in range(9))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    seen = []
+    original = readings.read_source
+    monkeypatch.setattr(readings, "read_source", lambda source, *rest: seen.append(source.domain) or original(source, *rest))
+    return seen
+
+
+def test_only_the_source_that_changed_is_read_again(tmp_path, two):
+    refresh_genome(TWO, tmp_path / "g", tmp_path)
+    assert two == ["notes", "essays", "rows"]
+    two.clear()
+    (tmp_path / "notes" / "7.txt").write_text("another text " * 40)
+    for name in ("essays", "rows"):
+        again = refresh_genome(TWO, tmp_path / "g", tmp_path)
+        fresh = build_genome(TWO, tmp_path / f"before {name}", tmp_path)
+        assert again.manifest["content"] == fresh.manifest["content"]
+        assert again.manifest["content"]["skipped"]["over_cap"] > 0
+        assert two == ["notes"]
+        (tmp_path / "notes" / "twin.txt").unlink(missing_ok=True)  # from now on another source has to bring it
+        (tmp_path / "notes" / f"for {name}.txt").write_text(f"text for {name} " * 30)
+        two.clear()
+        refresh_genome(TWO, tmp_path / "g", tmp_path)
+        assert two == ["notes"]
+    assert len(list((tmp_path / "g" / "readings").iterdir())) == 3
+    assert verify_genome(tmp_path / "g").genome_id == build_genome(TWO, tmp_path / "fresh", tmp_path).genome_id
+
+
+@pytest.mark.parametrize("damage", ["a shard", "a reading", "the manifest"])
+def test_where_the_genome_is_not_what_it_was_everything_is_read(tmp_path, two, damage):
+    refresh_genome(TWO, tmp_path / "g", tmp_path)
+    target = {
+        "a shard": tmp_path / "g" / "shards" / "essays-train.parquet",
+        "a reading": sorted((tmp_path / "g" / "readings").iterdir())[0],
+        "the manifest": tmp_path / "g" / "manifest.json",
+    }[damage]
+    content = bytearray(target.read_bytes())
+    content[len(content) // 2] ^= 1
+    target.write_bytes(bytes(content))
+    two.clear()
+    (tmp_path / "notes" / "7.txt").write_text("another text " * 40)
+    if damage == "the manifest":
+        target.unlink()
+    again = refresh_genome(TWO, tmp_path / "g", tmp_path)
+    assert two == ["notes", "essays", "rows"] if damage != "a reading" else len(two) in (1, 2)
+    assert verify_genome(tmp_path / "g").genome_id == again.genome_id
+    assert again.genome_id == build_genome(TWO, tmp_path / "fresh", tmp_path).genome_id
 
 
 # shards
