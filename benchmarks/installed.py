@@ -6,8 +6,8 @@
 
 The sources are the library's files, its docstrings, comments and reference, every package's Python files (each checked against
 the RECORD of its package), and a folder of notes, of which one is changed: what a rebuild costs then is what changed, and what
-nobody can be spared, comparing all documents with it. Tokens are those of a small BPE trained here. The question is put to eight
-variants that have each trained a million rows.
+nobody can be spared, comparing all documents with it. Tokens are those of a small BPE trained here. The question is put to
+eight variants that have each trained a million rows.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def run(folder: Path, megabytes: float | None, build: dict[str, Any], with_token
         row = next(row for row in rows if row["domain"] == "packages" and row["split"] == "train" and row["bytes"] > 10_000)
         seen, steps["who saw a document, 8 variants"] = measured(lambda: asked(other, tokens, row["doc_id"]), mb)
         print(f"{row['path']}: " + ", ".join(f"{name} {count} times" for name, count in seen.items()))
-    steps["build"]["mb_per_cpu_s"] = round(mb / steps["build"]["cpu_s"], 1)
+    steps["build"]["mb_per_cpu_s"] = round(mb / max(steps["build"]["cpu_s"], 0.01), 1)
+    caches = [path for kind in ("scan", "readings") for path in (place / kind).iterdir()]
     totals = {domain: sum(part["bytes"] for part in parts.values()) / 1e6 for domain, parts in genome.totals().items()}
     return {
         "documents": len(rows),
@@ -109,7 +110,7 @@ def run(folder: Path, megabytes: float | None, build: dict[str, Any], with_token
         "shards": len(genome.manifest["shards"]),
         "shards_megabytes": round(sum(shard["bytes"] for shard in genome.manifest["shards"].values()) / 1e6, 1),
         "shards_rewritten": len(written),
-        "caches_megabytes": round(sum(path.stat().st_size for kind in ("scan", "readings") for path in (place / kind).iterdir()) / 1e6, 1),
+        "caches_megabytes": round(sum(path.stat().st_size for path in caches) / 1e6, 1),
         "build": build,
         "genome_id": genome.genome_id,
         "steps": steps,
