@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         judgement = f"{row['found']:7.1%} {row['pairs']:7} {row['far_below']:10}"
         print(f"{name:28} {row['cpu_s']:8.2f} {row['mb_per_cpu_s']:9.1f} {judgement}")
     if options.json:
-        write_json(RESULTS / "dedup.json", {"machine": machine.describe(), **found})
+        write_json(RESULTS / "dedup.json", {"machine": machine.describe(), "load": machine.load_now(), **found})
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         speed = step["mb_per_cpu_s"]
         print(f"{name:32} {step['wall_s']:8.2f} {step['cpu_s']:8.2f} {speed:9.1f} {speed / base:11.0%}")
     if options.json:
-        write_json(RESULTS / "genome.json", {"machine": machine.describe(), **found})
+        write_json(RESULTS / "genome.json", {"machine": machine.describe(), "load": machine.load_now(), **found})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
+import resource
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +80,7 @@ def run(folder: Path, megabytes: float | None, build: dict[str, Any], with_token
     steps: dict[str, dict[str, float]] = {}
     genome: Genome
     genome, steps["build"] = measured(lambda: refresh_genome(spec, place, folder), 1.0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = genome.manifest["content"]["documents"]
     mb = sum(row["bytes"] for row in rows) / 1e6
     _, steps["open (shard hashes)"] = measured(lambda: open_genome(place), mb)
@@ -112,6 +113,7 @@ def run(folder: Path, megabytes: float | None, build: dict[str, Any], with_token
         "shards_rewritten": len(written),
         "caches_megabytes": round(sum(path.stat().st_size for path in caches) / 1e6, 1),
         "build": build,
+        "build_peak_mib": round(peak),
         "genome_id": genome.genome_id,
         "steps": steps,
     }  # fmt: skip
@@ -137,18 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-tokens", action="store_true", help="without tokens and the question who saw a document")
     parser.add_argument("--json", action="store_true", help="keep the result in results/installed.json")
     options = parser.parse_args(arguments)
-    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         build = {"engine": options.engine, "processes": options.processes}
         found = run(Path(scratch), options.megabytes, build, not options.no_tokens)
     print(f"{found['documents']} documents, {found['megabytes']} MB: {found['domains_mb']}; {found['marks']}")
     print(f"{found['shards']} shards of {found['shards_megabytes']} MB, {found['shards_rewritten']} rewritten for one note")
-    print(f"caches {found['caches_megabytes']} MB; genome {found['genome_id']}")
+    print(f"caches {found['caches_megabytes']} MB; {found['build_peak_mib']} MiB of memory to build; {found['genome_id']}")
     print(f"{'':32} {'wall s':>8} {'CPU s':>8} {'MB/CPU s':>9}")
     for name, step in found["steps"].items():
         print(f"{name:32} {step['wall_s']:8.2f} {step['cpu_s']:8.2f} {step['mb_per_cpu_s']:9.1f}")
     if options.json:
-        write_json(RESULTS / "installed.json", {"machine": machine.describe(), "load_before": round(busy, 2), **found})
+        write_json(RESULTS / "installed.json", {"machine": machine.describe(), "load": machine.load_now(), **found})
 
 
 if __name__ == "__main__":
