@@ -19,9 +19,11 @@ hashes) can still be opened and verified.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -140,6 +142,20 @@ def _how(spec: GenomeSpec, processes: int | None) -> GenomeBuild:
     return spec.build if processes is None else GenomeBuild(processes=processes)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector of cycles: sealing makes hundreds of thousands of records that all stay and no cycles, and the
+    collector would walk over all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def _seal(spec: GenomeSpec, folder: Path, found: Found, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
     """Write the genome of what was `found` in its sources, its manifest last. Shards that would come out the same stay as they
     are, and a genome that is there stands until all of the new one is on disk."""

@@ -22,6 +22,7 @@ from chrysalis_ray import __version__
 from chrysalis_ray.config.experiment import Source
 from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.core.records import canonical_json, sha256_of, write_bytes
+from chrysalis_ray.genome.columns import strings
 from chrysalis_ray.genome.documents import Document
 from chrysalis_ray.genome.sealing import check_shards, read_shard
 from chrysalis_ray.genome.sources import read_source
@@ -97,7 +98,7 @@ def _as_read(text: str, sealed: str, encoding: str) -> str:
 
 
 def _write(folder: Path, what: str, documents: Sequence[Document], told: Mapping[str, Any]) -> Path:
-    columns = [[getattr(document, name) for document in documents] for name in FIELDS]
+    columns = [strings([getattr(document, name) for document in documents]) for name in FIELDS]
     table = pa.table(columns, SCHEMA.with_metadata({TOLD: canonical_json(told)}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_statistics=False)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from chrysalis_ray.core.records import canonical_json, write_bytes
 from chrysalis_ray.genome import marks, similarity
+from chrysalis_ray.genome.columns import digests, strings
 from chrysalis_ray.genome.documents import Document
 
 RULES = f"{marks.VERSION}.{similarity.VERSION}"
@@ -74,8 +75,8 @@ class ScanCache:
 def _write(folder: Path, keys: Sequence[bytes], seen: Sequence[Seen]) -> Path:
     offsets = np.r_[0, np.cumsum([len(each.hashes) for each in seen])].astype(np.int64)
     shingles = pa.LargeListArray.from_arrays(offsets, np.concatenate([each.hashes for each in seen]))
-    told = [canonical_json(each.marks).decode() if each.marks else "{}" for each in seen]
-    table = pa.table([pa.array(keys, pa.binary(32)), told, shingles], SCHEMA)
+    told = strings([canonical_json(each.marks).decode() if each.marks else "{}" for each in seen])
+    table = pa.table([digests(keys, 32), told, shingles], SCHEMA)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table)

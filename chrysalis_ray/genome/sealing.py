@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder
+from chrysalis_ray.genome.columns import strings, texts
 from chrysalis_ray.genome.documents import ENCODINGS, PARTS, Document
 
 ROWS_PER_GROUP, BYTES_PER_GROUP = 4096, 8_000_000
@@ -135,11 +135,8 @@ def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _table(documents: Sequence[Document]) -> pa.Table:
-    texts = [document.text.encode() for document in documents]
-    offsets = np.r_[0, np.cumsum([len(text) for text in texts])].astype(np.int64)
-    columns = [[_cell(document, name) for document in documents] for name in SCHEMA.names if name != "text"]
-    text = pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
-    return pa.table([*columns, text], schema=SCHEMA)
+    columns = [strings([_cell(document, name) for document in documents]) for name in SCHEMA.names if name != "text"]
+    return pa.table([*columns, texts([document.text for document in documents])], schema=SCHEMA)
 
 
 def _cell(document: Document, name: str) -> str:
