@@ -47,15 +47,16 @@ class Readings:
     def read(self, source: Source, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> list[Document]:
         """`read_source`, or what it gave the last time; to be called for every source, in the order of `looks`."""
         what = next(self._whats)
-        for path in sorted((self._folder / "readings").glob(f"{what}-*.parquet")) if what else ():
+        if what is None:
+            return list(read_source(source, relative_to, skipped, facts))
+        for path in sorted((self._folder / "readings").glob(f"{what}-*.parquet")):
             recalled = self._recalled(path, what, skipped, facts)
             if recalled is not None:
                 self._kept.add(path)
                 return recalled
         documents = list(read_source(source, relative_to, skipped, facts))
-        if what:
-            told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
-            self._fresh[what] = (documents, told)
+        told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
+        self._fresh[what] = (documents, told)
         return documents
 
     def keep(self) -> None:
