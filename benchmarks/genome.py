@@ -26,10 +26,10 @@ from typing import Any
 import machine
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.config.genome import GitSource
+from chrysalis_ray.config.genome import GenomeBuild, GitSource
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import Genome, build_genome, open_genome, refresh_genome, verify_genome
-from chrysalis_ray.genome.documents import hash_order
+from chrysalis_ray.genome.documents import decoded, hash_order
 from chrysalis_ray.genome.framing import read_text, write_text
 from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.scanning import scan
@@ -40,27 +40,42 @@ WHO = {"GIT_AUTHOR_NAME": "b", "GIT_AUTHOR_EMAIL": "b@b", "GIT_COMMITTER_NAME": 
 
 def make_repository(folder: Path, megabytes: float) -> tuple[str, int, int]:
     """A repository of this machine's Python text; returns (commit, files, bytes)."""
-    paths = sysconfig.get_paths()
-    files = {f"{root.name}/{path.relative_to(root)}": path for root in _roots(paths) for path in _python_files(root)}
     taken, size = 0, 0
-    for name in sorted(files, key=hash_order):
-        length = files[name].stat().st_size
-        if size + length <= megabytes * 1e6:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(files[name], target)
-            taken, size = taken + 1, size + length
+    for name, path in python_files(megabytes):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        taken, size = taken + 1, size + path.stat().st_size
     for command in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "--quiet", "-m", "text"]):
         subprocess.run(["git", *command], cwd=folder, env={**os.environ, **WHO}, check=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     return commit, taken, size
 
 
+def python_files(megabytes: float) -> Iterator[tuple[str, Path]]:
+    """Python files of the standard library and of installed packages, in hash order, as many as fit."""
+    files = {f"{root.name}/{path.relative_to(root)}": path for root in _roots(sysconfig.get_paths()) for path in _found(root)}
+    size = 0
+    for name in sorted(files, key=hash_order):
+        length = files[name].stat().st_size
+        if size + length <= megabytes * 1e6:
+            size += length
+            yield name, files[name]
+
+
+def python_texts(megabytes: float) -> Iterator[str]:
+    """What is UTF-8 of them."""
+    for _, path in python_files(megabytes):
+        found = decoded(path.read_bytes())
+        if found is not None and found[1] == "utf-8":
+            yield found[0]
+
+
 def _roots(paths: dict[str, str]) -> list[Path]:
     return sorted({Path(paths["stdlib"]), Path(paths["purelib"])})
 
 
-def _python_files(root: Path) -> Iterator[Path]:
+def _found(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in ("site-packages", "__pycache__", ".git")]
         yield from (Path(folder, name) for name in files if name.endswith(".py"))
@@ -115,7 +130,7 @@ def compare(folder: Path, megabytes: float, processes: int) -> dict[str, Any]:
     many, steps[f"build, {processes} processes"] = measured(lambda: build_genome(spec, folder / "many", folder, processes), mb)
     assert many.genome_id == genome.genome_id
     documents = [document for split in ("train", "select", "report") for document in genome.documents("code", split)]
-    _, steps["of it: marks and sketches"] = measured(lambda: scan(documents, 1), mb)
+    _, steps["of it: marks and sketches"] = measured(lambda: scan(documents, GenomeBuild(processes=1)), mb)
     _, steps["open (shard hashes)"] = measured(lambda: open_genome(folder / "one"), mb)
     _, steps["verify (every document)"] = measured(lambda: verify_genome(folder / "one"), mb)
     refresh_genome(spec, folder / "fresh", folder, processes)
@@ -145,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         speed = step["mb_per_cpu_s"]
         print(f"{name:32} {step['wall_s']:8.2f} {step['cpu_s']:8.2f} {speed:9.1f} {speed / base:11.0%}")
     if options.json:
-        write_json(RESULTS / "genome.json", {"machine": machine.describe(), **found})
+        write_json(RESULTS / "genome.json", {"machine": machine.describe(), "load": machine.load_now(), **found})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ FLOORS = {
 
 # library -> where it may be imported. When one of them changes, one room changes.
 DOORS = {
-    "ray": ("body/", "population/"),
+    "ray": ("body/", "population/", "genome/ray_scan.py"),
+    "ray.data": ("genome/ray_scan.py",),  # text, not training: a genome is built before there is a body
     "ray.tune": ("population/",),
     "ray.train": ("body/",),
     "deepspeed": ("training/engine.py",),

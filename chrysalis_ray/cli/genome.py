@@ -64,7 +64,7 @@ def check_place(folder: Path) -> None:
         raise GenomeError(f"{folder} is the genome of a run, which its variants stand on", "give --out another folder")
     if folder.exists() and not folder.is_dir():
         raise GenomeError(f"{folder} is a file", "give --out a folder")
-    known = {"manifest.json", "shards", "state.json", ".lock"}
+    known = {"manifest.json", "shards", "scan", "readings", "state.json", ".lock"}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
     if strangers:
         raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")

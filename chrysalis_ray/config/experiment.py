@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, Count, OpenBody, Positive, Written
-from chrysalis_ray.config.genome import EXCLUDED_BY_DEFAULT, ArchiveSource, GitSource, Mark, PackagesSource
+from chrysalis_ray.config.genome import EXCLUDED_BY_DEFAULT, ArchiveSource, GenomeBuild, GitSource, Mark, PackagesSource
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
 from chrysalis_ray.config.population import Name, Population
 
@@ -94,6 +94,7 @@ class GenomeSpec(Written):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     split: Split = Split()
     exclude: tuple[Mark, ...] = EXCLUDED_BY_DEFAULT  # documents with these marks are sealed, but neither train nor judge
+    build: GenomeBuild = GenomeBuild()
 
 
 # judging, tracking --------------------------------------------------------------------------------------------------

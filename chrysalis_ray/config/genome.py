@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from chrysalis_ray.config.blueprint import Positive, Written
+from chrysalis_ray.config.blueprint import Count, Positive, Written
 from chrysalis_ray.config.population import Name
 
 Mark = Literal["not_utf8", "secret", "pii", "generated", "minified", "lfs_pointer", "near_duplicate"]
@@ -60,6 +60,18 @@ def refused_glob(glob: str) -> str | None:
     if not glob or glob.startswith("/") or ".." in glob.split("/"):
         return f"{glob!r} leaves the source; write a pattern below its root, e.g. '**/*.md'"
     return None
+
+
+class GenomeBuild(Written):
+    """How a genome is built. Whatever is written here, the same genome comes out.
+
+    `engine` is what scans the documents for marks and likeness: ``processes`` of this machine, or ``ray``: tasks of Ray Data on
+    the cluster that ``RAY_ADDRESS`` names, or on this machine. `processes` is how many at most; where it is not written, as
+    many as the work and the machine suggest.
+    """
+
+    engine: Literal["processes", "ray"] = "processes"
+    processes: Count | None = None
 
 
 class DomainByGlob(Written):

@@ -1,8 +1,10 @@
 """Build, open and verify a genome: an immutable folder that says by its id what is in it.
 
     manifest.json                  written last; without it there is no genome
-    shards/<domain>-<part>.parquet    a document per row, by doc_id; zstd. The part is a split, or ``excluded``
-    state.json                     a cache: how the sources looked, so that an unchanged source is not read again
+    shards/<domain>-<part>.parquet    a document per row, by doc_id; zstd. The part is a split, or ``excluded``; a large one
+                                   lies in several, each with what begins alike (``-<number>-of-<count>``)
+    state.json, readings/, scan/   caches: how the sources looked and what was read there, so that an unchanged source is not
+                                   read again; what was found in the documents, so that an unchanged one is not looked through
 
 `manifest.json` holds ``genome_id``, ``created`` (time), ``shards`` (name -> sha256, bytes, rows) and ``content``: format,
 recipe and its sha256, what each source was pinned to, Merkle root, totals per domain and part, what was skipped and why,
@@ -11,20 +13,25 @@ evidence and marks where they are not the ordinary). ``genome_id`` is the sha256
 the time nor the compressor's version changes it, and no epigenome can.
 
 Documents that bear a mark of ``genome.exclude`` are sealed like all others, as part ``excluded``: no split holds them, so
-nothing trains on them or is judged by them. Format 1 (without marks and pinned sources) can still be opened and verified.
+nothing trains on them or is judged by them. Format 1 (without marks and pinned sources) and format 2 (likeness found by other
+hashes) can still be opened and verified.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
+from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
@@ -32,6 +39,8 @@ from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
 from chrysalis_ray.genome.licences import joined
 from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.readings import Readings
+from chrysalis_ray.genome.scan_cache import ScanCache
 from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
     DRAFT,
@@ -41,14 +50,18 @@ from chrysalis_ray.genome.sealing import (
     place_shards,
     read_shard,
     root_of_documents,
-    shard_name,
+    shard_of,
+    shards_of,
     write_shard,
 )
 from chrysalis_ray.genome.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
 
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
+
+Reader = Callable[[Source, Path, Counter[str], dict[str, Any]], Iterable[Document]]
+Found = tuple[list[Document], list[dict[str, Any]]]  # documents, each content once, and a line about every source
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,8 @@ class Genome:
             )
         if split not in self.manifest["content"]["totals"][domain]:
             return iter(())
-        return read_shard(self.folder / shard_name(domain, split), domain)
+        names = shards_of(domain, split, self.manifest["shards"])
+        return chain.from_iterable(read_shard(self.folder / name, domain) for name in names)
 
     def licences(self) -> dict[str, str]:
         """domain -> SPDX expression of its documents' licences."""
@@ -95,43 +109,67 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
     """Seal the sources of `spec` into `folder`; paths in `spec` are relative to `relative_to`, the experiment's folder.
 
     A genome of the same recipe that is already there is checked and returned; one of another recipe is replaced. Neither the
-    order of the sources nor the number of `processes` matters. Raises GenomeError when a source is missing, malformed or
-    empty, or too small to be split.
+    order of the sources nor how it is built (`GenomeSpec.build`, or so many `processes`) matters. Raises GenomeError when a
+    source is missing, malformed or empty, or too small to be split.
     """
     recipe = recipe_of(spec)
     if (folder / "manifest.json").is_file():
         existing = read_manifest(folder)
         if existing["content"]["recipe_sha256"] == sha256_of(recipe):
             return open_genome(folder)
-    return _seal(spec, folder, relative_to, processes)
+    return _seal(spec, folder, _collect(spec, relative_to, read_source), _how(spec, processes))
 
 
 def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
     """`build_genome`, but sources that changed since are read again. Where none did, each of their files costs a stat and
-    nothing is written; otherwise only the shards that hold a changed document are."""
+    nothing is written; otherwise only sources that changed are read, only documents that changed are looked through, and only
+    shards that hold a changed document are written."""
     seen = fingerprints(spec, relative_to)
     if (folder / "manifest.json").is_file():
         existing = read_manifest(folder)
         same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
         if same_recipe and unchanged(folder, existing["genome_id"], seen):
             return Genome(folder, existing["genome_id"], existing)
-    genome = _seal(spec, folder, relative_to, processes)
+    readings = Readings(folder, _shards_before(folder), seen)
+    found = _collect(spec, relative_to, readings.read)
+    genome = _seal(spec, folder, found, _how(spec, processes), ScanCache(folder / "scan"))
+    readings.keep()
     remember(folder, genome.genome_id, seen)
     return genome
 
 
-def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None) -> Genome:
-    """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
-    genome that is there stands until all of the new one is on disk."""
+def _how(spec: GenomeSpec, processes: int | None) -> GenomeBuild:
+    return spec.build if processes is None else GenomeBuild(processes=processes)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector of cycles: sealing makes hundreds of thousands of records that all stay and no cycles, and the
+    collector would walk over all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
+def _seal(spec: GenomeSpec, folder: Path, found: Found, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
+    """Write the genome of what was `found` in its sources, its manifest last. Shards that would come out the same stay as they
+    are, and a genome that is there stands until all of the new one is on disk."""
     recipe = recipe_of(spec)
-    found, sources = _collect(spec, relative_to)
-    documents, parts = _divide(found, spec, processes)
+    read, sources = found
+    documents, parts = _divide(read, spec, how, cache)
     content = _content(recipe, documents, parts, sources)
     genome_id = sha256_of(content)
     before = _shards_before(folder)
+    sizes = {(domain, part): told["bytes"] for domain, of in content["totals"].items() for part, told in of.items()}
     by_shard: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
-        by_shard[shard_name(document.domain, parts[document.doc_id])].append(document)
+        place = (document.domain, parts[document.doc_id])
+        by_shard[shard_of(*place, document.doc_id, sizes[place])].append(document)
     for left_over in (folder / "shards").glob(f"*{DRAFT}"):  # by a build that was killed
         left_over.unlink()
     shards = {name: write_shard(folder / name, members, before.get(name)) for name, members in sorted(by_shard.items())}
@@ -169,7 +207,7 @@ def verify_genome(folder: Path) -> Genome:
     rows = manifest["content"]["documents"]
     if root_of_documents(rows) != manifest["content"]["merkle_root"]:
         raise GenomeCorrupt(f"{folder / 'manifest.json'}: the Merkle root does not follow from the documents", REBUILD)
-    check_documents(folder, rows)
+    check_documents(folder, rows, manifest["shards"])
     check_shards(folder, manifest["shards"])
     return Genome(folder, manifest["genome_id"], manifest)
 
@@ -209,7 +247,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["content"]["format"]
         if version not in READABLE:
             raise GenomeError(
-                f"{path} is of format {version}; this version reads {' and '.join(map(str, READABLE))}",
+                f"{path} is of format {version}; this version reads {', '.join(map(str, READABLE))}",
                 "read it with the version that wrote it, or build it again from its sources",
             )
         intact = sha256_of(manifest["content"]) == manifest["genome_id"]
@@ -227,14 +265,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 # parts of a build ---------------------------------------------------------------------------------------------------
 
 
-def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[dict[str, Any]]]:
+def _collect(spec: GenomeSpec, relative_to: Path, read: Reader) -> Found:
     """All documents by (domain, path, doc_id), each content once, and a line about every source."""
     found: list[Document] = []
     lines = []
     for source in spec.sources:
         skipped: Counter[str] = Counter()
         facts: dict[str, Any] = {}
-        documents = list(read_source(source, relative_to, skipped, facts))
+        documents = list(read(source, relative_to, skipped, facts))
         found += documents
         left_out = {reason: count for reason, count in sorted(skipped.items()) if count}
         told = {"recipe": recipe_of_source(source), **facts, "documents": len(documents), "skipped": left_out}
@@ -252,9 +290,11 @@ def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[
     return list(unique.values()), sorted(lines, key=sha256_of)
 
 
-def _divide(documents: Sequence[Document], spec: GenomeSpec, processes: int | None) -> tuple[list[Document], dict[str, str]]:
+def _divide(
+    documents: Sequence[Document], spec: GenomeSpec, how: GenomeBuild, cache: ScanCache | None
+) -> tuple[list[Document], dict[str, str]]:
     """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``."""
-    marked, sketches = scan(documents, processes)
+    marked, sketches = scan(documents, how, cache)
     kin = kinship(marked, sketches)
     for index, original in near_duplicate_marks(marked, kin.near_duplicates, spec.exclude).items():
         marked[index] = replace(marked[index], marks={**marked[index].marks, "near_duplicate": original})

@@ -10,7 +10,7 @@ from chrysalis_ray.core.records import sha256_of_file
 from chrysalis_ray.genome.build import Genome
 from chrysalis_ray.genome.documents import SPLITS
 from chrysalis_ray.genome.licences import joined
-from chrysalis_ray.genome.sealing import shard_name
+from chrysalis_ray.genome.sealing import shards_of
 
 VERSION = "http://mlcommons.org/croissant/1.0"
 _CROISSANT_TERMS = (
@@ -44,10 +44,7 @@ def croissant(genome: Genome, text: Path, beside: Path) -> dict[str, Any]:
     that ``exclude`` keeps away are in no file that is named."""
     content = genome.manifest["content"]
     shards = [
-        name
-        for domain in genome.domains
-        for split in SPLITS
-        if (name := shard_name(domain, split)) in genome.manifest["shards"]
+        name for domain in genome.domains for split in SPLITS for name in shards_of(domain, split, genome.manifest["shards"])
     ]
     files = [_file("genome.txt", text, "text/plain", beside)]
     files += [_file(name, genome.folder / name, "application/vnd.apache.parquet", beside) for name in shards]

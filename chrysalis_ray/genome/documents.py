@@ -44,7 +44,8 @@ class Document:
     @property
     def size(self) -> int:
         """How many bytes were read."""
-        return len(self.content)
+        plain = self.text.isascii() and self.encoding != "utf-8-sig"
+        return len(self.text) if plain else len(self.content)
 
 
 def make_document(

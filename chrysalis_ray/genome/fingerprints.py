@@ -23,34 +23,36 @@ from chrysalis_ray.genome.sources import located, matching_files
 STATE = "state.json"
 
 
-def fingerprints(spec: GenomeSpec, relative_to: Path) -> list[str] | None:
-    """One fingerprint per source, sorted; None where one cannot be had without reading the source."""
-    found = []
-    for source in spec.sources:
-        look = _look(source, relative_to)
-        if look is None:
-            return None
-        found.append(sha256_of([source.model_dump(mode="json"), look]))
-    return sorted(found)
+def fingerprints(spec: GenomeSpec, relative_to: Path) -> list[str | None]:
+    """One fingerprint per source, in their order; None where one cannot be had without reading the source."""
+    looks = [_look(source, relative_to) for source in spec.sources]
+    return [
+        None if look is None else sha256_of([source.model_dump(mode="json"), look])
+        for source, look in zip(spec.sources, looks, strict=True)
+    ]
 
 
-def unchanged(folder: Path, genome_id: str, seen: Sequence[str] | None) -> bool:
+def unchanged(folder: Path, genome_id: str, seen: Sequence[str | None]) -> bool:
     """Whether the genome in `folder` was made from sources that looked like this, and its shards are there."""
     try:
         state = read_json(folder / STATE)
-        same = seen is not None and state["genome_id"] == genome_id and state["fingerprints"] == seen
+        same = None not in seen and state["genome_id"] == genome_id and state["fingerprints"] == _in_any_order(seen)
         return same and all((folder / name).stat().st_size == size for name, size in state["shards"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a cache that cannot be read says nothing
         return False
 
 
-def remember(folder: Path, genome_id: str, seen: Sequence[str] | None) -> None:
+def remember(folder: Path, genome_id: str, seen: Sequence[str | None]) -> None:
     """Keep how the sources of the genome in `folder` looked before they were read."""
-    if seen is None:
+    if None in seen:
         (folder / STATE).unlink(missing_ok=True)
         return
     shards = {f"shards/{path.name}": path.stat().st_size for path in sorted((folder / "shards").iterdir())}
-    write_json(folder / STATE, {"genome_id": genome_id, "fingerprints": list(seen), "shards": shards})
+    write_json(folder / STATE, {"genome_id": genome_id, "fingerprints": _in_any_order(seen), "shards": shards})
+
+
+def _in_any_order(seen: Sequence[str | None]) -> list[str]:
+    return sorted(filter(None, seen))
 
 
 def _look(source: Source, relative_to: Path) -> object:

@@ -141,9 +141,7 @@ def resolve(url: str, reference: str, cwd: Path) -> str:
 def fetch(url: str, commit: str, store: Path) -> None:
     """Make the bare `store` and put `commit`, its trees and files into it; the history stays behind where the server can leave
     it. `url` is an address, or an absolute path of a repository or a bundle. Raises GenomeError."""
-    store.mkdir(parents=True)
-    git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
-    (store / OURS).write_text(OURS_TEXT)
+    make_store(store, commit)
     if url.startswith("/") and Path(url).is_file():
         git(["bundle", "unbundle", url], store)
         return
@@ -155,6 +153,13 @@ def fetch(url: str, commit: str, store: Path) -> None:
             git([*quiet, "--", url, "+refs/*:refs/fetched/*"], store)
         except GenomeError as everything:
             raise GenomeError(f"{url} cannot be fetched: {everything.message}", everything.remedy) from by_name
+
+
+def make_store(store: Path, commit: str) -> None:
+    """An empty bare repository for objects named as `commit` is."""
+    store.mkdir(parents=True)
+    git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
+    (store / OURS).write_text(OURS_TEXT)
 
 
 def _algorithm(name: str) -> str:

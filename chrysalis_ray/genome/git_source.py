@@ -11,12 +11,12 @@ from typing import Any
 from chrysalis_ray.config.genome import GitSource, is_object_id, is_remote
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
+from chrysalis_ray.genome.git_local import obtain
 from chrysalis_ray.genome.git_objects import (
     LINK,
     SUBMODULE,
     ObjectReader,
     TreeEntry,
-    fetch,
     resolve,
     tree_entries,
     tree_of_commit,
@@ -42,7 +42,7 @@ def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts:
             raise GenomeError(f"{source.url}: {source.commit!r} resolves to {commit!r}, which is no commit id")
         store = Path(scratch) / "store.git"
         try:
-            fetch(url, commit, store)
+            obtain(url, commit, store)
             with ObjectReader(store) as reader:
                 yield from read_commit(reader, commit, source, skipped, facts)
         except GenomeCorrupt as error:

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, PackagePath
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def read_packages(source: PackagesSource, skipped: Counter[str], facts: dict[str
     package that is not installed, GenomeCorrupt for a file that is not what its RECORD says.
     """
     chosen = _chosen(source)
-    facts["packages"] = {name: distribution.version for name, distribution in chosen.items()}
+    versions = facts["packages"] = _versions(chosen)
     listed = [
-        (f"{name}-{distribution.version}/{file.as_posix()}", name, file, domain)
+        (f"{name}-{versions[name]}/{file.as_posix()}", name, file, domain)
         for name, distribution in chosen.items()
         for file, domain in _files(distribution, source, skipped)
     ]
@@ -79,6 +79,11 @@ def _chosen(source: PackagesSource) -> dict[str, Distribution]:
             raise GenomeError(f"the package {name!r} is not installed here{guess}", "install it, or leave it out of `names`")
         chosen[name] = there[name]
     return chosen
+
+
+def _versions(chosen: Mapping[str, Distribution]) -> dict[str, str]:
+    """Asked for once: every time it is asked, a distribution parses its metadata."""
+    return {name: distribution.version for name, distribution in chosen.items()}
 
 
 def _canonical(name: str) -> str:
@@ -139,6 +144,8 @@ def _licensing(distribution: Distribution, declared: str) -> Licensing:
 
 def installed_files(source: PackagesSource) -> Iterator[tuple[str, Path]]:
     """(name, place) of every file that the source would read, in order, without reading any."""
-    for name, distribution in _chosen(source).items():
+    chosen = _chosen(source)
+    versions = _versions(chosen)
+    for name, distribution in chosen.items():
         for file, _ in _files(distribution, source, Counter()):
-            yield f"{name}-{distribution.version}/{file.as_posix()}", Path(str(file.locate()))
+            yield f"{name}-{versions[name]}/{file.as_posix()}", Path(str(file.locate()))

@@ -38,6 +38,7 @@ PIECE_CHARACTERS = 6000
 SHORTEST_DOCSTRING = 80
 LIVE_DOCS_SECONDS = 120
 UNICODE_PAGE = 64
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # a string (kept apart, so that a # inside it is no comment) or a comment
 STRING_OR_COMMENT = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|\'\'\'(?:[^\\]|\\.)*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|(#[^\n]*)', re.DOTALL
@@ -122,7 +123,7 @@ def _documents(name: str, texts: list[str], domain: str, per_file: int) -> Itera
 
 def _encodable(text: str) -> bool:
     """Whether `text` has no lone surrogate (a docstring may hold one by escape)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or LONE_SURROGATE.search(text) is None
 
 
 def read_code(per_file: int) -> Iterator[Document]:

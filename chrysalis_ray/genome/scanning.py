@@ -1,49 +1,109 @@
-"""Marks and sketches of many documents, in one process or in several: what comes out is the same."""
+"""Marks and sketches of many documents: in one process, in several, or by Ray Data; what comes out is the same.
+
+A batch of documents is scanned in one go, small enough to stay in a processor's cache. What was scanned before, under the same
+rules, is taken from a cache where there is one.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
+import numpy as np
+from numpy.typing import NDArray
+
+from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.genome.documents import Document
-from chrysalis_ray.genome.marks import marks_of
-from chrysalis_ray.genome.similarity import Sketches, joined, sketch
+from chrysalis_ray.genome.marks import marks_of, suspicious
+from chrysalis_ray.genome.scan_cache import ScanCache, Seen, key_of
+from chrysalis_ray.genome.similarity import MOST_AT_ONCE, Hashes, Sketches, in_one, kept_shingles, sketches_of
 
-BATCH_CHARACTERS = 1_000_000
-ALONE_BELOW = 64_000_000  # characters; starting processes costs more than they save
-
-
-def scan(documents: Sequence[Document], processes: int | None = None) -> tuple[list[Document], Sketches]:
-    """`documents` with their marks, and their sketches, in order. `processes` is chosen by the work and the machine if None."""
-    if processes is None:
-        large = sum(len(document.text) for document in documents) >= ALONE_BELOW
-        processes = len(os.sched_getaffinity(0)) if large else 1
-    batches = list(_batches(documents))
-    if processes == 1 or len(batches) < 2:
-        scanned = [_scan(batch) for batch in batches]
-    else:
-        with ProcessPoolExecutor(min(processes, len(batches)), get_context("spawn")) as pool:
-            scanned = list(pool.map(_scan, batches))
-    marks = [mark for of_batch, _ in scanned for mark in of_batch]
-    marked = [replace(document, marks=mark) if mark else document for document, mark in zip(documents, marks, strict=True)]
-    return marked, joined([sketches for _, sketches in scanned])
+BATCH_CHARACTERS = 500_000
+SENT_TOGETHER = 16  # batches, to another process
+ALONE_BELOW = 400_000_000  # characters; starting processes costs more than they save
 
 
-def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+@dataclass(frozen=True)
+class Scanned:
+    """What was found in a batch of documents: the marks of each, all kept shingles, and how many each document has."""
+
+    marks: Sequence[dict[str, str]]
+    hashes: Hashes
+    sizes: NDArray[np.int64]
+
+    def each(self) -> Iterator[Seen]:
+        """What was found in each document."""
+        return map(Seen, self.marks, np.split(self.hashes, np.cumsum(self.sizes)[:-1]))
+
+
+def scan(
+    documents: Sequence[Document], how: GenomeBuild | None = None, cache: ScanCache | None = None
+) -> tuple[list[Document], Sketches]:
+    """`documents` with their marks, and their sketches, in order. What `cache` holds of them is not computed, and it holds
+    exactly them afterwards."""
+    keys = [key_of(document) for document in documents] if cache else []
+    seen: list[Seen | None] = [cache.get(key) for key in keys] if cache else [None] * len(documents)
+    missing = [index for index, known in enumerate(seen) if known is None]
+    found = (
+        each for batch in _scan_all([documents[index] for index in missing], how or GenomeBuild()) for each in batch.each()
+    )
+    for index, fresh in zip(missing, found, strict=True):
+        seen[index] = fresh
+    known = [each for each in seen if each is not None]
+    if cache:
+        cache.keep(dict(zip(keys, known, strict=True)))
+    marked = [
+        replace(document, marks=each.marks) if each.marks else document for document, each in zip(documents, known, strict=True)
+    ]
+    sizes = np.array([len(each.hashes) for each in known], np.int64)
+    return marked, sketches_of(np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in known)]), sizes)
+
+
+def _scan_all(documents: Sequence[Document], how: GenomeBuild) -> Iterable[Scanned]:
+    """All of `documents`, batch by batch, in order."""
+    if how.engine == "ray":
+        from chrysalis_ray.genome.ray_scan import scan_by_ray
+
+        return scan_by_ray(list(batches(documents)), how.processes)
+    processes = how.processes or processes_for(documents)
+    parts = list(batches(documents))
+    if processes == 1 or len(parts) < 2:
+        return map(scan_batch, parts)
+    return _scan_apart(parts, min(processes, len(parts)))
+
+
+def _scan_apart(parts: Sequence[Sequence[Document]], processes: int) -> Iterator[Scanned]:
+    together = max(1, min(SENT_TOGETHER, len(parts) // processes))
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        yield from pool.map(scan_batch, parts, chunksize=together)
+
+
+def processes_for(documents: Sequence[Document]) -> int:
+    """How many processes pay for themselves on this machine."""
+    large = sum(len(document.text) for document in documents) >= ALONE_BELOW
+    return len(os.sched_getaffinity(0)) if large else 1
+
+
+def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """`documents` in order, about `BATCH_CHARACTERS` together."""
     batch: list[Document] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= BATCH_CHARACTERS:
+        if size >= BATCH_CHARACTERS or len(batch) == MOST_AT_ONCE:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _scan(documents: Sequence[Document]) -> tuple[list[dict[str, str]], Sketches]:
-    return [marks_of(document) for document in documents], sketch([document.text for document in documents])
+def scan_batch(documents: Sequence[Document]) -> Scanned:
+    """One batch, in this process."""
+    together, ends = in_one([document.text.encode("utf-8", "surrogatepass") for document in documents])
+    suspects = suspicious(together, ends)
+    marks = [marks_of(document, suspect) for document, suspect in zip(documents, suspects, strict=True)]
+    return Scanned(marks, *kept_shingles(together, ends))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import pyarrow.parquet as pq
 
 from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder
+from chrysalis_ray.genome.columns import strings, texts
 from chrysalis_ray.genome.documents import ENCODINGS, PARTS, Document
 
-ROWS_PER_GROUP = 4096
+ROWS_PER_GROUP, BYTES_PER_GROUP = 4096, 8_000_000
+SHARD_BYTES = 16_000_000  # of text; a larger part lies in several shards, so that a changed document rewrites little
+MOST_SHARDS = 256  # of a part
 DRAFT = ".draft"
 REBUILD = "delete the genome folder and build it again from its sources"
 SCHEMA = pa.schema(
@@ -35,6 +39,8 @@ SCHEMA = pa.schema(
         ("text", pa.large_string()),
     ]
 )
+
+DICTIONARIES = ["licence", "evidence", "encoding", "marks"]  # of the other columns no two rows are alike
 
 # Merkle tree --------------------------------------------------------------------------------------------------------
 
@@ -64,8 +70,20 @@ def root_of_documents(rows: Sequence[Mapping[str, Any]]) -> str:
 # shards -------------------------------------------------------------------------------------------------------------
 
 
-def shard_name(domain: str, split: str) -> str:
-    return f"shards/{domain}-{split}.parquet"
+def shard_of(domain: str, split: str, doc_id: str, size: int) -> str:
+    """The shard that holds a document of a part of `size` bytes. Of several shards each holds the documents whose ids begin
+    alike: one after another they hold them in order."""
+    count = 1
+    while count * SHARD_BYTES < size and count < MOST_SHARDS:
+        count *= 2
+    number = int(doc_id[:2], 16) * count // 256
+    return f"shards/{domain}-{split}.parquet" if count == 1 else f"shards/{domain}-{split}-{number:03}-of-{count:03}.parquet"
+
+
+def shards_of(domain: str, split: str, names: Iterable[str]) -> list[str]:
+    """Which of `names` are shards of that part, in the order of the documents in them."""
+    shard = re.compile(rf"shards/{re.escape(domain)}-{split}(-[0-9]{{3}}-of-[0-9]{{3}})?\.parquet")
+    return sorted(name for name in names if shard.fullmatch(name))
 
 
 def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -81,11 +99,9 @@ def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, 
     if before is not None and same and sha256_of_file(path) == before["sha256"]:
         return dict(before)
     draft = path.with_name(path.name + DRAFT)
-    with pq.ParquetWriter(draft, SCHEMA, compression="zstd", write_statistics=False) as writer:
-        for start in range(0, len(ordered), ROWS_PER_GROUP):
-            part = ordered[start : start + ROWS_PER_GROUP]
-            columns = [[_cell(document, name) for document in part] for name in SCHEMA.names]
-            writer.write_table(pa.table(columns, schema=SCHEMA))
+    with pq.ParquetWriter(draft, SCHEMA, compression="zstd", use_dictionary=DICTIONARIES, write_statistics=False) as writer:
+        for part in _groups(ordered):
+            writer.write_table(_table(part))
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     size = draft.stat().st_size
@@ -104,8 +120,29 @@ def place_shards(folder: Path, names: Collection[str]) -> None:
     sync_folder(folder / "shards")
 
 
+def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    """Rows that are compressed together: small enough that the memory is used again for the next."""
+    group: list[Document] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= BYTES_PER_GROUP or len(group) == ROWS_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _table(documents: Sequence[Document]) -> pa.Table:
+    columns = [strings([_cell(document, name) for document in documents]) for name in SCHEMA.names if name != "text"]
+    return pa.table([*columns, texts([document.text for document in documents])], schema=SCHEMA)
+
+
 def _cell(document: Document, name: str) -> str:
-    return canonical_json(dict(document.marks)).decode() if name == "marks" else getattr(document, name)
+    if name != "marks":
+        return getattr(document, name)
+    return canonical_json(dict(document.marks)).decode() if document.marks else "{}"
 
 
 def read_shard(path: Path, domain: str) -> Iterator[Document]:
@@ -135,15 +172,14 @@ def check_shards(folder: Path, shards: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]], shards: Collection[str]) -> None:
     """Raise GenomeCorrupt naming the first document whose text, place or presence differs from the manifest rows."""
     expected: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         expected.setdefault((row["domain"], row["split"]), {})[row["doc_id"]] = row
     for (domain, split), wanted in sorted(expected.items(), key=lambda item: (item[0][0], PARTS.index(item[0][1]))):
-        path = folder / shard_name(domain, split)
         left = dict(wanted)
-        for document in read_shard(path, domain):
+        for path, document in _documents(folder, shards_of(domain, split, shards), domain):
             sealed = left.pop(document.doc_id, None)
             actual = hashlib.sha256(document.content).hexdigest()
             told = (actual, document.path, document.size, dict(document.marks), document.licence)
@@ -160,4 +196,11 @@ def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 )
         if left:
             missing = wanted[next(iter(left))]
-            raise GenomeCorrupt(f"{path}: document {missing['doc_id'][:16]} ({missing['path']}) is missing", REBUILD)
+            raise GenomeCorrupt(f"{folder}: document {missing['doc_id'][:16]} ({missing['path']}) is missing", REBUILD)
+
+
+def _documents(folder: Path, names: Iterable[str], domain: str) -> Iterator[tuple[Path, Document]]:
+    """Every document of the shards `names`, and the file it lies in."""
+    for name in names:
+        for document in read_shard(folder / name, domain):
+            yield folder / name, document

@@ -1,51 +1,66 @@
 """How much texts share: shingles, MinHash signatures, near-duplicates.
 
 A text is the set of its five-word shingles, of which every second is kept, chosen by its own hash: the same shingle is kept
-everywhere. Near-duplicates are found by MinHash (Broder 1997) with `PERMUTATIONS` permutations in `BANDS` bands (Leskovec,
-Rajaraman, Ullman, *Mining of Massive Datasets*, 3.4): two texts of Jaccard similarity s become a candidate pair with
-probability 1 - (1 - s^8)^14, that is 0.05 at s = 0.5, 0.65 at 0.72, 0.92 at 0.8 and 1.00 at 0.95. Every candidate is then
-verified by the Jaccard similarity of the kept shingles. Nothing here draws a random number at run time.
+everywhere. Near-duplicates are found by MinHash (Broder 1997) with one permutation, whose range is cut into `BINS` bins that
+each give one minimum (Li, Owen, Zhang 2012); a bin that holds no shingle borrows from another one, drawn alike for all texts
+(Shrivastava 2017). `BANDS` bands (Leskovec, Rajaraman, Ullman, *Mining of Massive Datasets*, 3.4) make a candidate pair of
+two texts of Jaccard similarity s with probability 1 - (1 - s^8)^14, that is 0.05 at s = 0.5, 0.65 at 0.72, 0.92 at 0.8 and
+1.00 at 0.95. Every candidate is then verified by the Jaccard similarity of the kept shingles. Nothing here draws a random
+number at run time.
+
+Everything is done for a batch of texts at once, in arrays that should fit into a processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+VERSION = 2  # of the rules below: texts that were sketched by others are sketched again
 SHINGLE_WORDS = 5
 SAMPLED_ONE_IN = 2
+HASH_BITS = 48  # of a shingle: among ten million, two different ones are alike with a probability of a fifth
+MOST_AT_ONCE = 2 ** (64 - HASH_BITS)  # texts
 BANDS, ROWS_PER_BAND = 14, 8
-PERMUTATIONS = BANDS * ROWS_PER_BAND
+BINS = BANDS * ROWS_PER_BAND
+NEIGHBOURS = 16  # of one bucket
 FEWEST_SHINGLES = 5  # a shorter text says nothing about kinship
 SPLIT_APART_BELOW = 0.5  # texts at least this similar belong into one split
 NEAR_DUPLICATE = 0.8
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
-_LONGEST_POWER = 64
+_TAIL = np.uint64(0x94D049BB133111EB)
+_BASE = 0xD6E8FEB86659FD93
+_BYTES_AT_ONCE = 8
+SIGNED_AT_ONCE = 256  # texts
+_EMPTY = np.iinfo(np.uint32).max
+_DRAWS = 64  # of a bin to borrow from, before its neighbours are asked in turn
 
 Hashes = NDArray[np.uint64]
 
 
-def _multipliers() -> tuple[Hashes, Hashes]:
-    generator = np.random.Generator(np.random.PCG64(20261128))
-    odd = generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    return odd, generator.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
+def _folding() -> bytes:
+    """What becomes of every byte: letters of ASCII in lower case, digits, ``_`` and all bytes beyond ASCII stay, the rest is
+    0."""
+    table = bytearray(256)
+    for byte in (*range(48, 58), *range(97, 123), 95, *range(128, 256)):
+        table[byte] = byte
+    table[65:91] = range(97, 123)
+    return bytes(table)
 
 
-_FACTORS, _SUMMANDS = _multipliers()
-_POWERS = np.cumprod(np.full(_LONGEST_POWER, 0x100000001B3, np.uint64))
-_IS_WORD = np.zeros(256, bool)
-_IS_WORD[[*range(48, 58), *range(97, 123), 95, *range(128, 256)]] = True
+_FOLDING = _folding()
+_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(_BYTES_AT_ONCE + 1)], np.uint64)
 
 
 @dataclass(frozen=True)
 class Sketches:
     """What is remembered of a list of texts. `hashes` holds the kept shingles of text i, ascending and distinct, at
-    offsets[i] .. offsets[i + 1]; `signatures` is uint32 [texts, PERMUTATIONS], all ones for a text without shingles."""
+    offsets[i] .. offsets[i + 1]; `signatures` is uint32 [texts, BINS], all ones for a text without shingles."""
 
     offsets: NDArray[np.int64]
     hashes: Hashes
@@ -70,70 +85,156 @@ class Sketches:
 
 
 def sketch(texts: Sequence[str]) -> Sketches:
-    """Sketches of `texts`, all at once. Words are runs of letters, digits and ``_`` in lower case; any character beyond ASCII
-    counts as a letter."""
-    contents = [text.lower().encode("utf-8", "surrogatepass") for text in texts]
-    ends = np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
-    data = np.frombuffer(b"\n".join([*contents, b""]), np.uint8)
-    words, begins = _word_hashes(data)
-    owners = np.searchsorted(ends, begins, side="right")
-    shingles, owners = _shingles(words, owners)
-    order = np.lexsort((shingles, owners))
-    shingles, owners = shingles[order], owners[order]
-    if len(shingles):
-        fresh = np.r_[True, (shingles[1:] != shingles[:-1]) | (owners[1:] != owners[:-1])]
-        shingles, owners = shingles[fresh], owners[fresh]
-    offsets = np.r_[0, np.cumsum(np.bincount(owners, minlength=len(texts)))].astype(np.int64)
-    return Sketches(offsets, shingles, _signatures(shingles, offsets))
+    """Sketches of `texts`, all at once. Words are runs of letters, digits and ``_``, those of ASCII in lower case; any
+    character beyond ASCII counts as a letter."""
+    return sketch_of_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
 
 
-def _word_hashes(data: NDArray[np.uint8]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hash and first byte of every word. A word's hash is a polynomial in its bytes, mixed."""
-    is_word = _IS_WORD[data]
-    edges = np.flatnonzero(np.diff(np.r_[False, is_word, False].view(np.int8)))
+def sketch_of_bytes(contents: Sequence[bytes]) -> Sketches:
+    """`sketch` of texts in UTF-8."""
+    if len(contents) > MOST_AT_ONCE:
+        starts = range(0, len(contents), MOST_AT_ONCE)
+        return joined([sketch_of_bytes(contents[start : start + MOST_AT_ONCE]) for start in starts])
+    return sketches_of(*kept_shingles(*in_one(contents)))
+
+
+def in_one(contents: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
+    """`contents` behind one another, each with a line break after it, and where each ends."""
+    return b"\n".join([*contents, b""]), np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
+
+
+def kept_shingles(together: bytes, ends: NDArray[np.int64]) -> tuple[Hashes, NDArray[np.int64]]:
+    """The kept shingles of the texts in `together`, one text after the other, ascending and distinct; how many each has."""
+    words, begins = _word_hashes(together)
+    owned = _shingles(words, np.searchsorted(begins, ends))
+    sizes = np.bincount((owned >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(ends))
+    return owned & np.uint64(2**HASH_BITS - 1), sizes
+
+
+def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:
+    """Sketches from the kept shingles of all texts, one after the other, and how many each has; each text's ascending and
+    distinct."""
+    offsets = np.r_[0, np.cumsum(sizes)].astype(np.int64)
+    return Sketches(offsets, hashes, _signatures(hashes, offsets))
+
+
+def _word_hashes(text: bytes) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hash and first byte of every word. Up to 24 bytes a hash depends on all of them, beyond that on the first 16, the last 8
+    and the length."""
+    padding = 2 * _BYTES_AT_ONCE - len(text) % _BYTES_AT_ONCE  # so that eight bytes may be loaded from anywhere
+    data = np.frombuffer(text.translate(_FOLDING) + bytes(padding), np.uint8)
+    inside = data != 0
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    edges += 1
+    if inside[0]:
+        edges = np.r_[0, edges]
     begins, ends = edges[::2], edges[1::2]
-    if not len(begins):
-        return np.empty(0, np.uint64), begins
+    loaded = data.view("<u8")
     lengths = ends - begins
-    firsts = np.cumsum(lengths) - lengths
-    inside = np.arange(int(lengths.sum())) - np.repeat(firsts, lengths)
-    terms = (data[is_word].astype(np.uint64) + np.uint64(1)) * _POWERS[inside % _LONGEST_POWER]
-    hashes = np.add.reduceat(terms, firsts) + lengths.astype(np.uint64)
-    hashes = (hashes ^ (hashes >> np.uint64(31))) * _MIXER
-    return hashes ^ (hashes >> np.uint64(29)), begins
+    hashes = _eight_bytes(loaded, begins)
+    hashes &= _FIRST_BYTES.take(np.minimum(lengths, _BYTES_AT_ONCE))
+    long = np.flatnonzero(lengths > _BYTES_AT_ONCE)
+    if len(long):
+        tails = _eight_bytes(loaded, ends[long] - _BYTES_AT_ONCE)
+        tails += lengths[long].astype(np.uint64) * _MIXER
+        very = np.flatnonzero(lengths[long] > 2 * _BYTES_AT_ONCE)
+        tails[very] += _eight_bytes(loaded, begins[long[very]] + _BYTES_AT_ONCE) * _GOLDEN
+        hashes[long] ^= (tails ^ (tails >> np.uint64(29))) * _TAIL
+    hashes *= _GOLDEN
+    hashes ^= hashes >> np.uint64(32)
+    return hashes, begins
 
 
-def _shingles(words: Hashes, owners: NDArray[np.int64]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hash and owner of every kept run of `SHINGLE_WORDS` words of one text."""
+def _eight_bytes(loaded: Hashes, begins: NDArray[np.int64]) -> Hashes:
+    """The eight bytes from each of `begins` on, the first lowest, put together from two aligned words of `loaded`."""
+    place = begins >> 3
+    shift = ((begins & 7) << 3).astype(np.uint64)
+    low = loaded.take(place)
+    low >>= shift
+    place += 1
+    high = loaded.take(place)
+    high <<= np.uint64(1)  # in two steps: a shift by 64 is none
+    shift ^= np.uint64(63)
+    high <<= shift
+    low |= high
+    return low
+
+
+def _shingles(words: Hashes, word_ends: NDArray[np.int64]) -> Hashes:
+    """Every kept run of `SHINGLE_WORDS` words of one text, the text's number above the `HASH_BITS` of the run's hash: ascending
+    and distinct. A run's hash is a polynomial in those of its words, mixed."""
     count = len(words) - SHINGLE_WORDS + 1
     if count <= 0:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    mixed = np.zeros(count, np.uint64)
-    for offset in range(SHINGLE_WORDS):
-        mixed = (mixed ^ words[offset : count + offset]) * _GOLDEN
-        mixed ^= mixed >> np.uint64(29)
-    kept = (owners[:count] == owners[SHINGLE_WORDS - 1 :]) & (mixed % np.uint64(SAMPLED_ONE_IN) == 0)
-    return mixed[kept], owners[:count][kept]
+        return np.empty(0, np.uint64)
+    twos = words[:-1] * np.uint64(_BASE)
+    twos += words[1:]
+    mixed = twos[:count] * np.uint64(_BASE * _BASE % 2**64)
+    mixed += twos[2 : count + 2]
+    mixed *= np.uint64(_BASE)
+    mixed += words[SHINGLE_WORDS - 1 :]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= _MIXER
+    mixed ^= mixed >> np.uint64(29)
+    mixed >>= np.uint64(64 - HASH_BITS)
+    kept = mixed & np.uint64(SAMPLED_ONE_IN - 1) == 0
+    for back in range(1, SHINGLE_WORDS):  # runs that begin in one text and end in the next
+        across = word_ends[:-1] - back
+        kept[across[(across >= 0) & (across < count)]] = False
+    where = np.flatnonzero(kept)
+    numbers = np.repeat(np.arange(len(word_ends), dtype=np.uint64), np.diff(np.r_[0, np.searchsorted(where, word_ends)]))
+    owned = np.sort(mixed[where] | numbers << np.uint64(HASH_BITS))
+    return owned[np.r_[True, owned[1:] != owned[:-1]]] if len(owned) else owned
 
 
-def _signatures(shingles: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """uint32 [texts, PERMUTATIONS]: the least value of every permutation (multiply-shift) over a text's shingles."""
-    sizes = np.diff(offsets)
-    signatures = np.full((len(sizes), PERMUTATIONS), np.iinfo(np.uint32).max, np.uint32)
-    filled = np.flatnonzero(sizes)
-    if len(filled):
-        starts = offsets[:-1][filled]
-        for number in range(PERMUTATIONS):
-            values = ((shingles * _FACTORS[number] + _SUMMANDS[number]) >> np.uint64(32)).astype(np.uint32)
-            signatures[filled, number] = np.minimum.reduceat(values, starts)
+# signatures ---------------------------------------------------------------------------------------------------------
+
+
+def _signatures(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """uint32 [texts, BINS]: of each text's shingles the least one of every bin, empty bins filled."""
+    signatures = np.full((len(offsets) - 1, BINS), _EMPTY, np.uint32)
+    for start in range(0, len(signatures), SIGNED_AT_ONCE):
+        own = offsets[start : start + SIGNED_AT_ONCE + 1]
+        _sign(hashes[own[0] : own[-1]], np.diff(own), signatures[start : start + SIGNED_AT_ONCE])
     return signatures
+
+
+def _sign(hashes: Hashes, sizes: NDArray[np.int64], signatures: NDArray[np.uint32]) -> None:
+    """Write the signatures of texts that have `sizes` of `hashes`."""
+    upper = hashes >> np.uint64(HASH_BITS - 32)
+    bins = (upper * np.uint64(BINS) >> np.uint64(32)).astype(np.int64)
+    bins += np.repeat(np.arange(len(sizes)) * BINS, sizes)
+    first = np.flatnonzero(np.r_[True, bins[1:] != bins[:-1]]) if len(bins) else bins  # hashes ascend, and so do their bins
+    cells = signatures.reshape(-1)
+    cells[bins[first]] = hashes[first] & np.uint64(_EMPTY)
+    full = cells != _EMPTY
+    empty = np.flatnonzero(~full & np.repeat(sizes > 0, BINS))
+    column = empty % BINS
+    for draw in range(_DRAWS + BINS):
+        if not len(empty):
+            return
+        asked = empty - column + (_DONORS[draw].take(column) if draw < _DRAWS else (column + draw) % BINS)
+        has = full.take(asked)
+        cells[empty[has]] = cells.take(asked[has])
+        empty, column = empty[~has], column[~has]
+
+
+def _donors() -> NDArray[np.int64]:
+    """[_DRAWS, BINS] bins to borrow from. Which ones an empty bin asks, and in which order, depends on it alone, so that two
+    texts agree in it as often as in a full one."""
+    drawn = np.arange(1, _DRAWS * BINS + 1, dtype=np.uint64) * _GOLDEN
+    drawn = (drawn ^ (drawn >> np.uint64(30))) * _MIXER
+    drawn = (drawn ^ (drawn >> np.uint64(27))) * _TAIL
+    return ((drawn >> np.uint64(33)) % np.uint64(BINS)).astype(np.int64).reshape(_DRAWS, BINS)
+
+
+_DONORS = _donors()
 
 
 def joined(parts: Sequence[Sketches]) -> Sketches:
     """Sketches of the texts of all `parts`, in order."""
     sizes = np.concatenate([part.sizes for part in parts]) if parts else np.empty(0, np.int64)
     hashes = np.concatenate([part.hashes for part in parts]) if parts else np.empty(0, np.uint64)
-    signatures = np.concatenate([part.signatures for part in parts]) if parts else np.empty((0, PERMUTATIONS), np.uint32)
+    signatures = np.concatenate([part.signatures for part in parts]) if parts else np.empty((0, BINS), np.uint32)
     return Sketches(np.r_[0, np.cumsum(sizes)].astype(np.int64), hashes, signatures)
 
 
@@ -141,8 +242,8 @@ def joined(parts: Sequence[Sketches]) -> Sketches:
 
 
 def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
-    """Pairs (left < right) that agree in all rows of some band. Of a bucket of m texts come 2 m - 3 pairs at most, each text
-    with the first and with the one before it: enough to join what belongs together."""
+    """Pairs (left < right) that agree in all rows of some band. Of a bucket of texts each comes with the `NEIGHBOURS` before it
+    and with the first: all pairs of a small one, enough to join what belongs together of a large one."""
     long_enough = np.flatnonzero(sketches.sizes >= FEWEST_SHINGLES)
     found = [np.empty(0, np.int64)]
     for band in range(BANDS):
@@ -152,20 +253,26 @@ def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
             keys = (keys ^ rows[:, column]) * _GOLDEN
             keys ^= keys >> np.uint64(29)
         order = np.argsort(keys, kind="stable")  # stable: members of a bucket stay in order
-        same = keys[order][1:] == keys[order][:-1]
-        run_starts = np.flatnonzero(np.r_[True, ~same])
-        firsts = np.repeat(run_starts, np.diff(np.r_[run_starts, len(order)])) if len(order) else run_starts
-        members = long_enough[order]
-        after = np.flatnonzero(same) + 1
-        found.append(members[after - 1] * len(sketches) + members[after])
+        keys, members = keys[order], long_enough[order]
+        begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])[: len(keys)]
+        firsts = np.repeat(begins, np.diff(np.r_[begins, len(keys)]))
+        after = np.flatnonzero(firsts < np.arange(len(keys)))
         found.append(members[firsts[after]] * len(sketches) + members[after])
+        for distance in range(1, NEIGHBOURS + 1):
+            after = after[after - distance >= firsts[after]]
+            found.append(members[after - distance] * len(sketches) + members[after])
     for pair in np.unique(np.concatenate(found)).tolist():
         yield divmod(pair, len(sketches))
 
 
-def similar_pairs(sketches: Sketches, at_least: float) -> Iterator[tuple[int, int, float]]:
-    """(left, right, Jaccard similarity) of candidate pairs that are at least so similar."""
+def similar_pairs(
+    sketches: Sketches, at_least: float, settled: Callable[[int, int], bool] = lambda left, right: False
+) -> Iterator[tuple[int, int, float]]:
+    """(left, right, Jaccard similarity) of candidate pairs that are at least so similar, without those that are `settled` when
+    their turn comes: known to belong together by then."""
     for left, right in candidate_pairs(sketches):
+        if settled(left, right):
+            continue
         smaller, larger = sorted((int(sketches.sizes[left]), int(sketches.sizes[right])))
         if smaller >= at_least * larger:
             similarity = sketches.jaccard(left, right)
@@ -184,6 +291,9 @@ class Groups:
             self._parent[member] = self._parent[self._parent[member]]
             member = self._parent[member]
         return member
+
+    def together(self, left: int, right: int) -> bool:
+        return self.name(left) == self.name(right)
 
     def join(self, left: int, right: int) -> None:
         a, b = self.name(left), self.name(right)

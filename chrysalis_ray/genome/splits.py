@@ -18,10 +18,12 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.documents import SPLITS, Document
 from chrysalis_ray.genome.similarity import (
     FEWEST_SHINGLES,
+    HASH_BITS,
     NEAR_DUPLICATE,
     SAMPLED_ONE_IN,
     SPLIT_APART_BELOW,
     Groups,
+    Hashes,
     Sketches,
     similar_pairs,
     sketch,
@@ -62,7 +64,7 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
     groups, clusters = Groups(len(keys)), Groups(len(documents))
     for left, right in _containing(sources, sketches):
         groups.join(int(sources[left]), int(sources[right]))
-    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW):
+    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW, clusters.together):
         groups.join(int(sources[left]), int(sources[right]))
         if similarity >= NEAR_DUPLICATE:
             clusters.join(left, right)
@@ -74,27 +76,47 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
 
 
 def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tuple[int, int]]:
-    """Pairs of documents of different sources, of which one holds enough shingles of the other."""
-    owners = np.repeat(np.arange(len(sketches)), sketches.sizes)
-    coarse = np.uint64(SAMPLED_ONE_IN * 2 ** max(0, (len(owners) // MOST_HASHES).bit_length()))
-    kept = sketches.hashes % coarse == 0
-    hashes, owners = sketches.hashes[kept], owners[kept]
-    sizes = np.bincount(owners, minlength=len(sketches))
-    order = np.lexsort((owners, hashes))
-    hashes, owners = hashes[order], owners[order]
-    first = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]])[: len(hashes)]
-    crowd = np.repeat(np.diff(np.r_[first, len(hashes)]), np.diff(np.r_[first, len(hashes)]))
-    hashes, owners = hashes[crowd <= COMMONPLACE], owners[crowd <= COMMONPLACE]
-    found = []
-    for distance in range(1, min(COMMONPLACE, len(hashes))):
-        same = hashes[distance:] == hashes[:-distance]
-        left, right = owners[:-distance][same], owners[distance:][same]
-        apart = sources[left] != sources[right]
-        found.append(left[apart] * len(sketches) + right[apart])
-    pairs, shared = np.unique(np.concatenate([*found, np.empty(0, np.int64)]), return_counts=True)
+    """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
+    packed into one number: sorted, equal shingles stand together."""
+    hashes, sizes = sketches.hashes, sketches.sizes
+    owners = np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
+    if len(hashes) >= MOST_HASHES:
+        coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
+        kept = np.flatnonzero(hashes & coarse == 0)
+        hashes, owners = hashes[kept], owners[kept]
+        sizes = np.bincount(owners.astype(np.int64), minlength=len(sketches))
+    owner_bits = np.uint64(max(16, len(sketches).bit_length()))
+    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
+    packed <<= owner_bits
+    packed |= owners
+    packed.sort()
+    left, right = _meetings(packed, owner_bits)
+    apart = sources[left] != sources[right]
+    pairs, shared = np.unique(left[apart] * len(sketches) + right[apart], return_counts=True)
     left, right = pairs // max(1, len(sketches)), pairs % max(1, len(sketches))
     kin = (shared >= FEWEST_SHINGLES) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
+
+
+def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Documents (left, right), left < right, once for every shingle that both hold and at most `COMMONPLACE` do."""
+    shingles = packed >> owner_bits
+    same = shingles[1:] == shingles[:-1]
+    met = np.zeros(len(packed), np.bool_)
+    met[1:] = same
+    met[:-1] |= same
+    packed, shingles = packed[met], shingles[met]  # most shingles are in one document only
+    begins = np.flatnonzero(np.r_[True, shingles[1:] != shingles[:-1]])[: len(packed)]
+    crowd = np.diff(np.r_[begins, len(packed)])
+    telling = np.repeat(crowd <= COMMONPLACE, crowd)
+    shingles = shingles[telling]
+    owners = (packed[telling] & ((np.uint64(1) << owner_bits) - np.uint64(1))).astype(np.int64)
+    lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for distance in range(1, min(COMMONPLACE, len(shingles))):
+        same = np.flatnonzero(shingles[distance:] == shingles[:-distance])
+        lefts.append(owners[same])
+        rights.append(owners[same + distance])
+    return np.concatenate(lefts), np.concatenate(rights)
 
 
 def near_duplicate_marks(

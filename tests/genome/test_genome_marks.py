@@ -315,9 +315,9 @@ def test_one_process_or_four_seal_the_same_genome(tmp_path, notes, monkeypatch):
 
 def test_batches_change_nothing(notes, monkeypatch):
     documents = [document(path.read_bytes().decode("latin-1"), path.name) for path in sorted(notes.iterdir())]
-    marked, whole = scan(documents, 1)
+    marked, whole = scan(documents)
     monkeypatch.setattr("chrysalis_ray.genome.scanning.BATCH_CHARACTERS", 3000)
-    again, parts = scan(documents, 1)
+    again, parts = scan(documents)
     assert marked == again
     assert (whole.hashes == parts.hashes).all()
     assert (whole.signatures == parts.signatures).all()
@@ -351,9 +351,9 @@ def test_a_genome_of_format_1_is_opened_verified_and_rebuilt(tmp_path, notes):
     texts = {document.text for part in PARTS for document in old.documents("notes", part)}
     assert texts == {path.read_text() for path in notes.iterdir()}
     assert build(tmp_path).genome_id == genome.genome_id
-    content["format"] = 3
+    content["format"] = 4
     write_json(tmp_path / "g" / "manifest.json", {**manifest, "genome_id": sha256_of(content)})
-    with pytest.raises(GenomeError, match="of format 3; this version reads 1 and 2"):
+    with pytest.raises(GenomeError, match="of format 4; this version reads 1, 2, 3"):
         open_genome(tmp_path / "g")
 
 
