@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import EnsembleMerge, Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
-from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
+from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
+from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.run import merge_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
-Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
+OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
+AHEAD = 2  # decisions of a greedy soup whose trials share a pass: three of them fill two cores where one leaves one idle
 
 
 def sound_scores(layout: RunLayout, scores: Rows, split: str, needed: Sequence[str]) -> dict[str, Any]:
@@ -52,19 +54,21 @@ def judged(layout: RunLayout, variants: Sequence[str]) -> list[str]:
     return names
 
 
-def select_loss(rows: Rows) -> float:
-    """The macro loss of a single candidate on select; infinite if it diverged."""
-    ((name, documents),) = rows.items()
-    if not all(math.isfinite(row[2]) for row in documents):
-        return math.inf
-    return SelectScores({name: [DocumentScore(*row) for row in documents]}).loss(name)
+def select_losses(rows: Rows) -> dict[str, float]:
+    """The macro loss of every candidate on select; infinite for one that diverged."""
+    finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
+    return {name: _select_loss(finite[name]) if name in finite else math.inf for name in rows}
+
+
+def _select_loss(rows: Sequence[Sequence[Any]]) -> float:
+    return SelectScores({"": [DocumentScore(*row) for row in rows]}).loss("")
 
 
 def merge_candidates(
     layout: RunLayout,
     specs: Sequence[Merge],
     variants: Sequence[str],
-    judge: Judge,
+    judge: OnSelect,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked by greedy soups only.
@@ -78,7 +82,7 @@ def merge_candidates(
         try:
             members = members_of(spec, variants, losses)
             if is_greedy(spec):
-                members = greedy_members(members, losses, partial(_write_trial, layout, spec, losses), judge, tell)
+                members = soup_of(layout, spec, members, losses, judge, tell)
             made[spec.name] = write_merge(layout, spec, members, losses)
         except MergeError as error:
             failed[spec.name] = str(error)
@@ -98,11 +102,39 @@ def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]
     return sorted(best, key=variants.index)
 
 
-def _write_trial(layout: RunLayout, spec: Merge, losses: Mapping[str, float], members: Sequence[str]) -> Path:
-    """A merge of some members, to be judged and thrown away."""
-    trial = spec.model_copy(update={"name": f".{spec.name}"})
-    write_merge(layout, trial, members, losses)
-    return layout.merge(trial.name)
+def soup_of(
+    layout: RunLayout,
+    spec: Merge,
+    members: Sequence[str],
+    losses: Mapping[str, float],
+    judge: OnSelect,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """The members of a greedy soup. A mean of deltas is judged as it is before the cut to its rank, and nothing is written;
+    what another method makes of a trial is written, judged and thrown away."""
+    shutil.rmtree(layout.merge(f".{spec.name}"), ignore_errors=True)  # of a run that was killed while it tasted
+    if isinstance(spec, EnsembleMerge):
+        return greedy_members(members, losses, partial(_taste_blends, layout, judge), tell, AHEAD)
+    return greedy_members(members, losses, partial(_taste_merges, layout, spec, losses, judge), tell)
+
+
+def _taste_blends(layout: RunLayout, judge: OnSelect, trials: Sequence[Trial]) -> list[float]:
+    folders = [[str(layout.adapter(name)) for name in trial] for trial in trials]
+    found = select_losses(judge([blend_of(str(number), own) for number, own in enumerate(folders)]))
+    return [found[str(number)] for number in range(len(trials))]
+
+
+def _taste_merges(
+    layout: RunLayout, spec: Merge, losses: Mapping[str, float], judge: OnSelect, trials: Sequence[Trial]
+) -> list[float]:
+    found: list[float] = []
+    for trial in trials:
+        named = spec.model_copy(update={"name": f".{spec.name}"})
+        write_merge(layout, named, trial, losses)
+        folder = layout.merge(named.name)
+        found += select_losses(judge([Candidate(named.name, str(folder))])).values()
+        shutil.rmtree(folder)
+    return found
 
 
 def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:

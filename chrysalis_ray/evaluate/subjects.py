@@ -1,0 +1,40 @@
+"""What is judged, by whom, and what comes back. Plain data: the body of a run and a single process judge alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Row = tuple[str, int, float, int, int | None, int | None]  # domain, document, loss sum in nats, tokens, bytes, hits
+Rows = dict[str, list[Row]]  # by candidate, all of the same documents in the same order
+
+MIXTURE = "mixture of variants"  # the candidate that asks all variants at once: no merge of them can bear such a name
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base.
+
+    With `members`, (folder, weight), it is made of several. A ``blend`` is the adapter sum of weight x delta, exact and never
+    written. A ``mixture`` is the mean of the members' probabilities, token by token; their weights are equal.
+    """
+
+    name: str
+    folder: str | None = None
+    members: tuple[tuple[str, float], ...] = ()
+    made: Literal["adapter", "blend", "mixture"] = "adapter"
+
+
+# candidates, split, rows per domain -> their scores
+Judge = Callable[[Sequence[Candidate], str, int], Rows]
+
+
+def blend_of(name: str, folders: Sequence[str]) -> Candidate:
+    """The mean of the adapters' deltas."""
+    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "blend")
+
+
+def mixture_of(name: str, folders: Sequence[str]) -> Candidate:
+    """The mean of the adapters' probabilities."""
+    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "mixture")
