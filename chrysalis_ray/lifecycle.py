@@ -283,19 +283,10 @@ def judge(run: Run, bodies: Bodies) -> None:
 
 
 def reach_verdict(run: Run) -> dict[str, Any]:
-    from chrysalis_ray.evaluate.candidates import choice_on_select, judged
-    from chrysalis_ray.evaluate.verdict import make_verdict, read_report
+    from chrysalis_ray.evaluate import stages
     from chrysalis_ray.population.harvest import emerged
 
-    judging = run.experiment.evaluate
-    verdict = make_verdict(
-        choice_on_select(run.layout, judged(run.layout, emerged(run.layout))),
-        read_report(run.layout.report_scores),
-        bootstrap_samples=judging.bootstrap_samples,
-        confidence=judging.confidence,
-        rng_seed=run.experiment.rng_seed,
-    ).to_json()
-    write_json(run.layout.verdict, verdict)
+    verdict = stages.reach_verdict(run.layout, run.experiment, emerged(run.layout))
     for sentence in verdict["sentences"]:
         run.story.stage("verdict", sentence)
     return verdict

@@ -170,9 +170,9 @@ def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: 
     }
 
 
-def choice_on_select(layout: RunLayout, variants: Sequence[str]) -> Choice:
-    """What the select split chooses: the best merge if it beats the best variant, else the best variant."""
+def choice_on_select(layout: RunLayout, variants: Sequence[str], most_lost: float | None = None) -> Choice:
+    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant."""
     entries = read_json(layout.merges_manifest)["candidates"]
     scores = read_select(layout.select_scores)
     merges = [name for name, entry in entries.items() if entry["method"] != "winner" and name in scores.candidates]
-    return choose(scores, merges, variants)
+    return choose(scores, merges, variants, most_lost)

@@ -102,15 +102,11 @@ class Scores:
 
     def bits_per_byte(self, candidate: str) -> float | None:
         """Macro bits per byte, comparable between tokenizers; None where the bytes are not known."""
-        bits = [metrics["bits_per_byte"] for metrics in self.metrics(candidate).values()]
-        known = [value for value in bits if value is not None]
-        return float(np.mean(known)) if len(known) == len(bits) else None
+        return mean_of_known([metrics["bits_per_byte"] for metrics in self.metrics(candidate).values()])
 
     def accuracy(self, candidate: str) -> float | None:
         """Macro share of tokens that no other was likelier than; None where that was not counted."""
-        shares = [metrics["accuracy"] for metrics in self.metrics(candidate).values()]
-        known = [value for value in shares if value is not None]
-        return float(np.mean(known)) if len(known) == len(shares) else None
+        return mean_of_known([metrics["accuracy"] for metrics in self.metrics(candidate).values()])
 
     def metrics(self, candidate: str) -> dict[str, dict[str, float | None]]:
         """By domain: loss in nats per token, perplexity, bits per byte, token accuracy; None for what is not known."""
@@ -159,6 +155,12 @@ class Scores:
             return cls.from_json(read_json(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvaluationError(f"{path} holds no scores on {cls.split}: {error}", "delete it; it is made again") from error
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean, None unless all values are known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _other_bytes(scores: Sequence[DocumentScore], others: Sequence[DocumentScore]) -> bool:

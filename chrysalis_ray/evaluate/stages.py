@@ -17,7 +17,9 @@ from typing import Any
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, sound_scores
+from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import MIXTURE, Candidate, Judge, Rows, mixture_of
+from chrysalis_ray.evaluate.verdict import make_verdict
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def tell_report(judging: Judging) -> None:
     say together."""
     layout = judging.layout
     names = judged(layout, judging.variants)
-    choice = choice_on_select(layout, names)
+    choice = choice_on_select(layout, names, judging.experiment.evaluate.max_domain_loss)
     candidates = judging.of_variants(names)
     if choice.chosen not in {candidate.name for candidate in candidates}:
         candidates.append(Candidate(choice.chosen, str(layout.merge(choice.chosen))))
@@ -103,3 +105,19 @@ def tell_report(judging: Judging) -> None:
     sound = sound_scores(layout, scores, "report", needed=["seed", choice.winner, choice.chosen])
     write_json(layout.report_scores, {"split": "report", "candidates": sound})
     judging.tell("report", f"{len(candidates)} candidates told on the report split")
+
+
+def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -> dict[str, Any]:
+    """The verdict on a run that was judged, written to its file. Needs nobody who judges."""
+    told, select, report = experiment.evaluate, read_select(layout.select_scores), read_report(layout.report_scores)
+    verdict = make_verdict(
+        choice_on_select(layout, judged(layout, variants), told.max_domain_loss),
+        report,
+        bootstrap_samples=told.bootstrap_samples,
+        confidence=told.confidence,
+        rng_seed=experiment.rng_seed,
+    ).to_json()
+    verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
+    verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
+    write_json(layout.verdict, verdict)
+    return verdict

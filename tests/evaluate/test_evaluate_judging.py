@@ -38,9 +38,7 @@ def pack(slots=2, rank=3):
 
 def changes(number):
     return {
-        module: SCALE * (b_or @ a_ri)
-        for module, (a_ri, b_or) in adapters()[number].items()
-        if number < 2 or "q_proj" in module
+        module: SCALE * (b_or @ a_ri) for module, (a_ri, b_or) in adapters()[number].items() if number < 2 or "q_proj" in module
     }
 
 
@@ -76,8 +74,8 @@ def test_every_kind_of_candidate_has_the_scores_it_has_alone(folders):
     rows = judge_candidates(pack(), Rows(), candidates, "select", 9)
     texts = Rows().texts
     assert list(rows) == [each.name for each in candidates]
-    weights = {"seed": (0, 0, 0), "v0": (1, 0, 0), "v1": (0, 1, 0), "v2": (0, 0, 1), "mean": (1 / 3,) * 3, "odd": (1.5, -0.5, 0)}
-    for name, own in weights.items():
+    weights = {"seed": (0, 0, 0), "v0": (1, 0, 0), "v1": (0, 1, 0), "v2": (0, 0, 1)}
+    for name, own in {**weights, "mean": (1 / 3,) * 3, "odd": (1.5, -0.5, 0)}.items():
         assert [(row[0], row[1]) for row in rows[name]] == sorted(texts)
         for domain, document, *told in rows[name]:
             loss, *counted = expected(own, texts, (domain, document))
@@ -85,8 +83,9 @@ def test_every_kind_of_candidate_has_the_scores_it_has_alone(folders):
             assert told[1:] == counted
     for domain, document, loss, tokens, size, hits in rows["together"]:
         likelihoods = [
-            torch.stack([logits_of(own, ids).softmax(-1) for own in ((1, 0, 0), (0, 1, 0), (0, 0, 1))])
-            .mean(0)[range(len(ids) - 1), ids[1:]]
+            torch.stack([logits_of(own, ids).softmax(-1) for own in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]).mean(0)[
+                range(len(ids) - 1), ids[1:]
+            ]
             for ids in texts[domain, document]
         ]
         assert loss == pytest.approx(-sum(float(own.log().sum()) for own in likelihoods), rel=1e-5)
