@@ -124,6 +124,11 @@ class RunLayout:
         return self.root / "evaluation" / "report.json"
 
     @property
+    def audit(self) -> Path:
+        """What the variants look like beside each other, before anything is merged."""
+        return self.root / "audit.json"
+
+    @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"
 

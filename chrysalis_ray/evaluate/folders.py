@@ -21,7 +21,8 @@ from chrysalis_ray import __version__
 from chrysalis_ray.config.merges import Merge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
-from chrysalis_ray.merge.audit import findings, look_at
+from chrysalis_ray.evaluate.cohort import population_map
+from chrysalis_ray.merge.audit import findings, look_at, unanimous_by_chance
 from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.run import MergeResult, merge_modules
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
@@ -226,7 +227,11 @@ def put_in_place(out: Path, adapter: AdapterWeights, task: str | None, manifest:
 def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[str, Any]:
     """What the adapters look like beside each other, and in words what merging them will do. Nothing is written."""
     sources = open_sources(names if seed_name is None else [*names, seed_name])
-    seed = None if seed_name is None else sources.pop()
+    return audit_sources(sources, None if seed_name is None else sources.pop())
+
+
+def audit_sources(sources: Sequence[Source], seed: Source | None) -> dict[str, Any]:
+    """What adapters of one base look like beside each other."""
     cohort = look_at(
         [source.weights.factors for source in sources],
         [source.weights.scale for source in sources],
@@ -252,9 +257,11 @@ def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[st
         "base_model": sources[0].weights.base_model,
         "seed_adapter": seed.name if seed else None,
         "adapters": rows,
+        "map": population_map(cohort.gram_NN),
         "principal_cosine": cohort.principal_cosine,
         "condition": cohort.condition,
         "mean_kept_by_rank": cohort.kept,
         "agreement": cohort.agreement,
+        "agreement_by_chance": unanimous_by_chance(len(sources)),
         "findings": findings(cohort, [source.name for source in sources], seed is not None),
     }

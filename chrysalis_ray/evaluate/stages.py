@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.core.records import MIXTURE, read_json, write_json
 from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, sound_scores
+from chrysalis_ray.evaluate.folders import Source, audit_sources
 from chrysalis_ray.evaluate.scores import read_report, read_select
-from chrysalis_ray.evaluate.subjects import MIXTURE, Candidate, Judge, Rows, mixture_of
+from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of
 from chrysalis_ray.evaluate.verdict import make_verdict
+from chrysalis_ray.seed.adapter import adapter_sha256
+from chrysalis_ray.seed.streamed import open_adapter
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Judging:
 def judge_and_merge(judging: Judging) -> None:
     """All of it, or what is left of it."""
     judge_variants(judging)
+    audit_population(judging)
     merge_population(judging)
     judge_merges(judging)
     tell_report(judging)
@@ -60,6 +64,18 @@ def judge_variants(judging: Judging) -> None:
     diverged = [name for name in scores if name not in sound]
     left_out = f"; {', '.join(diverged)} diverged and cannot be judged" if diverged else ""
     judging.tell("judge", f"{len(names)} variants and the seed on the select split{left_out}")
+
+
+def audit_population(judging: Judging) -> None:
+    """Look at the variants before they are merged."""
+    layout = judging.layout
+    if layout.audit.exists():
+        return
+    folders = {"seed": layout.seed, **{name: layout.adapter(name) for name in judged(layout, judging.variants)}}
+    seed, *variants = [Source(name, path, open_adapter(path), adapter_sha256(path)) for name, path in folders.items()]
+    found = audit_sources(variants, seed)
+    write_json(layout.audit, found)
+    judging.tell("audit", found["findings"][0])
 
 
 def merge_population(judging: Judging) -> None:

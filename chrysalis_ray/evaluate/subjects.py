@@ -9,8 +9,6 @@ from typing import Literal
 Row = tuple[str, int, float, int, int | None, int | None]  # domain, document, loss sum in nats, tokens, bytes, hits
 Rows = dict[str, list[Row]]  # by candidate, all of the same documents in the same order
 
-MIXTURE = "mixture of variants"  # the candidate that asks all variants at once: no merge of them can bear such a name
-
 
 @dataclass(frozen=True)
 class Candidate:

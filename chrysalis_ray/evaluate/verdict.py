@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.core.records import MIXTURE
 from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_by_domain
 from chrysalis_ray.evaluate.domains import DomainDifference, domain_differences, domain_sentence, refusals
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores, mean_of_known, read_report, read_select
-from chrysalis_ray.evaluate.subjects import MIXTURE
 
 __all__ = [
     "Choice", "Difference", "DocumentScore", "ReportScores", "SelectScores", "Told", "Verdict", "choose", "make_verdict",

@@ -7,19 +7,20 @@ one. Everything that shows a run (terminal table, HTML page, W&B, model card) st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import Epigenome, Variant
+from chrysalis_ray.core.records import MIXTURE, Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
 from chrysalis_ray.report.scores import Interval, Scores
 
 SEED = "seed"
 WAITING = "waiting"
+Metrics = Mapping[str, Mapping[str, float]]  # on select, by domain: loss, perplexity, bits_per_byte, accuracy, where known
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class VariantRow:
     parents: tuple[str, ...]
     sha256: str | None  # of the trained adapter
     curve: tuple[Point, ...]
+    metrics: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class MergeRow:
     sha256: str | None
     notes: Mapping[str, Any]
     failure: str | None
+    metrics: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ class Comparison:
     planned: Mapping[str, float]
     measured: Mapping[str, float]
     has_imago: bool
+    seed_metrics: Metrics = field(default_factory=dict)
+    bound: Interval | None = None  # the mixture of all variants, on report
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for ``chrysalis report --json``."""
@@ -197,6 +203,9 @@ def read_run(root: Path) -> Comparison:
         planned=numbers(run.get("plan")),
         measured=numbers(population.get("measured")),
         has_imago=layout.imago.is_dir() and layout.lineage.is_file(),
+        seed_metrics=scores.metrics.get(SEED, {}),
+        bound=scores.intervals.get(MIXTURE),
+        audit=public_manifest(layout.audit) or {},
     )
 
 
@@ -267,6 +276,7 @@ def _variant_row(
         parents=variant.parents,
         sha256=end.get("adapter_sha256"),
         curve=curve,
+        metrics=scores.metrics.get(name, {}),
     )
 
 
@@ -314,6 +324,7 @@ def _merges(layout: RunLayout, scores: Scores) -> tuple[MergeRow, ...]:
                 sha256=value.get("sha256"),
                 notes=mapping(value.get("notes")),
                 failure=None,
+                metrics=scores.metrics.get(name, {}),
             )
         )
     for name, reason in mapping(merges.get("failed")).items():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.core.records import MIXTURE
 from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
-from chrysalis_ray.evaluate.subjects import MIXTURE
 from chrysalis_ray.evaluate.verdict import Choice, DocumentScore, ReportScores, SelectScores, choose, make_verdict
 
 
