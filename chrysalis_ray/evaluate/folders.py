@@ -21,7 +21,6 @@ from chrysalis_ray import __version__
 from chrysalis_ray.config.merges import Merge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
-from chrysalis_ray.evaluate.cohort import population_map
 from chrysalis_ray.merge.audit import findings, look_at, unanimous_by_chance
 from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.run import MergeResult, merge_modules
@@ -257,7 +256,6 @@ def audit_sources(sources: Sequence[Source], seed: Source | None) -> dict[str, A
         "base_model": sources[0].weights.base_model,
         "seed_adapter": seed.name if seed else None,
         "adapters": rows,
-        "map": population_map(cohort.gram_NN),
         "principal_cosine": cohort.principal_cosine,
         "condition": cohort.condition,
         "mean_kept_by_rank": cohort.kept,

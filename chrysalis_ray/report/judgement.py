@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from chrysalis_ray.report.charts import ticks
 from chrysalis_ray.report.comparison import SEED, Comparison, Metrics, VariantRow
 from chrysalis_ray.report.reading import mapping, number, numbers
 from chrysalis_ray.report.sections import _cell, _section, _table
 
 UNITS = (("loss", ".4f"), ("perplexity", ".2f"), ("bits_per_byte", ".4f"), ("accuracy", ".1%"))
-WIDTH, HEIGHT, EDGE, ROOM = 440.0, 300.0, 30.0, 90.0  # of the map, its margin, and what a name takes beside its point
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 460.0, 300.0, 52.0, 110.0, 40.0  # of the plot; a name stands to the right of its point
+MOST_NAMES = 20  # beyond, names are under the pointer alone
 ILL = 1e4  # a condition number from which solving for a merge needs a ridge, as the audit has it
 
 
@@ -69,7 +71,7 @@ def _domain_table(domain: str, named: Sequence[tuple[str, Metrics]], chosen: str
 
 
 def audit_section(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
-    """What the variants looked like beside each other: a map, figures, and what they mean in sentences."""
+    """What the variants looked like beside each other: a plot, figures, and what they mean in sentences."""
     audit = comparison.audit
     rows = [mapping(row) for row in audit.get("adapters", ())]
     if len(rows) < 2:
@@ -79,7 +81,7 @@ def audit_section(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     known = {row.variant_id for row in shown}
     lines = [_audit_row(row, place) for place, row in enumerate(rows) if names[place] in known]
     heads = ("variant", "length of change", "effective rank", "rank", "mean cosine", "modules")
-    figure = _map(names, mapping(audit.get("map")))
+    figure = _pull(names, rows)
     note = (
         "Before anything was merged: the changes that the variants made to the seed, as matrices. What is far from the others, "
         "or points elsewhere, decides what a merge can do."
@@ -121,41 +123,62 @@ def _audit_facts(audit: Mapping[str, Any], count: int) -> str:
     return f"<dl class='facts'>{told}</dl>"
 
 
-def _map(names: Sequence[str], places: Mapping[str, Any]) -> str:
-    """The plane that shows most of the changes, the seed where the axes cross."""
-    xs, ys = ([number(value) for value in places.get(axis, ())] for axis in ("x", "y"))
-    points = [(name, x, y) for name, x, y in zip(names, xs, ys, strict=False) if x is not None and y is not None]
-    if len(points) != len(names):
+def _pull(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """How long each variant's change is, by how far it points with the others': who pulls a mean, and whereto."""
+    norms = [number(row.get("norm")) for row in rows]
+    cosines = [[number(value) for value in row.get("cosines", ())] for row in rows]
+    if None in norms or any(len(row) != len(rows) or None in row for row in cosines):
         return ""
-    across, up = ((min(0.0, *values), max(0.0, *values)) for values in ([x for _, x, _ in points], [y for _, _, y in points]))
-    # one scale for both axes: lengths and angles are what the map is about
-    scale = min((WIDTH - 2 * EDGE - ROOM) / (across[1] - across[0] or 1.0), (HEIGHT - 2 * EDGE) / (up[1] - up[0] or 1.0))
-    placed = [(name, EDGE + (x - across[0]) * scale, HEIGHT - EDGE - (y - up[0]) * scale) for name, x, y in points]
-    zero_x, zero_y = EDGE - across[0] * scale, HEIGHT - EDGE + up[0] * scale
-    labels = _apart([y for _, _, y in placed])
+    points = [(with_others(place, norms, cosines), norms[place]) for place in range(len(rows))]  # type: ignore[arg-type]
+    low, high = min(0.0, *(x for x, _ in points)), max(0.05, *(x for x, _ in points))
+    longest = max(length for _, length in points if length is not None) or 1.0
+    across, up = (WIDTH - LEFT - RIGHT) / (high - low), (HEIGHT - BOTTOM - 14) / longest
+    floor = HEIGHT - BOTTOM
     parts = [
-        f'<figure><svg class="chart map" role="img" aria-labelledby="map-title" viewBox="0 0 {WIDTH:g} {HEIGHT:g}">',
-        '<title id="map-title">Map of the variants, seen from the seed</title>',
-        f'<path class="grid" d="M8 {zero_y:.1f}H{WIDTH - 8:g}M{zero_x:.1f} 8V{HEIGHT - 8:g}"/>',
+        f'<figure><svg class="chart pull" role="img" aria-labelledby="pull-title" viewBox="0 0 {WIDTH:g} {HEIGHT:g}">',
+        '<title id="pull-title">Length of each change by its cosine with the others</title>',
     ]
-    for (name, x, y), label_y in zip(placed, labels, strict=True):
+    for value in ticks(0.0, longest, 4):
+        y = floor - value * up
+        parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{WIDTH - RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in ticks(low, high, 4):
+        x = LEFT + (value - low) * across
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{value:g}</text>')
+    zero = LEFT - low * across
+    parts.append(f'<line class="grid" x1="{zero:.1f}" x2="{zero:.1f}" y1="8" y2="{floor:g}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle:g}" y="{HEIGHT - 8:g}" text-anchor="middle">cosine with all others</text>')
+    parts.append('<text class="axis" x="4" y="10">length</text>')
+    placed = [(LEFT + (x - low) * across, floor - (length or 0.0) * up) for x, length in points]
+    heights = label_heights(placed)
+    for name, (cosine, length), (x, y), label_y in zip(names, points, placed, heights, strict=True):
+        shown = name if len(name) <= 16 else f"{name[:15]}…"
+        label = f'<text x="{x + 8:.1f}" y="{label_y + 4:.1f}">{escape(shown)}</text>' if len(names) <= MOST_NAMES else ""
         parts.append(
-            f'<g class="point"><line x1="{zero_x:.1f}" y1="{zero_y:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/><text x="{x + 8:.1f}" y="{label_y + 4:.1f}">{escape(name[:18])}</text>'
-            f"<title>{escape(name)}: {math.hypot(x - zero_x, y - zero_y) / scale:.3g} from the seed in this plane</title></g>"
+            f'<g class="point"><circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>{label}'
+            f"<title>{escape(name)}: length {length:.3g}, cosine {cosine:+.3f}</title></g>"
         )
-    parts.append(f'<circle class="seed" cx="{zero_x:.1f}" cy="{zero_y:.1f}" r="5"/></svg>')
-    share = number(places.get("share")) or 0.0
-    parts.append(
-        f"<figcaption>The seed is where the axes cross; this plane shows {share:.0%} of all change.</figcaption></figure>"
-    )
-    return "".join(parts)
+    caption = "Far up: pulls a mean most. Far left: points elsewhere than the rest of them together."
+    return f"{''.join(parts)}</svg><figcaption>{caption}</figcaption></figure>"
 
 
-def _apart(ys: Sequence[float], gap: float = 12.0) -> list[float]:
-    """Heights of labels, each as near to its own as the one above it allows."""
-    placed = list(ys)
-    above = -math.inf
-    for place in sorted(range(len(ys)), key=lambda place: ys[place]):
-        above = placed[place] = max(ys[place], above + gap)
-    return placed
+def with_others(place: int, norms: Sequence[float], cosines: Sequence[Sequence[float]]) -> float:
+    """Cosine between one change and the sum of all others, from lengths and pairwise cosines; 0 where either is nothing."""
+    others = [other for other in range(len(norms)) if other != place]
+    along = math.fsum(norms[other] * cosines[place][other] for other in others)
+    square = math.fsum(norms[one] * norms[two] * cosines[one][two] for one in others for two in others)
+    return along / math.sqrt(square) if square > 0.0 and norms[place] > 0.0 else 0.0
+
+
+def label_heights(points: Sequence[tuple[float, float]], wide: float = 108.0, high: float = 12.0) -> list[float]:
+    """Where the names of points stand: at their height, or as far above it as a name in the way makes them."""
+    placed: dict[int, float] = {}
+    for place in sorted(range(len(points)), key=lambda place: -points[place][1]):
+        x, y = points[place]
+        near = sorted((placed[other] for other in placed if abs(points[other][0] - x) < wide), reverse=True)
+        for taken in near:
+            if abs(taken - y) < high:
+                y = taken - high
+        placed[place] = y
+    return [placed[place] for place in range(len(points))]
