@@ -126,7 +126,7 @@ class RunLayout:
     @property
     def audit(self) -> Path:
         """What the variants look like beside each other, before anything is merged."""
-        return self.root / "audit.json"
+        return self.root / "evaluation" / "audit.json"
 
     @property
     def verdict(self) -> Path:

@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from chrysalis_ray.config.probes import Probe
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json
 from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
 from chrysalis_ray.evaluate.folders import Source, open_sources
 from chrysalis_ray.evaluate.judging import judge_candidates
+from chrysalis_ray.evaluate.probes import judge_probes
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, Scores, SelectScores
 from chrysalis_ray.evaluate.subjects import Candidate, mixture_of
 from chrysalis_ray.genome.build import open_genome
+from chrysalis_ray.genome.tokenizer import load_tokenizer
 from chrysalis_ray.genome.tokens import TokenStore, open_tokens, tokenize_genome
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
@@ -53,9 +56,14 @@ class Text:
 
 
 def evaluate_folders(
-    names: Sequence[str], genome: Path, base: Path | None = None, split: Literal["select", "report"] = "select"
+    names: Sequence[str],
+    genome: Path,
+    base: Path | None = None,
+    split: Literal["select", "report"] = "select",
+    probes: Sequence[Probe] = (),
 ) -> dict[str, Any]:
-    """Scores of the adapters `names` (PEFT folders or hub ids) on a split of `genome`, the folder of a genome or of a run.
+    """Scores of the adapters `names` (PEFT folders or hub ids) on a split of `genome`, the folder of a genome or of a run, and
+    on probe tasks.
 
     `base` is the folder of their base; that of the run by default. Nothing is written. Raises EvaluationError where there is
     no such text or base, MergeError and ModelError for adapters that are no plain LoRA, or not of this base.
@@ -73,6 +81,9 @@ def evaluate_folders(
         candidates.append(mixture_of(TOGETHER, [str(source.folder) for source in sources]))
     with tokens_for(text, folder, min(text.row_length, longest or text.row_length)) as tokens:
         rows = judge_candidates(pack, tokens, candidates, split, text.rows_per_domain)
+    encode = load_tokenizer(folder).encode_batch
+    adapters = [each for each in candidates if each.made == "adapter"]
+    answers = judge_probes(pack, encode, longest, probes, adapters, Path) if probes else {}
     kind = SelectScores if split == "select" else ReportScores
     finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
     if BASE not in finite:
@@ -87,6 +98,7 @@ def evaluate_folders(
         "diverged": [name for name in rows if name not in finite],
         "candidates": {name: _told(scores, name) for name in finite},
         "against_base": against_base(scores, len(sources)),
+        "probes": answers,
     }
 
 
@@ -106,8 +118,6 @@ def find_text(folder: Path) -> Text:
 @contextmanager
 def tokens_for(text: Text, base: Path, length: int) -> Iterator[TokenStore]:
     """The text in tokens of this base: those of the run where they are, else made for as long as they are needed."""
-    from chrysalis_ray.genome.tokenizer import load_tokenizer
-
     if text.tokens is not None:
         tokens = open_tokens(text.tokens)
         same = tokens.manifest["key"]["tokenizer_sha256"] == load_tokenizer(base).sha256

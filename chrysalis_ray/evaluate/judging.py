@@ -46,7 +46,7 @@ def judge_candidates(
     told = {each.folder for each in given if each.made == "adapter"}
     untold = sorted({folder for _, folders in mixtures.values() for folder in folders} - told)
     rows: Rows = {}
-    for group, score, batch_rows in _passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
+    for group, score, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
         hear = [
             (mixture, [place for place, each in enumerate(group) if each.made == "adapter" and each.folder in folders])
             for mixture, folders in mixtures.values()
@@ -62,7 +62,7 @@ def told_rows(scores: Sequence[DocumentScore]) -> list[Row]:
     return [(s.domain, int(s.document), s.loss_sum, s.tokens, s.bytes, s.correct) for s in scores]
 
 
-def _passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[tuple[Sequence[Candidate], Scorer, int]]:
+def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[tuple[Sequence[Candidate], Scorer, int]]:
     """The candidates in groups that are judged together, each ready to be scored, and the rows of a batch."""
     from chrysalis_ray.seed.adapter import read_adapter
     from chrysalis_ray.seed.streamed import open_adapter

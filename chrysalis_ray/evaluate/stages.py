@@ -1,7 +1,7 @@
 """The judging and merging of a run, stage after stage: scores of the variants, merges, scores of those, what is told.
 
     evaluation/select.json    seed, variants, then merges: these choose
-    audit.json                what the variants look like beside each other, before anything is merged
+    evaluation/audit.json     what the variants look like beside each other, before anything is merged
     merges/                   the merges, `merges.json` last
     evaluation/report.json    seed, variants, what was chosen, and the mixture of all variants: these tell
 

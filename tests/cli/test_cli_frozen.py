@@ -14,7 +14,7 @@ FROZEN = {
     "merge": ["ADAPTER...", "--help", "--json", "--out", "--rank", "--seed-adapter", "--set", "--strategy", "--weights", "-h",
               "-o", "-s"],
     "audit": ["ADAPTER...", "--help", "--json", "--seed-adapter", "-h"],
-    "evaluate": ["ADAPTER...", "--base", "--genome", "--help", "--json", "--split", "-h"],
+    "evaluate": ["ADAPTER...", "--base", "--genome", "--help", "--json", "--probe", "--split", "-h"],
     "validate": ["FILE...", "--help", "-h"],
     "lineage": ["RUN_DIRECTORY", "--help", "--json", "--verify", "-h"],
     "schema": ["OF", "--help", "-h"],
