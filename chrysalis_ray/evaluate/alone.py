@@ -70,6 +70,11 @@ def evaluate_folders(
     """
     if split not in ("select", "report"):
         raise EvaluationError(f"{split!r} is not a held-out split", "judge on select or report")
+    twins = sorted({name for name in [*names, BASE, TOGETHER] if [*names, BASE, TOGETHER].count(name) > 1})
+    if twins:
+        raise EvaluationError(
+            f"two candidates would be called {twins[0]!r}", "give each adapter once; ./base is a name as well"
+        )
     text = find_text(genome)
     folder = base or text.base
     if folder is None:

@@ -41,21 +41,29 @@ def judge_candidates(
 
     `find` makes a path of what a candidate calls its folder.
     """
+    # of every mixture the members that it has not heard yet
     mixtures = {each.name: (Mixture(), {folder for folder, _ in each.members}) for each in candidates if each.made == "mixture"}
     given = [each for each in candidates if each.made != "mixture"]
     told = {each.folder for each in given if each.made == "adapter"}
     untold = sorted({folder for _, folders in mixtures.values() for folder in folders} - told)
     rows: Rows = {}
     for group, score, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
-        hear = [
-            (mixture, [place for place, each in enumerate(group) if each.made == "adapter" and each.folder in folders])
-            for mixture, folders in mixtures.values()
-        ]
+        hear = [(mixture, _take(folders, group)) for mixture, folders in mixtures.values()]
         scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, batch_rows, [each for each in hear if each[1]])
         rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
     for name, (mixture, _) in mixtures.items():
         rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
     return {each.name: rows[each.name] for each in candidates}
+
+
+def _take(folders: set[str], group: Sequence[Candidate]) -> list[int]:
+    """Where in a pass these adapters stand, each once; they are taken out of `folders`."""
+    places = []
+    for place, each in enumerate(group):
+        if each.made == "adapter" and each.folder in folders:
+            folders.remove(each.folder)
+            places.append(place)
+    return places
 
 
 def told_rows(scores: Sequence[DocumentScore]) -> list[Row]:

@@ -92,6 +92,9 @@ def test_what_is_told_of_adapters_is_what_peft_finds(tiny_base, genome, adapters
 def test_what_cannot_be_judged_is_refused_with_its_reason(tiny_base, genome, adapters, tmp_path):
     with pytest.raises(EvaluationError, match="held-out split"):
         evaluate_folders(adapters, genome.folder, tiny_base, "train")
+    for twice in ([adapters[0]] * 2, ["base"]):
+        with pytest.raises(EvaluationError, match="two candidates"):
+            evaluate_folders(twice, genome.folder, tiny_base)
     with pytest.raises(EvaluationError, match="which base"):
         evaluate_folders(adapters, genome.folder)
     with pytest.raises(GenomeError):

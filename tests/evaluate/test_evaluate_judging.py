@@ -96,6 +96,11 @@ def test_a_mixture_judges_members_that_nobody_asked_for(folders):
     alone = judge_candidates(pack(), Rows(), [mixture_of("together", folders)], "select", 9)
     beside = judge_candidates(pack(3), Rows(), [Candidate("x", folders[1]), mixture_of("together", folders)], "select", 9)
     assert list(alone) == ["together"]
+    twice = judge_candidates(
+        pack(2), Rows(), [Candidate("x", folders[1]), Candidate("y", folders[1]), mixture_of("together", folders)], "select", 9
+    )
+    for one, other in zip(alone["together"], twice["together"], strict=True):
+        assert one[2] == pytest.approx(other[2], rel=1e-6)  # whom two names mean is heard once
     for one, other in zip(alone["together"], beside["together"], strict=True):
         assert one[2] == pytest.approx(other[2], rel=1e-6)
 
