@@ -23,10 +23,14 @@ from chrysalis_ray.merge.elementwise import (
     rule_tallies,
     ruled_core,
 )
-from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes
+from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes, minus_the_last, stack
+from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
-from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.side_by_side import in_order
+from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
+
+CHANGED = 1e-6  # of the squared lengths of member and anchor: a change below that is computed from the cores, not from theirs
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,10 @@ def merge_modules(
     tallies: Counter[str] = Counter()
     gram_NN = torch.zeros(len(live), len(live), dtype=torch.float64)
     cuts: dict[str, Cut] = {}
-    for module in population.modules():
-        cuts[module], counted, own_gram_NN = _merge_module(config, population, module, None if wanted == "exact" else wanted)
+    modules = population.modules()
+    merge = partial(_merge_module, config, population, None if wanted == "exact" else wanted)
+    for module, (cut, counted, own_gram_NN) in zip(modules, in_order(merge, modules), strict=True):
+        cuts[module] = cut
         tallies.update(counted)  # a Counter adds up floats as well
         gram_NN += own_gram_NN
     if wanted == "exact":
@@ -130,7 +136,7 @@ class _Population(NamedTuple):
 
 
 def _merge_module(
-    config: Merge, population: _Population, module: str, rank: int | None
+    config: Merge, population: _Population, rank: int | None, module: str
 ) -> tuple[Cut, Mapping[str, float], Tensor]:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
@@ -138,6 +144,10 @@ def _merge_module(
     check_module(module, [*blocks, seed])
     if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
         return _as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64)
+    if rank is not None and config.method in AS_A_SUM:
+        summed = _summed_module(config, population, blocks, seed, rank)
+        if summed is not None:
+            return summed
     space = core_space(blocks, population.scales, seed, population.anchor_scale)
     weights_N, increments_NPQ = population.weights_N, space.increments_NPQ
     flat = increments_NPQ.flatten(1)
@@ -159,6 +169,25 @@ def _merge_module(
         rows = RuledRows(rule, config, weights_N, changes, anchor, gram_NN.diagonal().sqrt(), draw)
         return fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN
     return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), rule_tallies(change_PQ, mean_PQ), gram_NN
+
+
+def _summed_module(
+    config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, rank: int
+) -> tuple[Cut, Mapping[str, float], Tensor] | None:
+    """A weighted sum without the core; None where its Gram matrices have too few digits for it."""
+    anchor = seed if seed is not None and bool(seed[1].any()) else None
+    stacked = stack([*blocks, anchor])
+    if stacked is None:
+        return None
+    scales = [*population.scales, population.anchor_scale]
+    gram_MM = stacked.gram(scales)
+    gram_NN = minus_the_last(gram_MM)
+    if bool((gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])).any()):
+        return None
+    counts_N = AS_A_SUM[config.method](config, population.weights_N, gram_NN)
+    counts_M = torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)])
+    cut = sum_cut_to_rank(stacked, stacked.per_column(counts_M) * stacked.per_column(scales), rank)
+    return None if cut is None else (cut, {}, gram_NN)
 
 
 def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dict[str, Any]) -> MergeResult:

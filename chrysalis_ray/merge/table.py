@@ -13,10 +13,11 @@ from chrysalis_ray.merge.della import della
 from chrysalis_ray.merge.elementwise import Rule, rule_summary
 from chrysalis_ray.merge.ensemble import weighted_mean
 from chrysalis_ray.merge.isotropic import evened_mean
-from chrysalis_ray.merge.model_stock import model_stock
-from chrysalis_ray.merge.slerp import spherical_mean
+from chrysalis_ray.merge.linear import Count, summed
+from chrysalis_ray.merge.model_stock import stock_counts
+from chrysalis_ray.merge.slerp import spherical_counts
 from chrysalis_ray.merge.tall import consensus_mask
-from chrysalis_ray.merge.task_arithmetic import scaled_sum
+from chrysalis_ray.merge.task_arithmetic import scaled_counts
 from chrysalis_ray.merge.ties import ties
 from chrysalis_ray.merge.tsv import orthogonalised_sum
 from chrysalis_ray.merge.wudi import least_interference
@@ -24,13 +25,18 @@ from chrysalis_ray.merge.wudi import least_interference
 # (config, weights [N], increments of one module's core [N, P, Q]) -> one core [P, Q], and tallies that add up over modules
 Combine = Callable[[Any, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
 
-IN_THE_CORE: dict[str, Combine] = {
+# Weighted sums of the deltas, which need no core: see `linear`.
+AS_A_SUM: dict[str, Count] = {
     "winner": weighted_mean,
     "ensemble": weighted_mean,
+    "task_arithmetic": scaled_counts,
+    "slerp": spherical_counts,
+    "model_stock": stock_counts,
+}
+
+IN_THE_CORE: dict[str, Combine] = {
+    **{method: summed(count) for method, count in AS_A_SUM.items()},
     "consensus": agreed_mean,
-    "task_arithmetic": scaled_sum,
-    "slerp": spherical_mean,
-    "model_stock": model_stock,
     "tsv": orthogonalised_sum,
     "isotropic": evened_mean,
     "wudi": least_interference,
