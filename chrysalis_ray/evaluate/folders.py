@@ -2,7 +2,7 @@
 
 A merge is a function of its `request`: the hashes of what goes in, the method with its settings, the weights. The same request
 again finds itself done; a folder that holds anything else is never touched. The base model is not loaded, and of the adapters
-one module at a time.
+a few modules at a time; killed in the middle, the same command goes on with the modules that are missing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from chrysalis_ray.config.merges import Merge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
 from chrysalis_ray.merge.audit import findings, look_at
+from chrysalis_ray.merge.finished import finished_modules
 from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.run import MergeResult, merge_modules
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
@@ -49,10 +51,11 @@ class Source:
 
 def open_sources(names: Sequence[str]) -> list[Source]:
     """Every adapter, found and opened. Raises MergeError for one that is not there, no plain LoRA, or of another base."""
-    sources = []
-    for name in names:
-        folder = find_folder(name)
-        sources.append(Source(name, folder, open_adapter(folder), adapter_sha256(folder)))
+    folders = [find_folder(name) for name in names]
+    opened = [open_adapter(folder) for folder in folders]
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        sha256s = list(pool.map(adapter_sha256, folders))
+    sources = [Source(*row) for row in zip(names, folders, opened, sha256s, strict=True)]
     refuse_other_bases(sources)
     return sources
 
@@ -115,29 +118,34 @@ def merge_folders(
         "given_weights": None if given is None else list(given),
         "version": __version__,
     }
+    request_sha256 = sha256_of(request)
+    unfinished = out.with_name(f".{out.name}.{request_sha256[:16]}")
     before = done_before(out, request)
     if before is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)  # killed between the last two steps
         return before
-    result = merge_modules(
-        spec,
-        [source.weights.factors for source in sources],
-        [source.weights.scale for source in sources],
-        seed.weights.factors if seed else None,
-        seed.weights.scale if seed else 1.0,
-        None,
-        max(source.weights.rank for source in sources),
-        given,
-    )
-    manifest = {
-        "request": request,
-        "request_sha256": sha256_of(request),
-        "adapters": [source.name for source in sources],
-        "seed_adapter": seed.name if seed else None,
-        "base_model": sources[0].weights.base_model,
-        **named_result(result, [source.name for source in sources]),
-    }
-    everyone = [*sources, *([seed] if seed else [])]
-    return put_in_place(out, adapter_of(result, everyone), common_task(everyone), manifest)
+    with finished_modules(unfinished, request_sha256) as finished:
+        result = merge_modules(
+            spec,
+            [source.weights.factors for source in sources],
+            [source.weights.scale for source in sources],
+            seed.weights.factors if seed else None,
+            seed.weights.scale if seed else 1.0,
+            None,
+            max(source.weights.rank for source in sources),
+            given,
+            finished,
+        )
+        manifest = {
+            "request": request,
+            "request_sha256": request_sha256,
+            "adapters": [source.name for source in sources],
+            "seed_adapter": seed.name if seed else None,
+            "base_model": sources[0].weights.base_model,
+            **named_result(result, [source.name for source in sources]),
+        }
+        everyone = [*sources, *([seed] if seed else [])]
+        return put_in_place(unfinished, out, adapter_of(result, everyone), common_task(everyone), manifest)
 
 
 def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:
@@ -204,10 +212,11 @@ def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return {**manifest, "done_before": True}
 
 
-def put_in_place(out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Build the folder beside `out`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+def put_in_place(
+    beside: Path, out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
+    building = Path(tempfile.mkdtemp(dir=beside))
     try:
         complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like={**PLAIN_CONFIG, "task_type": task})}
         write_json(building / out.name / MANIFEST, complete)

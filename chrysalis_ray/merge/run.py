@@ -23,6 +23,7 @@ from chrysalis_ray.merge.elementwise import (
     rule_tallies,
     ruled_core,
 )
+from chrysalis_ray.merge.finished import FinishedModules, MergedModule
 from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes, minus_the_last, stack
 from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
@@ -71,13 +72,15 @@ def merge_modules(
     scores: Sequence[float] | None,
     rank: int,
     given: Sequence[float] | None = None,
+    finished: FinishedModules | None = None,
 ) -> MergeResult:
     """Merge `members`, whose deltas are scale x B A, around `anchor` (the seed; None is the base itself).
 
     `scores` are held-out losses in nats per token, lower is better; None where nothing was judged. The result is cut to
     `config.rank`, else to `rank`; from the sum of all ranks on, and with `exact`, nothing is lost. `given` weights come before
     those that `config` asks for. Members of weight zero are removed before anything is counted. A module that an adapter lacks
-    is a delta of zero there. Raises MergeError for shapes that differ, values that are not finite and losses that are not
+    is a delta of zero there. With `finished`, modules found there are not merged again, and those that are merged are kept
+    there instead of in memory. Raises MergeError for shapes that differ, values that are not finite and losses that are not
     numbers.
     """
     if not members or len(members) != len(scales) or (scores is not None and len(scores) != len(members)):
@@ -98,7 +101,14 @@ def merge_modules(
     gram_NN = torch.zeros(len(live), len(live), dtype=torch.float64)
     cuts: dict[str, Cut] = {}
     modules = population.modules()
-    merge = partial(_merge_module, config, population, None if wanted == "exact" else wanted)
+
+    def merge(module: str) -> MergedModule:
+        before = finished.find(module) if finished else None
+        if before is not None:
+            return before
+        merged = _merge_module(config, population, None if wanted == "exact" else wanted, module)
+        return finished.add(module, merged) if finished else merged
+
     for module, (cut, counted, own_gram_NN) in zip(modules, in_order(merge, modules), strict=True):
         cuts[module] = cut
         tallies.update(counted)  # a Counter adds up floats as well
@@ -135,15 +145,13 @@ class _Population(NamedTuple):
         return self.anchor.get(module) if self.anchor else None
 
 
-def _merge_module(
-    config: Merge, population: _Population, rank: int | None, module: str
-) -> tuple[Cut, Mapping[str, float], Tensor]:
+def _merge_module(config: Merge, population: _Population, rank: int | None, module: str) -> MergedModule:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
     check_module(module, [*blocks, seed])
     if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
-        return _as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64)
+        return MergedModule(_as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64))
     if rank is not None and config.method in AS_A_SUM:
         summed = _summed_module(config, population, blocks, seed, rank)
         if summed is not None:
@@ -155,7 +163,7 @@ def _merge_module(
     limit = min(increments_NPQ.shape[1:]) if rank is None else rank
     if config.method in IN_THE_CORE:
         change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
-        return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
+        return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
     assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
     draw = module_draw(getattr(config, "rng_seed", 0), module)
@@ -167,13 +175,14 @@ def _merge_module(
     else:
         changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
         rows = RuledRows(rule, config, weights_N, changes, anchor, gram_NN.diagonal().sqrt(), draw)
-        return fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN
-    return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), rule_tallies(change_PQ, mean_PQ), gram_NN
+        return MergedModule(fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN)
+    cut = cut_to_rank(space, space.anchor_PQ + change_PQ, limit)
+    return MergedModule(cut, rule_tallies(change_PQ, mean_PQ), gram_NN)
 
 
 def _summed_module(
     config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, rank: int
-) -> tuple[Cut, Mapping[str, float], Tensor] | None:
+) -> MergedModule | None:
     """A weighted sum without the core; None where its Gram matrices have too few digits for it."""
     anchor = seed if seed is not None and bool(seed[1].any()) else None
     stacked = stack([*blocks, anchor])
@@ -187,7 +196,7 @@ def _summed_module(
     counts_N = AS_A_SUM[config.method](config, population.weights_N, gram_NN)
     counts_M = torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)])
     cut = sum_cut_to_rank(stacked, stacked.per_column(counts_M) * stacked.per_column(scales), rank)
-    return None if cut is None else (cut, {}, gram_NN)
+    return None if cut is None else MergedModule(cut, {}, gram_NN)
 
 
 def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dict[str, Any]) -> MergeResult:

@@ -20,11 +20,10 @@ Made = TypeVar("Made")
 def in_order(work: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
     """`work(item)` of every item, in the order of the items. What an item raises is raised here, and the rest is not begun."""
     threads = torch.get_num_threads()
-    workers = min(threads, len(items))
-    if workers <= 1:
+    if threads == 1:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1))
+    pool = ThreadPoolExecutor(min(threads, max(len(items), 1)), initializer=partial(torch.set_num_threads, 1))
     try:
         yield from pool.map(work, items)
     finally:

@@ -53,7 +53,7 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         a_place, b_place = self._places[module]
-        with self._path.open("rb", buffering=0) as stream:
+        with self._path.open("rb") as stream:
             a_ri, b_or = (_tensor_at(stream, self._path, module, place) for place in (a_place, b_place))
         ratio = self._ratios[module]
         return a_ri, b_or if ratio == 1.0 else b_or * ratio
