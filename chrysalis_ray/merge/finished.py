@@ -25,7 +25,7 @@ from torch import Tensor
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import canonical_json
-from chrysalis_ray.merge.core_space import Cut, Factors
+from chrysalis_ray.merge.core_space import Cut
 
 BYTES, LINES = "modules.bin", "modules.jsonl"
 
@@ -50,7 +50,9 @@ def finished_modules(folder: Path, request_sha256: str) -> Iterator[FinishedModu
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise MergeError(f"another process is making this merge in {folder}", "wait for it, or give another --out") from error
+            raise MergeError(
+                f"another process is making this merge in {folder}", "wait for it, or give another --out"
+            ) from error
         try:
             yield FinishedModules(lines, content, request_sha256)
         except MergeError:

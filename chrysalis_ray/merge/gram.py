@@ -50,16 +50,22 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     if not heard:
         return None
     ranks = [a_ri.shape[0] for _, a_ri, _ in heard]
-    size = sum(ranks)
-    b_OK = torch.empty(heard[0][2].shape[0], size, dtype=torch.float64)
-    a_KI = torch.empty(size, heard[0][1].shape[1], dtype=torch.float64)
-    start = 0
-    for (_, a_ri, b_or), rank in zip(heard, ranks, strict=True):
-        a_KI[start : start + rank] = a_ri.detach()
-        b_OK[:, start : start + rank] = b_or.detach()
-        start += rank
+    b_OK = torch.cat([b_or.detach() for _, _, b_or in heard], dim=1).to("cpu", torch.float64)
+    a_KI = torch.cat([a_ri.detach() for _, a_ri, _ in heard], dim=0).to("cpu", torch.float64)
     owner_K = torch.repeat_interleave(torch.tensor([number for number, _, _ in heard]), torch.tensor(ranks))
-    return Stack(b_OK, a_KI, b_OK.T @ b_OK, a_KI @ a_KI.T, owner_K)
+    return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
+
+
+def _square(rows_KD: Tensor) -> Tensor:
+    """X X^T, [K, K]; of the two halves off its diagonal, which are equal, one is computed."""
+    half = len(rows_KD) // 2
+    upper, lower = rows_KD[:half], rows_KD[half:]
+    square_KK = rows_KD.new_empty(len(rows_KD), len(rows_KD))
+    square_KK[:half, :half] = upper @ upper.T
+    square_KK[:half, half:] = upper @ lower.T
+    square_KK[half:, :half] = square_KK[:half, half:].T
+    square_KK[half:, half:] = lower @ lower.T
+    return square_KK
 
 
 def gram_of_changes(members: Sequence[Adapter], scales: Sequence[float], anchor: Adapter | None, anchor_scale: float) -> Tensor:

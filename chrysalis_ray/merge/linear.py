@@ -43,7 +43,7 @@ def summed(count: Count) -> Callable[[Any, Tensor, Tensor], tuple[Tensor, Mappin
 
 @dataclass(frozen=True)
 class LowRank:
-    """B [O, R] and A [R, I] in fp64, the squared norms of the whole sum and of what B A lacks of it, and the rank of the sum."""
+    """B [O, R] and A [R, I] in fp64, the squared norms of the sum and of what B A lacks of it, and the rank of the sum."""
 
     b_OR: Tensor
     a_RI: Tensor
@@ -64,10 +64,17 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
         return None
     if not bool(live.all()):
         some = replace(
-            stack, b_OK=stack.b_OK[:, live], a_KI=stack.a_KI[live], b_KK=stack.b_KK[live][:, live], a_KK=stack.a_KK[live][:, live]
+            stack,
+            b_OK=stack.b_OK[:, live],
+            a_KI=stack.a_KI[live],
+            b_KK=stack.b_KK[live][:, live],
+            a_KK=stack.a_KK[live][:, live],
         )
         return best_of_rank(some, counts_K[live], rank)
-    b_scale_K, a_scale_K = size_K.sqrt() / b_norm_K, counts_K.sign() * size_K.sqrt() / a_norm_K  # both sides as long as each other
+    b_scale_K, a_scale_K = (
+        size_K.sqrt() / b_norm_K,
+        counts_K.sign() * size_K.sqrt() / a_norm_K,
+    )  # both sides as long as each other
     b_KK, a_KK = stack.b_KK * b_scale_K * b_scale_K[:, None], stack.a_KK * a_scale_K * a_scale_K[:, None]
     energy = float((b_KK * a_KK).sum())
     rounding = ROUNDING * float(torch.linalg.matrix_norm(b_KK)) * float(torch.linalg.matrix_norm(a_KK))
@@ -77,7 +84,7 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     small_KK = root_KK.T @ a_KK @ root_KK
     heard = max(rounding, NULL**2 * energy)
     if rank >= len(counts_K):
-        if energy < CANCELLED * float((size_K**2).sum()):
+        if energy < CANCELLED * float(torch.linalg.vector_norm(size_K)) ** 2:
             return None
         available = int((torch.linalg.eigvalsh(small_KK) > heard).sum())
         return LowRank(stack.b_OK * b_scale_K, a_scale_K[:, None] * stack.a_KI, energy, 0.0, available)
@@ -88,8 +95,8 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     v_IR = stack.a_KI.T @ (a_scale_K[:, None] * (root_KK @ (vectors_KR / values_R.sqrt())))
     v_IR = v_IR @ (1.5 * torch.eye(rank, dtype=torch.float64) - 0.5 * (v_IR.T @ v_IR))  # Newton squares what V^T V is off by
     u_OR = stack.b_OK @ ((b_scale_K * a_scale_K)[:, None] * (stack.a_KI @ v_IR))
-    lost = max(energy - float((u_OR**2).sum()), 0.0)
-    even_R = values_R**0.25
+    lost = max(energy - float(torch.linalg.vector_norm(u_OR)) ** 2, 0.0)
+    even_R = values_R.sqrt().sqrt()
     return LowRank(u_OR / even_R, even_R[:, None] * v_IR.T, energy, lost, int((values_K > heard).sum()))
 
 
@@ -106,8 +113,8 @@ def sum_cut_to_rank(stack: Stack, counts_K: Tensor, rank: int) -> Cut | None:
 
 def _root(gram_KK: Tensor) -> Tensor | None:
     """L with L L^T = G, or G with as much added as rounding has changed in it, where G is singular."""
-    for shift in (0.0, ROUNDING * len(gram_KK) * float(gram_KK.diagonal().max())):
+    root_KK, failed = torch.linalg.cholesky_ex(gram_KK)
+    if bool(failed):
+        shift = ROUNDING * len(gram_KK) * float(gram_KK.diagonal().max())
         root_KK, failed = torch.linalg.cholesky_ex(gram_KK + shift * torch.eye(len(gram_KK), dtype=gram_KK.dtype))
-        if not bool(failed):
-            return root_KK
-    return None
+    return None if bool(failed) else root_KK

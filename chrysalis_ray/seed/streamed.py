@@ -154,7 +154,7 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
 
 def _tensor_at(stream: Any, path: Path, module: str, place: Place) -> torch.Tensor:
     tensor = torch.empty(place.shape, dtype=place.dtype)
-    content = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    content = tensor.view(-1).view(torch.uint8).numpy().data
     stream.seek(place.start)
     if stream.readinto(content) != len(content):
         raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")

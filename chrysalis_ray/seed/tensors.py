@@ -94,7 +94,7 @@ def write_floats(
         tensor = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
         refuse_infinite(name, tensor)
         assert tuple(tensor.shape) == shapes[name], f"{name} changed its shape to {tuple(tensor.shape)}"
-        content = memoryview(tensor.view(-1).numpy()).cast("B")
+        content = tensor.view(-1).view(torch.uint8).numpy().data
         digest.update(content)
         stream.write(content)
     return digest.hexdigest()
