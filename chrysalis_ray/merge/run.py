@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -100,19 +100,10 @@ def merge_modules(
     tallies: Counter[str] = Counter()
     gram_NN = torch.zeros(len(live), len(live), dtype=torch.float64)
     cuts: dict[str, Cut] = {}
-    modules = population.modules()
-
-    def merge(module: str) -> MergedModule:
-        before = finished.find(module) if finished else None
-        if before is not None:
-            return before
-        merged = _merge_module(config, population, None if wanted == "exact" else wanted, module)
-        return finished.add(module, merged) if finished else merged
-
-    for module, (cut, counted, own_gram_NN) in zip(modules, in_order(merge, modules), strict=True):
-        cuts[module] = cut
-        tallies.update(counted)  # a Counter adds up floats as well
-        gram_NN += own_gram_NN
+    for module, merged in _each_module(config, population, None if wanted == "exact" else wanted, finished):
+        cuts[module] = merged.cut
+        tallies.update(merged.counted)  # a Counter adds up floats as well
+        gram_NN += merged.gram_NN
     if wanted == "exact":
         wanted = max(1, *(cut.available_rank for cut in cuts.values()))
         cuts = {module: _resized(cut, wanted) for module, cut in cuts.items()}
@@ -143,6 +134,22 @@ class _Population(NamedTuple):
 
     def seed(self, module: str) -> Factors | None:
         return self.anchor.get(module) if self.anchor else None
+
+
+def _each_module(
+    config: Merge, population: _Population, rank: int | None, finished: FinishedModules | None
+) -> Iterator[tuple[str, MergedModule]]:
+    """Every module with its merge, in order: as it was finished before, or merged now and kept."""
+
+    def merged_or_found(module: str) -> MergedModule:
+        before = finished.find(module) if finished else None
+        if before is not None:
+            return before
+        merged = _merge_module(config, population, rank, module)
+        return finished.add(module, merged) if finished else merged
+
+    modules = population.modules()
+    return zip(modules, in_order(merged_or_found, modules), strict=True)
 
 
 def _merge_module(config: Merge, population: _Population, rank: int | None, module: str) -> MergedModule:

@@ -30,7 +30,7 @@ def normal(generator, *shape):
 
 
 def members(regime: str, rng_seed: int = 0):
-    """Members that have nothing in common; of one A with a small change; of one A that hardly moved, as of a low learning rate."""
+    """Members with nothing in common; of one A with a small change; of one A that hardly moved, by a low learning rate."""
     generator = torch.Generator().manual_seed(rng_seed)
     moved = {"independent": math.inf, "shared": 0.1, "collapsed": 1e-3}[regime]
     common_a, common_b = normal(generator, RANK, IN), normal(generator, OUT, RANK)
