@@ -24,7 +24,7 @@ from chrysalis_ray.merge.elementwise import (
     ruled_core,
 )
 from chrysalis_ray.merge.finished import FinishedModules, MergedModule
-from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes, minus_the_last, stack
+from chrysalis_ray.merge.gram import Adapter, Stack, cosines, gram_of_changes, minus_the_last, stack
 from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.side_by_side import in_order
@@ -163,6 +163,10 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
         summed = _summed_module(config, population, blocks, seed, rank)
         if summed is not None:
             return summed
+    if rank is not None and getattr(config, "space", "core") == "dense":
+        gram_NN = _clear_gram(population, blocks, seed)[1]
+        if gram_NN is not None and _differ(gram_NN):
+            return _dense_module(config, population, blocks, seed, gram_NN, rank, module)
     space = core_space(blocks, population.scales, seed, population.anchor_scale)
     weights_N, increments_NPQ = population.weights_N, space.increments_NPQ
     flat = increments_NPQ.flatten(1)
@@ -173,16 +177,13 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
         return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
     assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
-    draw = module_draw(getattr(config, "rng_seed", 0), module)
-    rule = BY_ENTRY[config.method]
     if all_equal(increments_NPQ):
         change_PQ = mean_PQ
     elif config.space == "core":
-        change_PQ = ruled_core(rule, config, weights_N, increments_NPQ, draw)
+        draw = module_draw(getattr(config, "rng_seed", 0), module)
+        change_PQ = ruled_core(BY_ENTRY[config.method], config, weights_N, increments_NPQ, draw)
     else:
-        changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
-        rows = RuledRows(rule, config, weights_N, changes, anchor, gram_NN.diagonal().sqrt(), draw)
-        return MergedModule(fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN)
+        return _dense_module(config, population, blocks, seed, gram_NN, limit, module)
     cut = cut_to_rank(space, space.anchor_PQ + change_PQ, limit)
     return MergedModule(cut, rule_tallies(change_PQ, mean_PQ), gram_NN)
 
@@ -191,19 +192,44 @@ def _summed_module(
     config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, rank: int
 ) -> MergedModule | None:
     """A weighted sum without the core; None where its Gram matrices have too few digits for it."""
-    anchor = seed if seed is not None and bool(seed[1].any()) else None
-    stacked = stack([*blocks, anchor])
-    if stacked is None:
-        return None
-    scales = [*population.scales, population.anchor_scale]
-    gram_MM = stacked.gram(scales)
-    gram_NN = minus_the_last(gram_MM)
-    if bool((gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])).any()):
+    stacked, gram_NN = _clear_gram(population, blocks, seed)
+    if stacked is None or gram_NN is None:
         return None
     counts_N = AS_A_SUM[config.method](config, population.weights_N, gram_NN)
-    counts_M = torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)])
-    cut = sum_cut_to_rank(stacked, stacked.per_column(counts_M) * stacked.per_column(scales), rank)
+    counts_K = stacked.per_column(torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)]))
+    cut = sum_cut_to_rank(stacked, counts_K * stacked.per_column([*population.scales, population.anchor_scale]), rank)
     return None if cut is None else MergedModule(cut, {}, gram_NN)
+
+
+def _dense_module(
+    config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, gram_NN: Tensor, rank: int,
+    module: str,
+) -> MergedModule:  # fmt: skip
+    """A rule on the entries of the dense changes, and the best adapter of a rank for what comes out."""
+    changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
+    draw = module_draw(getattr(config, "rng_seed", 0), module)
+    norms_N = gram_NN.diagonal().clamp(min=0.0).sqrt()
+    rows = RuledRows(BY_ENTRY[config.method], config, population.weights_N, changes, anchor, norms_N, draw)
+    return MergedModule(fit_rows(rows.blocks, rows.out_size, rows.in_size, rank, rows.dtype), {}, gram_NN)
+
+
+def _clear_gram(
+    population: _Population, blocks: Sequence[Factors | None], seed: Factors | None
+) -> tuple[Stack | None, Tensor | None]:
+    """The blocks stacked, a seed that adds something last, and the Gram matrix of the changes from it, where it has digits."""
+    stacked = stack([*blocks, seed if seed is not None and bool(seed[1].any()) else None])
+    if stacked is None:
+        return None, None
+    gram_MM = stacked.gram([*population.scales, population.anchor_scale])
+    gram_NN = minus_the_last(gram_MM)
+    drowns_N = gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])
+    return stacked, None if bool(drowns_N.any()) else gram_NN
+
+
+def _differ(gram_NN: Tensor) -> bool:
+    """Whether the members are certainly not all the same: half the digits of their distances are enough to see it."""
+    size_N = gram_NN.diagonal()
+    return float((size_N + size_N[0] - 2.0 * gram_NN[0]).max()) > CHANGED * float(size_N.max())
 
 
 def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dict[str, Any]) -> MergeResult:

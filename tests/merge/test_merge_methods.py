@@ -240,23 +240,66 @@ def test_della_keeps_large_entries_more_often_and_divides_by_their_chance():
     torch.testing.assert_close(kept[where], (row / chance).expand(4000, 101)[where])
 
 
-def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact(monkeypatch):
-    adapters = members(False, count=3)
-    d = deltas(adapters)
-    changes, anchor = changes_from([adapter["q"] for adapter in adapters], [1.0] * 3, None, 1.0)
+def ruled(adapters, config):
+    changes, anchor = changes_from([adapter["q"] for adapter in adapters], [1.0] * len(adapters), None, 1.0)
     weights_N = torch.tensor(WEIGHTS, dtype=torch.float64)
-    config = TiesMerge(method="ties", density=0.3, space="dense")
-    rows = RuledRows(BY_ENTRY["ties"], config, weights_N, changes, anchor, d.flatten(1).norm(dim=1), 0)
+    return RuledRows(BY_ENTRY[config.method], config, weights_N, changes, anchor, deltas(adapters).flatten(1).norm(dim=1), 0)
+
+
+def test_blocks_of_rows_are_the_whole():
+    adapters = members(False, count=3)
+    rows = ruled(adapters, TiesMerge(method="ties", density=0.3, space="dense"))
     rows.rows = 4
     parts = list(rows.blocks())
     assert [(part.start, part.stop) for part, _ in parts] == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 21)]
-    torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(d, WEIGHTS, 0.3))
-    monkeypatch.setattr(elementwise, "SORTED_ENTRIES", 0)
-    for number in range(3):
-        kth = d[number].abs().flatten().sort(descending=True).values[int(0.3 * OUT * IN) - 1]
-        threshold = rows._threshold(number, 0.3)
-        assert float(threshold) == pytest.approx(float(kth), rel=3e-7)
-        assert threshold <= kth
+    torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(deltas(adapters), WEIGHTS, 0.3))
+
+
+@both_regimes
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.99])
+@pytest.mark.parametrize("bracket", [1e-4, 0.02], ids=["a-sample-that-misses", "a-sample-that-hits"])
+def test_thresholds_of_large_deltas_are_exact(monkeypatch, shared, density, bracket):
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", 0)
+    monkeypatch.setattr(elementwise, "SAMPLED", (7, 5))
+    monkeypatch.setattr(elementwise, "BRACKET", bracket)
+    adapters = members(shared, count=3)
+    rows = ruled(adapters, TiesMerge(method="ties", density=density, space="dense"))
+    rows.rows = 4
+    assert rows.dtype == torch.float32
+    kept = int(density * OUT * IN)
+    for number, delta in enumerate(deltas(adapters)):
+        kth = float(delta.abs().flatten().sort(descending=True).values[kept - 1])
+        assert float(rows.thresholds_N[number]) == pytest.approx(kth, abs=1e-6 * float(delta.abs().max()))
+        merged_entries = torch.cat(
+            [part.abs().flatten() for part in (rows.changes[number][1] @ rows.changes[number][0]).split(4)]
+        )
+        assert int((merged_entries >= rows.thresholds_N[number] * (1 - 1e-6)).sum()) in (kept, kept + 1)
+    still = RuledRows(
+        BY_ENTRY["ties"], TiesMerge(method="ties", density=density, space="dense"), torch.ones(1, dtype=torch.float64),
+        [(torch.zeros(1, IN), torch.ones(OUT, 1))], None, torch.zeros(1), 0,
+    )  # fmt: skip
+    assert float(still.thresholds_N) == 0.0
+
+
+@both_regimes
+@pytest.mark.parametrize("config", [
+    TiesMerge(method="ties", density=0.3, space="dense"), TallMerge(method="tall", space="dense"),
+], ids=["ties", "tall"])  # fmt: skip
+def test_large_deltas_in_fp32_are_ruled_as_in_fp64(monkeypatch, shared, config):
+    adapters = [
+        {"q": (torch.randn(3, 60, generator=g, dtype=torch.float64), torch.randn(50, 3, generator=g, dtype=torch.float64))}
+        for g in (torch.Generator().manual_seed(n + 10 * shared) for n in range(3))
+    ]
+    exact, exact_result = merged(config, adapters, WEIGHTS, rank=8)
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", 0)
+    quick, result = merged(config, adapters, WEIGHTS, rank=8)
+    close(quick, exact, tolerance=2e-5)
+    assert result.residual == pytest.approx(exact_result.residual, rel=1e-5)
+    rows = list(ruled(adapters, config).blocks())
+    full = torch.cat([block for _, block in rows])
+    assert full.dtype == torch.float32
+    error = float((quick - full.double()).norm() / full.double().norm())
+    assert result.residual == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("held", [0, 1 << 20], ids=["made-for-every-pass", "held"])
