@@ -27,7 +27,7 @@ BLOCK_ENTRIES = 1 << 18  # of all members together, 1 MiB in fp32: what a core k
 EXACT_ENTRIES = 1 << 18  # deltas up to here are ruled upon in fp64, and sorted for their thresholds
 EQUAL = 1e-9  # members that differ by less, relative to the largest, are one and the same
 SAMPLED = 512, 256  # rows and columns of a delta that say about where its threshold lies
-BRACKET = 0.02  # the share of entries on either side of it that are looked at one by one
+BRACKET = 0.012  # the share of entries on either side of it that are looked at one by one
 ROUNDING = 1e-9  # in fp64: a coefficient that falls short of a threshold by less than this share reaches it
 ROUNDING_FP32 = 1e-6
 
@@ -72,7 +72,7 @@ class RuledRows:
         norms_N: Tensor, draw: int,
     ) -> None:  # fmt: skip
         """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths."""
-        self.rule, self.config, self.draw = rule, config, draw
+        self.rule, self.config, self.draw, self.draws = rule, config, draw, hasattr(config, "rng_seed")
         a_ri, b_or = next(block for block in (*changes, anchor) if block is not None)
         self.out_size, self.in_size = len(b_or), a_ri.shape[1]
         self.dtype = torch.float64 if self.out_size * self.in_size <= EXACT_ENTRIES else torch.float32
@@ -93,7 +93,7 @@ class RuledRows:
             entries_NbI = torch.empty(len(self.changes), rows.stop - rows.start, self.in_size, dtype=self.dtype)
             for change, out_bI in zip(self.changes, entries_NbI, strict=True):
                 self._rows(change, rows, out_bI)
-            generators = [_generator(self.draw, place, number) for place in self.places]
+            generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
             merged_bI = self.rule(self.config, Block(entries_NbI, self.weights_N, self.thresholds_N, generators))
             if self.anchor is not None:
                 merged_bI = merged_bI + self._rows(self.anchor, rows, torch.empty_like(merged_bI))
@@ -120,7 +120,7 @@ class RuledRows:
         a_ri, b_or = (
             side[:: max(1, len(side) // count)] for side, count in ((change[0].T, SAMPLED[1]), (change[1], SAMPLED[0]))
         )
-        sample = (b_or @ a_ri.T).abs().flatten().sort(descending=True).values
+        sample = np.sort((b_or @ a_ri.T).abs().flatten().numpy())[::-1]
         while True:
             upper, lower = (int((share + side) * len(sample)) for side in (-apart, apart))
             high = float(sample[upper]) if upper > 0 else float("inf")
@@ -139,7 +139,7 @@ class RuledRows:
             sizes_L = sizes.view(-1).numpy()  # numpy counts and picks out several times as fast as torch
             reaches_L, inside_L = sizes_L >= high, sizes_L >= low
             above += int(np.count_nonzero(reaches_L))
-            between.append(sizes_L[np.flatnonzero(np.logical_xor(reaches_L, inside_L, out=inside_L))])
+            between.append(sizes_L[np.logical_xor(reaches_L, inside_L, out=inside_L)])
         return above, np.concatenate(between)
 
 
@@ -188,9 +188,10 @@ def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:
     signs_NL = kept_NL.sign()
     balance_1L = weights_1N @ signs_NL
     voters_1L = weights_1N @ signs_NL.abs_()
-    elected_1L = torch.where(sum_1L.abs() > block.rounding * size_1L, sum_1L.sign(), 0.0)
+    tiny = torch.finfo(kept_Nbl.dtype).tiny
+    elected_1L = torch.hardshrink(sum_1L / size_1L.clamp(min=tiny), block.rounding).sign_()
     agreeing_1L, their_weight_1L = sum_1L + elected_1L * size_1L, voters_1L + elected_1L * balance_1L
-    mean_1L = torch.where(elected_1L != 0.0, agreeing_1L / their_weight_1L, 0.0)
+    mean_1L = elected_1L.abs() * agreeing_1L / their_weight_1L.clamp(min=tiny)
     return mean_1L.view(kept_Nbl.shape[1:])
 
 
