@@ -9,7 +9,7 @@ imports: opening, hashing, merging all layers, writing, syncing. PEFT's is `add_
 saving anything, on one layer of the model, of `--peft-targets` only where the whole layer would take too long (then it is a
 lower bound); its seconds are multiplied by the number of layers, which are all alike. PEFT's memory is that of a process which
 has loaded the base in bf16 and all adapters, before it merges anything: a lower bound too. The limit is reading every input,
-and writing and syncing as many bytes as come out. Every side is a process of its own; memory is the kernel's peak resident
+and writing and syncing as many bytes as come out (`uncut`: nothing is cut, N times as many). Every side is a process of its own; memory is the kernel's peak resident
 size. CPU seconds are those of all cores: on a busy machine the better measure, though OpenMP spends some on waiting.
 """
 
@@ -139,13 +139,16 @@ def play_peft(adapters: Path, model: Model, count: int, rank: int, layers: int, 
     return {**{key: value * model.layers for key, value in told.items()}, "measured": told, "layers": layers}
 
 
-def play_limit(adapters: Path, count: int) -> dict[str, Any]:
+def play_limit(adapters: Path, count: int, outputs: int) -> dict[str, Any]:
+    """Read every adapter, write and sync as many bytes as `outputs` of them have."""
+
     def read_and_write() -> None:
         size = 0
         for number in range(count):
             size = len((adapters / f"a{number}" / "adapter_model.safetensors").read_bytes())
         with (adapters / "written").open("wb") as stream:
-            stream.write(bytes(size))
+            for _ in range(outputs):
+                stream.write(bytes(size))
             os.fsync(stream.fileno())
 
     return timed(read_and_write)[0]
@@ -170,7 +173,8 @@ def sides(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     every_target = [name.rpartition(".")[2] for name in model.shapes()]
     write_adapters(folder / "whole", model, asked.adapters, asked.rank, model.layers, every_target)
     write_adapters(folder / "part", model, asked.adapters, asked.rank, 1, asked.peft_targets or every_target)
-    roles = ["limit", *(f"ours: {side}" for side in asked.ours)]
+    roles = ["limit", *(["limit: uncut"] if "ensemble-uncut" in asked.ours else [])]
+    roles += [f"ours: {side}" for side in asked.ours]
     answers: dict[str, list[dict[str, Any]]] = {}
     for _ in range(asked.repeats):
         for role in roles:
@@ -199,7 +203,7 @@ def play(asked: argparse.Namespace) -> dict[str, Any]:
     elif side == "peft":
         answer = play_peft(folder / "part", model, asked.adapters, asked.rank, 1, what)
     else:
-        answer = play_limit(folder / "whole", asked.adapters)
+        answer = play_limit(folder / "whole", asked.adapters, asked.adapters if what == "uncut" else 1)
     return {**answer, "peak_mib": peak_mib()}
 
 
@@ -214,7 +218,8 @@ def ratios_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     for role, row in rows.items():
         if role.startswith("ours: "):
             name = role.removeprefix("ours: ")
-            ratios[f"{name}_to_limit"] = row["seconds"] / rows["limit"]["seconds"]
+            limit = rows["limit: uncut" if name == "ensemble-uncut" else "limit"]
+            ratios[f"{name}_to_limit"] = row["seconds"] / limit["seconds"]
             if "peft: loaded" in rows:
                 ratios[f"peft_memory_to_{name}_at_least"] = rows["peft: loaded"]["peak_mib"] / row["peak_mib"]
     return ratios
