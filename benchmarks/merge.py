@@ -9,8 +9,9 @@ imports: opening, hashing, merging all layers, writing, syncing. PEFT's is `add_
 saving anything, on one layer of the model, of `--peft-targets` only where the whole layer would take too long (then it is a
 lower bound); its seconds are multiplied by the number of layers, which are all alike. PEFT's memory is that of a process which
 has loaded the base in bf16 and all adapters, before it merges anything: a lower bound too. The limit is reading every input,
-and writing and syncing as many bytes as come out (`uncut`: nothing is cut, N times as many). Every side is a process of its own; memory is the kernel's peak resident
-size. CPU seconds are those of all cores: on a busy machine the better measure, though OpenMP spends some on waiting.
+and writing and syncing as many bytes as come out, of `ensemble-uncut`, where nothing is cut, N times as many. Every side is a
+process of its own; memory is the kernel's peak resident size. CPU seconds are those of all cores: on a busy machine the better
+measure, though OpenMP spends some on waiting.
 """
 
 from __future__ import annotations
