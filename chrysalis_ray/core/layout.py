@@ -123,6 +123,10 @@ class RunLayout:
     def report_scores(self) -> Path:
         return self.root / "evaluation" / "report.json"
 
+    def search(self, name: str) -> Path:
+        """How far the search for the weights of a merge has come."""
+        return self.root / "evaluation" / f"search-{name}.json"
+
     @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"

@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import JUDGED, Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
+from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
-from chrysalis_ray.merge.run import merge_modules
-from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
+from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, write_adapter
 
 Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
@@ -67,7 +68,8 @@ def merge_candidates(
     judge: Judge,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked by greedy soups only.
+    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked only where the weights are
+    found by judging.
 
     A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
     """
@@ -77,9 +79,12 @@ def merge_candidates(
     for spec in specs:
         try:
             members = members_of(spec, variants, losses)
+            if isinstance(spec, SeveralMerge):
+                check_names(spec.layer_weights, variants)
             if is_greedy(spec):
                 members = greedy_members(members, losses, partial(_write_trial, layout, spec, losses), judge, tell)
-            made[spec.name] = write_merge(layout, spec, members, losses)
+            by_module, search = found_weights(layout, spec, members, losses, judge, tell)
+            made[spec.name] = write_merge(layout, spec, members, losses, by_module) | search
         except MergeError as error:
             failed[spec.name] = str(error)
             write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
@@ -98,26 +103,64 @@ def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]
     return sorted(best, key=variants.index)
 
 
-def _write_trial(layout: RunLayout, spec: Merge, losses: Mapping[str, float], members: Sequence[str]) -> Path:
+def found_weights(
+    layout: RunLayout,
+    spec: Merge,
+    members: Sequence[str],
+    losses: Mapping[str, float],
+    judge: Judge,
+    tell: Callable[[str], None],
+) -> tuple[ModuleWeights | None, dict[str, Any]]:
+    """The weights per module that `searched` and `greedy_layers` find, and how they went; nothing for other weights.
+
+    A search depends on its members' adapters, the method and its settings; its state file names them, and goes on only there.
+    """
+    if not isinstance(spec, SeveralMerge) or spec.weights not in ("searched", "greedy_layers"):
+        return None, {}
+    modules = sorted(read_adapter(layout.seed).factors)
+
+    def merge(by_module: ModuleWeights) -> Path:
+        return _write_trial(layout, spec, losses, members, by_module)
+
+    if spec.weights == "greedy_layers":
+        by_module, search = greedy_layer_weights(spec, members, losses, modules, merge, judge, tell)
+    else:
+        request = {
+            "spec": spec.model_dump(mode="json"),
+            "members": {name: adapter_sha256(layout.adapter(name)) for name in members},
+        }
+        state = layout.search(spec.name)
+        by_module, search = searched_weights(spec, members, losses, modules, request, state, merge, judge, tell)
+    return by_module, {"search": search}
+
+
+def _write_trial(
+    layout: RunLayout, spec: Merge, losses: Mapping[str, float], members: Sequence[str], by_module: ModuleWeights | None = None
+) -> Path:
     """A merge of some members, to be judged and thrown away."""
     trial = spec.model_copy(update={"name": f".{spec.name}"})
-    write_merge(layout, trial, members, losses)
+    write_merge(layout, trial, members, losses, by_module)
     return layout.merge(trial.name)
 
 
-def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
+def write_merge(
+    layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float], by_module: ModuleWeights | None = None
+) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
-    alike = spec.model_copy(update={"weights": "uniform"}) if is_greedy(spec) else spec
+    found = isinstance(spec, SeveralMerge) and spec.weights in JUDGED
+    alike = spec.model_copy(update={"weights": "uniform"}) if found else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
-    merged = merge_modules(
+    merged = merge_adapters(
         alike,
+        members,
         [adapter.factors for adapter in adapters],
         [adapter.scale for adapter in adapters],
         zero.factors,
         zero.scale,
         [losses[name] for name in members],
         max(adapter.rank for adapter in adapters),
+        by_module=by_module,
     )
     result = AdapterWeights(
         base_model=zero.base_model,

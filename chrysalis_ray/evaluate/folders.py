@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray import __version__
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
+from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.merge.audit import findings, look_at
 from chrysalis_ray.merge.gram import cosines
-from chrysalis_ray.merge.run import MergeResult, merge_modules
+from chrysalis_ray.merge.inputs import Inputs
+from chrysalis_ray.merge.per_layer import check_names, merge_adapters
+from chrysalis_ray.merge.run import MEASURE, MergeResult
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
 from chrysalis_ray.seed.streamed import open_adapter
 
@@ -96,8 +98,21 @@ def refuse_other_bases(sources: Sequence[Source]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Where adapters' inputs are measured: the base, and text of the kind each was trained on, one file for each or for all."""
+
+    base: Path
+    files: tuple[Path, ...]
+
+
 def merge_folders(
-    names: Sequence[str], spec: Merge, out: Path, seed_name: str | None = None, given: Sequence[float] | None = None
+    names: Sequence[str],
+    spec: Merge,
+    out: Path,
+    seed_name: str | None = None,
+    given: Sequence[float] | None = None,
+    texts: Texts | None = None,
 ) -> dict[str, Any]:
     """Merge the adapters `names` into the folder `out`; returns the manifest, with `done_before` if it lay there already.
 
@@ -105,6 +120,9 @@ def merge_folders(
     and for an `out` that holds anything else.
     """
     refuse_unjudged(spec, given)
+    refuse_unmeasured(spec, texts, len(names))
+    if isinstance(spec, SeveralMerge):
+        check_names(spec.layer_weights, names)
     out = Path(os.path.abspath(out))
     sources = open_sources(names if seed_name is None else [*names, seed_name])
     seed = None if seed_name is None else sources.pop()
@@ -115,11 +133,15 @@ def merge_folders(
         "given_weights": None if given is None else list(given),
         "version": __version__,
     }
+    if texts is not None:
+        request["texts"] = [sha256_of_file(file) for file in texts.files]
+        request["base_weights"] = {file.name: sha256_of_file(file) for file in sorted(texts.base.glob("*.safetensors"))}
     before = done_before(out, request)
     if before is not None:
         return before
-    result = merge_modules(
+    result = merge_adapters(
         spec,
+        names,
         [source.weights.factors for source in sources],
         [source.weights.scale for source in sources],
         seed.weights.factors if seed else None,
@@ -127,6 +149,7 @@ def merge_folders(
         None,
         max(source.weights.rank for source in sources),
         given,
+        inputs=None if texts is None else measured_inputs(texts, sources, seed),
     )
     manifest = {
         "request": request,
@@ -149,6 +172,33 @@ def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:
         raise MergeError("best_share takes the best of those that were judged", "leave it out, and name the adapters to merge")
     if given is not None and "weights" in spec.model_fields_set:
         raise MergeError(f"--weights and weights={spec.weights} both say how much an adapter counts", "leave one of them out")
+
+
+def refuse_unmeasured(spec: Merge, texts: Texts | None, count: int) -> None:
+    """Raises MergeError unless inputs can be measured where, and only where, the method goes by them."""
+    if isinstance(spec, RegmeanMerge) and texts is None:
+        raise MergeError("`regmean` weighs every adapter by its own inputs, and nobody measured them", MEASURE)
+    if texts is None:
+        return
+    if not isinstance(spec, RegmeanMerge):
+        raise MergeError(f"`{spec.method}` looks at no text", "leave --base and --text out, or give --strategy regmean")
+    if len(texts.files) not in (1, count):
+        raise MergeError(f"{len(texts.files)} texts for {count} adapters", "give one --text for each adapter, or one for all")
+    absent = next((file for file in texts.files if not file.is_file()), None)
+    if absent is not None or not texts.base.is_dir():
+        raise MergeError(f"there is no {absent or texts.base}", "give the base's folder as --base, and text files as --text")
+
+
+def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None) -> Inputs:
+    """What every adapter feeds the modules of the base on its own text. Loads the base, once."""
+    from chrysalis_ray.evaluate.inputs import input_directions, measure_inputs, read_rows
+    from chrysalis_ray.training.base import load_base
+
+    directions = input_directions(source.weights.factors for source in [*sources, *([seed] if seed else [])])
+    files = texts.files if len(texts.files) > 1 else texts.files * len(sources)
+    rows = {file: read_rows(file, texts.base) for file in set(files)}
+    model = load_base(texts.base, "fp32")
+    return [measure_inputs(model, source.weights, rows[file], directions) for source, file in zip(sources, files, strict=True)]
 
 
 def named_result(result: MergeResult, names: Sequence[str]) -> dict[str, Any]:

@@ -24,9 +24,12 @@ from chrysalis_ray.merge.elementwise import (
     ruled_core,
 )
 from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes
+from chrysalis_ray.merge.inputs import Inputs, moments_in_core
 from chrysalis_ray.merge.row_fit import fit_rows
-from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.table import BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
+
+MEASURE = "give `chrysalis merge` the --base and a --text for each adapter, or use `wudi`, which needs no data"
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,15 @@ def merge_modules(
     scores: Sequence[float] | None,
     rank: int,
     given: Sequence[float] | None = None,
+    inputs: Inputs | None = None,
 ) -> MergeResult:
     """Merge `members`, whose deltas are scale x B A, around `anchor` (the seed; None is the base itself).
 
     `scores` are held-out losses in nats per token, lower is better; None where nothing was judged. The result is cut to
     `config.rank`, else to `rank`; from the sum of all ranks on, and with `exact`, nothing is lost. `given` weights come before
-    those that `config` asks for. Members of weight zero are removed before anything is counted. A module that an adapter lacks
-    is a delta of zero there. Raises MergeError for shapes that differ, values that are not finite and losses that are not
-    numbers.
+    those that `config` asks for. `inputs` are what each member feeds its modules; only `regmean` asks for them.
+    Members of weight zero are removed before anything is counted. A module that an adapter lacks is a delta of zero there.
+    Raises MergeError for shapes that differ, values that are not finite and losses that are not numbers.
     """
     if not members or len(members) != len(scales) or (scores is not None and len(scores) != len(members)):
         told = "no" if scores is None else len(scores)
@@ -88,6 +92,7 @@ def merge_modules(
     population = _Population(
         [members[index] for index in live], [scales[index] for index in live], anchor, anchor_scale,
         torch.tensor([weights[index] for index in live], dtype=torch.float64),
+        None if inputs is None else [inputs[index] for index in live],
     )  # fmt: skip
     wanted = getattr(config, "rank", None) or rank
     tallies: Counter[str] = Counter()
@@ -121,6 +126,7 @@ class _Population(NamedTuple):
     anchor: Adapter | None
     anchor_scale: float
     weights_N: Tensor
+    inputs: Inputs | None
 
     def modules(self) -> list[str]:
         return sorted({module for member in self.members for module in member} | set(self.anchor or {}))
@@ -145,6 +151,12 @@ def _merge_module(
     limit = min(increments_NPQ.shape[1:]) if rank is None else rank
     if config.method in IN_THE_CORE:
         change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
+        return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
+    if config.method in BY_INPUTS:
+        if population.inputs is None:
+            raise MergeError(f"`{config.method}` weighs every member by its own inputs, and nobody measured them", MEASURE)
+        moments_NQQ = moments_in_core(space, module, population.inputs)
+        change_PQ, counted = BY_INPUTS[config.method](config, weights_N, increments_NPQ, moments_NQQ)
         return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
     assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)

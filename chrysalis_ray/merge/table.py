@@ -14,6 +14,7 @@ from chrysalis_ray.merge.elementwise import Rule, rule_summary
 from chrysalis_ray.merge.ensemble import weighted_mean
 from chrysalis_ray.merge.isotropic import evened_mean
 from chrysalis_ray.merge.model_stock import model_stock
+from chrysalis_ray.merge.regmean import nearest_outputs, regmean_summary
 from chrysalis_ray.merge.slerp import spherical_mean
 from chrysalis_ray.merge.tall import consensus_mask
 from chrysalis_ray.merge.task_arithmetic import scaled_sum
@@ -43,9 +44,15 @@ BY_ENTRY: dict[str, Rule] = {
     "tall": consensus_mask,
 }
 
+# like Combine, and with every member's E[x x^T] of the module's inputs in the core [N, Q, Q]
+BY_INPUTS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]] = {
+    "regmean": nearest_outputs,
+}
+
 # (members, tallies of all modules) -> what a method has to tell beyond weights and residual
 SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
     "consensus": consensus_summary,
+    "regmean": regmean_summary,
     "ties": rule_summary,
     "dare": rule_summary,
     "della": rule_summary,
