@@ -274,14 +274,16 @@ def train(run: Run, branching: Branching, variants: Sequence[Variant], bodies: B
 
 
 def judge_variants(run: Run, bodies: Bodies) -> None:
-    from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import sound_scores
+    from chrysalis_ray.body.turn import Candidate, with_inputs
+    from chrysalis_ray.evaluate.candidates import needs_inputs, sound_scores
     from chrysalis_ray.population.harvest import emerged
 
     if run.layout.select_scores.exists():
         return
     names = emerged(run.layout)
     candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
+    if any(needs_inputs(spec) for spec in run.experiment.merge):
+        candidates = with_inputs(candidates, run.layout)
     scores = bodies.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
     sound = sound_scores(run.layout, scores, "select", needed=["seed"])
     write_json(run.layout.select_scores, {"split": "select", "candidates": sound})

@@ -11,9 +11,11 @@ results are committed as one cut of the store, or not at all.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, sha256_of
 
 
@@ -58,10 +60,25 @@ class Ask:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base."""
+    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base.
+
+    With `inputs`, a file, what it feeds the modules of the base is written there, as far as the adapters `beside` it read it.
+    """
 
     name: str
     folder: str | None
+    inputs: str | None = None
+    beside: tuple[str, ...] = ()
+
+
+def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Candidate]:
+    """The same candidates; what each variant among them feeds the modules is measured as well."""
+    beside = tuple(candidate.folder for candidate in candidates if candidate.folder is not None)
+    return [
+        candidate if candidate.folder is None
+        else replace(candidate, inputs=str(layout.inputs(candidate.name)), beside=beside)
+        for candidate in candidates
+    ]  # fmt: skip
 
 
 @dataclass

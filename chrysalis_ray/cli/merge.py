@@ -30,6 +30,15 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(metavar="W1,W2,...", help="How much each adapter counts; divided by their sum.")
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The base's folder; only methods that measure inputs load it.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Plain text like an adapter's training data: one for all, or one for each."
+        ),
+    ] = None,
     rank: Annotated[
         str | None, typer.Option(metavar="R", help="Rank of the result, or `exact`; the largest that goes in if not given.")
     ] = None,
@@ -51,9 +60,12 @@ def merge(
     from chrysalis_ray.config.merges import read_merge
 
     spec = read_merge(strategy, [*(set or []), *([f"rank={rank}"] if rank is not None else [])])
-    from chrysalis_ray.evaluate.folders import merge_folders
+    if (base is None) != (not text):
+        raise typer.BadParameter("--base and --text belong together: inputs are those of a base on some text")
+    from chrysalis_ray.evaluate.folders import Texts, merge_folders
 
-    manifest = merge_folders(adapters, spec, out, seed_adapter, given)
+    texts = Texts(base, tuple(text)) if base is not None and text else None
+    manifest = merge_folders(adapters, spec, out, seed_adapter, given, texts)
     if json:
         print_json(manifest)
     else:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.merges import JUDGED, Merge, SeveralMerge
+from chrysalis_ray.config.merges import JUDGED, Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
@@ -17,6 +17,7 @@ from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
+from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
 from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, write_adapter
 
@@ -161,6 +162,7 @@ def write_merge(
         [losses[name] for name in members],
         max(adapter.rank for adapter in adapters),
         by_module=by_module,
+        inputs=_inputs(layout, members) if needs_inputs(spec) else None,
     )
     result = AdapterWeights(
         base_model=zero.base_model,
@@ -179,6 +181,17 @@ def write_merge(
         "weights": dict(zip(members, merged.weights, strict=True)),
         "sha256": write_adapter(layout.merge(spec.name), result),
     }
+
+
+def needs_inputs(spec: Merge) -> bool:
+    """Whether a merge goes by what its members feed the modules of the base."""
+    return isinstance(spec, RegmeanMerge)
+
+
+def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
+    from chrysalis_ray.evaluate.inputs import read_inputs
+
+    return [read_inputs(layout.inputs(name)) for name in members]
 
 
 def choice_on_select(layout: RunLayout, variants: Sequence[str]) -> Choice:

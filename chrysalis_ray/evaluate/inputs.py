@@ -1,6 +1,7 @@
 """What every adapter feeds the modules of its base, measured on text of its own: what `regmean` goes by.
 
-One forward pass per adapter over plain text. Of the inputs x of a module only x V is looked at, with V the input directions
+One forward pass per adapter, over the held-out *select* rows of a run, in the body that holds the base, or over plain text for
+adapters from anywhere. Of the inputs x of a module only x V is looked at, with V the input directions
 that any of the adapters reads, so that the second moment is [columns of V, columns of V] and never [in, in]. A file holds, for
 each module, a root of that moment (see `merge/inputs.py`): safetensors, fp32.
 """
@@ -9,22 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import write_bytes
+from chrysalis_ray.evaluate.heldout import heldout_rows, shares
 from chrysalis_ray.merge.core_space import Factors, orthonormalise
 from chrysalis_ray.merge.inputs import Roots, root_of_moment
 from chrysalis_ray.seed.adapter import AdapterWeights
 from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
+from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.packed import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from chrysalis_ray.genome.tokens import TokenStore
 
 WINDOW = 256  # tokens of one row of text
 MOST_WINDOWS = 64  # rows of an adapter, spread evenly over its text: 16384 tokens
@@ -73,6 +81,59 @@ class Moments:
         }
 
 
+# in a run -----------------------------------------------------------------------------------------------------------
+
+
+def measure_slot(
+    pack: Pack, slot: int, tokens: TokenStore, split: str, rows_per_domain: int, directions: Mapping[str, Tensor],
+    batch_rows: int = 8,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Roots for every module of `directions`, under the adapter of a slot, over the rows that `score_rows` reads.
+
+    Tokens of no document do not count. Collective: every worker of a body calls it alike, and ends with the same roots.
+    """
+    moments = Moments(directions)
+    ear = _Ear(moments)
+    place = pack.arrange([slot]).index(slot)
+    shard = next(shard for shard in pack.shards.live if shard.window.rows.start <= place < shard.window.rows.stop)
+    ear.place, ear.variants = place - shard.window.rows.start, shard.window.rows.stop - shard.window.rows.start
+    linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in directions]
+    handles = [linear.register_forward_pre_hook(partial(ear.hear, linear.name)) for linear in linears]
+    try:
+        for group, spare in shares(heldout_rows(tokens, split, rows_per_domain), batch_rows, pack.engine):
+            batch = tokens.batch(group, split)
+            ear.counts_T = torch.from_numpy((batch.document.reshape(-1) >= 0) & (not spare))
+            pack.score([slot], batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module in sorted(directions):
+        total_QQ, tokens_seen = moments.sums[module].to(pack.engine.device), moments.tokens[module]
+        counted = torch.tensor([tokens_seen], dtype=torch.float64, device=pack.engine.device)
+        pack.engine.reduce(total_QQ)
+        pack.engine.reduce(counted)
+        moments.sums[module], moments.tokens[module] = total_QQ.cpu(), int(counted)
+    return moments.roots()
+
+
+@dataclass
+class _Ear:
+    """Listens to what comes into one variant's modules, of those that a trunk computes together."""
+
+    moments: Moments
+    place: int = 0
+    variants: int = 1
+    counts_T: Tensor | None = None
+
+    def hear(self, module: str, linear: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x_TI = args[0].reshape(self.variants, -1, args[0].shape[-1])[self.place]
+        assert self.counts_T is not None
+        self.moments.add(module, x_TI[self.counts_T.to(x_TI.device)])
+
+
+# from anywhere ------------------------------------------------------------------------------------------------------
+
+
 def measure_inputs(
     model: PreTrainedModel, adapter: AdapterWeights, rows: Sequence[Sequence[int]], directions: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -105,7 +166,7 @@ def _hook(adapter: AdapterWeights, module: str, moments: Moments, device: torch.
     factors = adapter.factors.get(module)
     a_ri, b_or = (side.to(device) for side in factors) if factors is not None else (None, None)
 
-    def add_delta(linear: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def add_delta(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
         if module in moments.directions:
             moments.add(module, x.reshape(-1, x.shape[-1]))
@@ -116,7 +177,7 @@ def _hook(adapter: AdapterWeights, module: str, moments: Moments, device: torch.
     return add_delta
 
 
-def _linear(model: PreTrainedModel, module: str, directions: Tensor | None, factors: Factors | None) -> torch.nn.Module:
+def _linear(model: PreTrainedModel, module: str, directions: Tensor | None, factors: Factors | None) -> nn.Module:
     """The module of the base by its name. Raises MergeError if there is none, or of other sizes."""
     remedy = "give the folder of the very base that these adapters were trained on"
     try:
