@@ -251,7 +251,7 @@ def keep_inputs(flesh: Flesh, slot: int, candidate: Candidate, turn: Turn) -> No
     directions = input_directions([*adapters, flesh.zero.factors])
     roots = measure_slot(flesh.pack, slot, flesh.tokens, turn.split, turn.rows_per_domain, directions)
     if flesh.pack.engine.rank == 0 and candidate.inputs is not None:
-        write_inputs(Path(visible(candidate.inputs)), roots)
+        write_inputs(Path(candidate.inputs), roots)
 
 
 def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:

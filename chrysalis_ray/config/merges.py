@@ -6,8 +6,8 @@ adapter back whatever the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -232,6 +232,15 @@ METHOD_NAMES = (
 
 class _OneMerge(Written):
     merge: tuple[Merge]
+
+
+def make_merge(settings: Mapping[str, Any]) -> Merge:
+    """The merge of settings that a program made. Raises ConfigError."""
+    try:
+        return _OneMerge.model_validate({"merge": (dict(settings),)}).merge[0]
+    except ValidationError as error:
+        problems = tuple(f"{'.'.join(map(str, found['loc'][3:]))}: {found['msg']}" for found in error.errors())
+        raise ConfigError("\n  ".join(("no such merge:", *problems)), problems=problems) from error
 
 
 def read_merge(method: str, settings: Sequence[str]) -> Merge:

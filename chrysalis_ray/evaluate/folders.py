@@ -113,10 +113,12 @@ def merge_folders(
     seed_name: str | None = None,
     given: Sequence[float] | None = None,
     texts: Texts | None = None,
+    base_model: str | None = None,
 ) -> dict[str, Any]:
     """Merge the adapters `names` into the folder `out`; returns the manifest, with `done_before` if it lay there already.
 
-    `seed_name` is the adapter they were branched from, the anchor of the merge. Raises MergeError for what cannot be merged,
+    `seed_name` is the adapter they were branched from, the anchor of the merge; `base_model` the base that they must be of, if
+    they name any. Raises MergeError for what cannot be merged,
     and for an `out` that holds anything else.
     """
     refuse_unjudged(spec, given)
@@ -125,6 +127,10 @@ def merge_folders(
         check_names(spec.layer_weights, names)
     out = Path(os.path.abspath(out))
     sources = open_sources(names if seed_name is None else [*names, seed_name])
+    stranger = next((source for source in sources if base_model and source.weights.base_model not in ("", base_model)), None)
+    if stranger is not None:
+        raise MergeError(f"{stranger.name} is an adapter of {stranger.weights.base_model!r}, not of {base_model!r}",
+                         "write the base of these adapters as base_model")  # fmt: skip
     seed = None if seed_name is None else sources.pop()
     request = {
         "adapters": [source.sha256 for source in sources],

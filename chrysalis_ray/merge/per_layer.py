@@ -169,7 +169,7 @@ def side_by_side(parts: Mapping[tuple[float, ...], MergeResult], has: Sequence[i
     missing = {str(n): modules - has[n] for n in live if has[n] < modules}
     if missing:
         notes["modules_missing_as_zero"] = missing
-    factors = {module: _wider(pair, rank) for result in parts.values() for module, pair in result.factors.items()}
+    factors = {module: wider(pair, rank) for result in parts.values() for module, pair in result.factors.items()}
     ordered = {module: factors[module] for module in sorted(factors)}
     return MergeResult(
         ordered, rank, weights, math.sqrt(share), 1.0 - share, {module: per_module[module] for module in ordered}, notes
@@ -180,7 +180,8 @@ def _told(result: MergeResult) -> dict[str, object]:
     return {key: value for key, value in result.notes.items() if key not in ("method", "modules_missing_as_zero")}
 
 
-def _wider(factors: Factors, rank: int) -> Factors:
+def wider(factors: Factors, rank: int) -> Factors:
+    """The same delta with zero rows and columns up to `rank`."""
     a_ri, b_or = factors
     short = rank - a_ri.shape[0]
     pad = torch.nn.functional.pad

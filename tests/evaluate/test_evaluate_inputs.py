@@ -120,10 +120,10 @@ def outputs_apart(base, names, files, folder):
     for name, file in zip(names, files, strict=True):
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), name).eval()
         own = read_adapter(Path(name))
-        seen = {}
-        for module in merged.factors:
+        seen = {module: [] for module in merged.factors}
+        for module, into in seen.items():
             place = model.base_model.model.get_submodule(module)
-            place.register_forward_pre_hook(lambda _, args, into=seen.setdefault(module, []): into.append(args[0]))
+            place.register_forward_pre_hook(lambda _, args, into=into: into.append(args[0]))
         with torch.no_grad():
             for row in read_rows(file, base):
                 model(torch.tensor([row]))
