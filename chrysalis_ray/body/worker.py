@@ -224,6 +224,7 @@ def read_origin(flesh: Flesh, item: Work) -> tuple[dict[str, Any], dict[str, Any
 def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float, int]]]:
     """Score every candidate on the same held-out rows, as many at once as there are slots."""
     from chrysalis_ray.evaluate.heldout import score_rows
+    from chrysalis_ray.evaluate.inputs import keep_inputs
 
     flesh.residents.clear()
     flesh.positions.clear()
@@ -237,21 +238,8 @@ def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float
         by_slot = score_rows(flesh.pack, slots, flesh.tokens, turn.split, turn.rows_per_domain)
         for slot, candidate in zip(slots, pack, strict=True):
             scores[candidate.name] = [(s.domain, int(s.document), s.loss_sum, s.tokens) for s in by_slot[slot]]
-            if candidate.inputs is not None and all(math.isfinite(s.loss_sum) for s in by_slot[slot]):
-                keep_inputs(flesh, slot, candidate, turn)
+    keep_inputs(flesh.pack, flesh.tokens, turn.candidates, turn.split, turn.rows_per_domain, flesh.zero, visible)
     return scores
-
-
-def keep_inputs(flesh: Flesh, slot: int, candidate: Candidate, turn: Turn) -> None:
-    """Write what a candidate feeds the modules of the base, for the merges that go by it."""
-    from chrysalis_ray.evaluate.inputs import input_directions, measure_slot, write_inputs
-    from chrysalis_ray.seed.adapter import read_adapter
-
-    adapters = [read_adapter(Path(visible(folder))).factors for folder in candidate.beside]
-    directions = input_directions([*adapters, flesh.zero.factors])
-    roots = measure_slot(flesh.pack, slot, flesh.tokens, turn.split, turn.rows_per_domain, directions)
-    if flesh.pack.engine.rank == 0 and candidate.inputs is not None:
-        write_inputs(Path(candidate.inputs), roots)
 
 
 def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:

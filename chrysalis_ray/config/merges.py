@@ -158,11 +158,12 @@ class RegmeanMerge(SeveralMerge):
 class ElementwiseMerge(SeveralMerge):
     """What every rule on single coefficients has.
 
-    `space: core` applies the rule in the canonical core, where the rank stays low; `dense` to the entries of the whole deltas,
-    as the papers do, and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
+    `space: core` applies the rule in the canonical core, where the rank stays low; `knots` where the deltas are aligned on the
+    side of the outputs alone (KnOTS), where it stays low as well; `dense` to the entries of the whole deltas, as the papers do,
+    and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
     """
 
-    space: Literal["core", "dense"] = "core"
+    space: Literal["core", "knots", "dense"] = "core"
     scale: Positive = 1.0
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,18 +121,23 @@ def found_weights(
         return None, {}
     modules = sorted(read_adapter(layout.seed).factors)
 
-    def merge(by_module: ModuleWeights) -> Path:
-        return _write_trial(layout, spec, losses, members, by_module)
+    def taste(trials: Sequence[ModuleWeights]) -> list[float]:
+        found = []
+        for by_module in trials:
+            folder = _write_trial(layout, spec, losses, members, by_module)
+            found.append(judge(folder))
+            shutil.rmtree(folder)
+        return found
 
     if spec.weights == "greedy_layers":
-        by_module, search = greedy_layer_weights(spec, members, losses, modules, merge, judge, tell)
+        by_module, search = greedy_layer_weights(spec, members, losses, modules, taste, tell)
     else:
         request = {
             "spec": spec.model_dump(mode="json"),
             "members": {name: adapter_sha256(layout.adapter(name)) for name in members},
         }
         state = layout.search(spec.name)
-        by_module, search = searched_weights(spec, members, losses, modules, request, state, merge, judge, tell)
+        by_module, search = searched_weights(spec, members, losses, modules, request, state, taste, tell)
     return by_module, {"search": search}
 
 

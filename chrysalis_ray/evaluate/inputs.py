@@ -8,12 +8,12 @@ each module, a root of that moment (see `merge/inputs.py`): safetensors, fp32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.evaluate.heldout import heldout_rows, shares
 from chrysalis_ray.merge.core_space import Factors, orthonormalise
 from chrysalis_ray.merge.inputs import Roots, root_of_moment
-from chrysalis_ray.seed.adapter import AdapterWeights
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter
 from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
 from chrysalis_ray.training.pack import Pack
@@ -82,6 +82,39 @@ class Moments:
 
 
 # in a run -----------------------------------------------------------------------------------------------------------
+
+
+class Asking(Protocol):
+    """A candidate of the body: its folder, the file to write (None: nobody asks), and the adapters whose directions count."""
+
+    @property
+    def folder(self) -> str | None: ...
+    @property
+    def inputs(self) -> str | None: ...
+    @property
+    def beside(self) -> tuple[str, ...]: ...
+
+
+def keep_inputs(
+    pack: Pack, tokens: TokenStore, candidates: Sequence[Asking], split: str, rows_per_domain: int, zero: AdapterWeights,
+    visible: Callable[[str], str],
+) -> None:  # fmt: skip
+    """Write what every candidate that was asked for feeds the modules of the base, for the merges that go by it.
+
+    Each is put into the first slot in turn. One whose inputs are not finite has no file. Collective, like `measure_slot`.
+    """
+    for candidate in candidates:
+        if candidate.inputs is None or candidate.folder is None:
+            continue
+        adapters = [read_adapter(Path(visible(folder))).factors for folder in candidate.beside]
+        own = read_adapter(Path(visible(candidate.folder)))
+        pack.load_adapter(0, own.factors, own.scale)
+        try:
+            roots = measure_slot(pack, 0, tokens, split, rows_per_domain, input_directions([*adapters, zero.factors]))
+        except MergeError:
+            continue
+        if pack.engine.rank == 0:
+            write_inputs(Path(candidate.inputs), roots)
 
 
 def measure_slot(

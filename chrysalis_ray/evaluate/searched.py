@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 from chrysalis_ray.config.merges import SeveralMerge
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.cma_es import SearchState, ask, start_state, tell
-from chrysalis_ray.evaluate.greedy import Judge
 
 BUDGET = 40  # judgements of a search that names no number
 GROUPS = 4  # groups of layers of `greedy_layers` that names no number
@@ -28,7 +26,8 @@ FIRST_STEP = 0.5  # of an equal share
 SETTLED = 1e-3  # of an equal share: a search whose steps are that short has ended
 
 Shares = tuple[float, ...]  # one weight per member, summing to one
-Merge = Callable[[Mapping[str, Shares]], Path]  # weights per module -> a PEFT folder of its own, deleted once it is judged
+ByModule = dict[str, Shares]
+Taste = Callable[[Sequence[ByModule]], Sequence[float]]  # weights -> losses of such merges on select; not finite if diverged
 Told = Callable[[str], None]
 
 
@@ -69,10 +68,9 @@ def searched_weights(
     modules: Sequence[str],
     request: Mapping[str, Any],
     state_file: Path,
-    merge: Merge,
-    judge: Judge,
+    taste: Taste,
     told: Told = lambda line: None,
-) -> tuple[dict[str, Shares], dict[str, Any]]:
+) -> tuple[ByModule, dict[str, Any]]:
     """The best weights per module that CMA-ES came across within `budget` judgements, and how the search went.
 
     It starts from equal shares, which are judged first, and from the best member alone, whose loss is known. `request` names
@@ -81,8 +79,8 @@ def searched_weights(
     groups = layer_groups(modules, spec.layer_groups or 1)
     budget, count = spec.budget or BUDGET, len(members)
 
-    def judged(shares: Sequence[Shares]) -> float:
-        return _judged({m: own for part, own in zip(groups, shares, strict=True) for m in part}, merge, judge)
+    def tasted(trials: Sequence[Sequence[Shares]]) -> list[float]:
+        return _losses(taste, [_spread(groups, shares) for shares in trials])
 
     found = _known(state_file, request)
     if found is None:
@@ -91,7 +89,7 @@ def searched_weights(
         found = {"request": dict(request), "history": [], "judged": 0, "best": best, "loss": losses[members[alone]]}
         if count > 1:
             equal = [(1.0 / count,) * count] * len(groups)
-            found = _better(found, [equal], [judged(equal)])
+            found = _better(found, [equal], tasted([equal]))
         found["state"] = start_state([0.0] * (count - 1) * len(groups), FIRST_STEP / count).to_json()
         write_json(state_file, found)
     while count > 1:
@@ -100,15 +98,14 @@ def searched_weights(
         if found["judged"] + len(points) > budget or _is_settled(state, count):
             break
         shares = [shares_at(point, count) for point in points]
-        results = [judged(candidate) for candidate in shares]
+        results = tasted(shares)
         found = _better(found, shares, results)
         after = tell(state, points, results)
         line = {"judged": found["judged"], "best": found["loss"], "step": after.step}
         found |= {"state": after.to_json(), "history": [*found["history"], line]}
         write_json(state_file, found)
         told(f"search of {len(groups)} x {count} weights: {found['loss']:.4f} after {found['judged']} of {budget} merges")
-    by_module = {module: tuple(own) for part, own in zip(groups, found["best"], strict=True) for module in part}
-    return by_module, {"judged": found["judged"], "loss": found["loss"], "groups": len(groups)}
+    return _spread(groups, found["best"]), {"judged": found["judged"], "loss": found["loss"], "groups": len(groups)}
 
 
 def greedy_layer_weights(
@@ -116,10 +113,9 @@ def greedy_layer_weights(
     members: Sequence[str],
     losses: Mapping[str, float],
     modules: Sequence[str],
-    merge: Merge,
-    judge: Judge,
+    taste: Taste,
     told: Told = lambda line: None,
-) -> tuple[dict[str, Shares], dict[str, Any]]:
+) -> tuple[ByModule, dict[str, Any]]:
     """Weights per module: each group of layers a soup of its own, begun with the best member alone, ties add a member."""
     groups = layer_groups(modules, spec.layer_groups or GROUPS)
     order = sorted(range(len(members)), key=lambda n: (losses[members[n]], n))
@@ -128,7 +124,7 @@ def greedy_layer_weights(
     for place in range(len(groups)):
         for other in order[1:]:
             trial = [[*soup, other] if number == place else soup for number, soup in enumerate(soups)]
-            found = _judged(_shares_of(groups, trial, len(members)), merge, judge)
+            (found,) = _losses(taste, [_shares_of(groups, trial, len(members))])
             trials += 1
             told(f"layers {place + 1} of {len(groups)} with {members[other]}: {found:.4f} against {loss:.4f}")
             if found <= loss:
@@ -136,19 +132,16 @@ def greedy_layer_weights(
     return _shares_of(groups, soups, len(members)), {"judged": trials, "loss": loss, "groups": len(groups)}
 
 
-def _shares_of(groups: Sequence[Sequence[str]], soups: Sequence[Sequence[int]], count: int) -> dict[str, Shares]:
-    return {
-        module: tuple(float(n in soup) / len(soup) for n in range(count))
-        for part, soup in zip(groups, soups, strict=True)
-        for module in part
-    }
+def _spread(groups: Sequence[Sequence[str]], shares: Sequence[Sequence[float]]) -> ByModule:
+    return {module: tuple(own) for part, own in zip(groups, shares, strict=True) for module in part}
 
 
-def _judged(by_module: Mapping[str, Shares], merge: Merge, judge: Judge) -> float:
-    folder = merge(by_module)
-    found = judge(folder)
-    shutil.rmtree(folder)
-    return found if math.isfinite(found) else math.inf
+def _shares_of(groups: Sequence[Sequence[str]], soups: Sequence[Sequence[int]], count: int) -> ByModule:
+    return _spread(groups, [[float(n in soup) / len(soup) for n in range(count)] for soup in soups])
+
+
+def _losses(taste: Taste, trials: Sequence[ByModule]) -> list[float]:
+    return [loss if math.isfinite(loss) else math.inf for loss in taste(trials)]
 
 
 def _better(found: dict[str, Any], shares: Sequence[Sequence[Shares]], results: Sequence[float]) -> dict[str, Any]:

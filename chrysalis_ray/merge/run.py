@@ -25,6 +25,7 @@ from chrysalis_ray.merge.elementwise import (
 )
 from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes
 from chrysalis_ray.merge.inputs import Inputs, moments_in_core
+from chrysalis_ray.merge.knots import ruled_knots
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.table import BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
@@ -164,6 +165,8 @@ def _merge_module(
     rule = BY_ENTRY[config.method]
     if all_equal(increments_NPQ):
         change_PQ = mean_PQ
+    elif config.space == "knots":
+        return *ruled_knots(rule, config, weights_N, space, draw, limit), gram_NN
     elif config.space == "core":
         change_PQ = ruled_core(rule, config, weights_N, increments_NPQ, draw)
     else:

@@ -256,37 +256,31 @@ def test_dense_rules_have_a_rank_and_adapters_of_another_base_are_refused(three)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "model_stock"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock"])
 def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     """Its own operators, fed with base + delta; mergekit is no dependency of ours, and this says so where it is absent."""
     pytest.importorskip("mergekit", reason="mergekit is not installed: pip install mergekit into an environment of its own")
-    from mergekit.merge_methods.generalized_task_arithmetic import get_mask
-    from mergekit.merge_methods.model_stock import model_stock_merge_method
-    from mergekit.sparsify import magnitude
+    from mergekit.merge_methods.base import TensorGroup
+    from mergekit.merge_methods.registry import get
 
     base = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    weights = {} if method == "model_stock" else {"weight": dict(enumerate(WEIGHTS))}
+    settings = {
+        "ties": {"density": dict.fromkeys(range(3), 0.4), "lambda": 1.3}, "task_arithmetic": {"lambda": 0.6},
+        "dare_ties": {"normalize": True},
+    }.get(method, {})  # fmt: skip
     expected = {}
     for m, d in deltas(three).items():
-        if method == "model_stock":
-            expected[m] = _as_mergekit_calls(model_stock_merge_method, base, d) - base
-            continue
-        density = 0.4 if method == "ties" else 1.0
-        weighted = torch.stack([magnitude(x, density) for x in d]) * torch.tensor(WEIGHTS, dtype=torch.float64)[:, None, None]
-        mask = get_mask(weighted) if method == "ties" else torch.ones_like(weighted)
-        divisor = (torch.tensor(WEIGHTS, dtype=torch.float64)[:, None, None] * mask).sum(0)
-        expected[m] = (weighted * mask).sum(0) / (divisor.where(divisor != 0, 1.0) if method == "ties" else 1.0)
-    if method == "model_stock":
-        text = "merge_method: model_stock\nbase_model: org/base\nmodels: [{model: a0}, {model: a1}, {model: a2}]\n"
-    else:
-        text = config(method, per_model=", density: 0.4" if method == "ties" else "")
+        if method == "linear":
+            group = TensorGroup.from_tensors([base + x for x in d])
+        else:
+            group = TensorGroup.from_tensors([base, *(base + x for x in d)], ids=["base", 0, 1, 2], base_index=0)
+        (whole,) = get(method)([group], parameters={**weights, **settings})
+        expected[m] = whole - base
+    text = {
+        "ties": config("ties", per_model=", density: 0.4", lambda_=1.3),
+        "task_arithmetic": config("task_arithmetic", lambda_=0.6),
+        "dare_ties": config("dare_ties", normalize="true"),
+        "model_stock": "merge_method: model_stock\nbase_model: org/base\nmodels: [{model: a0}, {model: a1}, {model: a2}]\n",
+    }.get(method) or config(method)
     assert_same(merged(three, text, rank="9")[0], expected)
-
-
-def _as_mergekit_calls(method, base, d):
-    from types import SimpleNamespace
-
-    group = SimpleNamespace(
-        base=SimpleNamespace(tensor=base), non_base=[SimpleNamespace(tensor=base + x, id=n) for n, x in enumerate(d)]
-    )
-    plain = getattr(method, "__wrapped__", None) or getattr(method, "function", None) or method
-    return plain(group)

@@ -188,6 +188,26 @@ def test_dense_ties_is_the_papers_and_its_best_fit(shared, density):
 
 
 @both_regimes
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_ties_in_the_space_of_knots_is_the_papers(shared, density):
+    """[dW_1 | .. | dW_N] = U S [V_1^T | .. | V_N^T] of the dense deltas, TIES on the V_i^T, U S back in front."""
+    adapters = members(shared)
+    u, s, vt = torch.linalg.svd(torch.cat(list(deltas(adapters)), 1), full_matrices=False)
+    parts = torch.stack((vt[:6]).split(IN, 1))
+    expected = (u[:, :6] * s[:6]) @ dense_ties(parts, WEIGHTS, density)
+    got, result = merged(TiesMerge(method="ties", density=density, space="knots"), adapters, WEIGHTS)
+    close(got, expected)
+    assert result.residual < 1e-6
+    assert 0.0 < result.notes["length_to_mean"] < 10.0
+    anchor = members(False, count=1, rng_seed=9)[0]
+    around = [
+        {"q": (torch.cat([a, anchor["q"][0]]), torch.cat([b, anchor["q"][1]], 1))} for m in adapters for a, b in m.values()
+    ]
+    config = TiesMerge(method="ties", density=density, space="knots")
+    close(merged(config, around, WEIGHTS, anchor=anchor)[0], expected + deltas([anchor])[0])
+
+
+@both_regimes
 def test_dense_ties_around_a_seed_trims_the_changes_from_it(shared):
     anchor = members(False, count=1, rng_seed=9)[0]
     adapters = [
