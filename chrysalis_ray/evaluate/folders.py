@@ -21,6 +21,7 @@ from chrysalis_ray import __version__
 from chrysalis_ray.config.merges import Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
+from chrysalis_ray.evaluate.vocabulary import refuse_other_vocabularies
 from chrysalis_ray.merge.audit import findings, look_at
 from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.inputs import Inputs
@@ -56,6 +57,7 @@ def open_sources(names: Sequence[str]) -> list[Source]:
         folder = find_folder(name)
         sources.append(Source(name, folder, open_adapter(folder), adapter_sha256(folder)))
     refuse_other_bases(sources)
+    refuse_other_vocabularies([(source.name, source.folder) for source in sources])
     return sources
 
 

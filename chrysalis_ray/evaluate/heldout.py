@@ -14,7 +14,6 @@ import torch.distributed as dist
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.scores import DocumentScore
-from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.pack import Pack
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def score_rows(
     """
     rows = heldout_rows(tokens, split, rows_per_domain)
     own: list[Piece] = []
-    for group, spare in shares(rows, batch_rows, pack.engine):
+    for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
         pieces = _score(pack, slots, tokens, split, group)
         own += [] if spare else pieces
     return _by_slot(slots, _gathered(own, pack.engine.world))
@@ -57,12 +56,12 @@ def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[R
     return rows
 
 
-def shares(rows: Sequence[Row], batch_rows: int, engine: Engine) -> Iterator[tuple[Sequence[Row], bool]]:
+def _shares(rows: Sequence[Row], batch_rows: int, parts: Sequence[int], whole: int) -> Iterator[tuple[Sequence[Row], bool]]:
     """This worker's rows of every pass, and whether they are spare: computed only to keep step with the others."""
-    for start in range(0, len(rows), batch_rows * engine.whole):
-        together = rows[start : start + batch_rows * engine.whole]
-        for part in engine.parts:
-            own = together[part :: engine.whole]
+    for start in range(0, len(rows), batch_rows * whole):
+        together = rows[start : start + batch_rows * whole]
+        for part in parts:
+            own = together[part::whole]
             yield (own, False) if own else (together[:1], True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import write_bytes
-from chrysalis_ray.evaluate.heldout import heldout_rows, shares
+from chrysalis_ray.evaluate.heldout import _shares, heldout_rows
 from chrysalis_ray.merge.core_space import Factors, orthonormalise
 from chrysalis_ray.merge.inputs import Roots, root_of_moment
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter
@@ -132,8 +132,9 @@ def measure_slot(
     ear.place, ear.variants = place - shard.window.rows.start, shard.window.rows.stop - shard.window.rows.start
     linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in directions]
     handles = [linear.register_forward_pre_hook(partial(ear.hear, linear.name)) for linear in linears]
+    rows = heldout_rows(tokens, split, rows_per_domain)
     try:
-        for group, spare in shares(heldout_rows(tokens, split, rows_per_domain), batch_rows, pack.engine):
+        for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
             batch = tokens.batch(group, split)
             ear.counts_T = torch.from_numpy((batch.document.reshape(-1) >= 0) & (not spare))
             pack.score([slot], batch)

@@ -1,7 +1,7 @@
 """Identities that every merge must keep, on populations of one seed and on independent ones.
 
 The numbers O1 .. O14 are those of the merging identities: single, equal, one-hot, permutation, gauge, scaling, padding,
-reconstruction, idempotence, orthogonality, anchor, determinism.
+homogeneity, reconstruction, idempotence, orthogonality, anchor, determinism.
 """
 
 from __future__ import annotations
@@ -225,6 +225,14 @@ def test_o7_padding_a_rank_changes_nothing(config, population, extra):
         {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in member.items()} for member in population.members
     ]
     assert_same(population._replace(members=members).merge(config), dense(population.merge(config).factors))
+
+
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 4)), c=st.sampled_from([-1.0, 0.25, -3.0]))
+def test_o8_longer_deltas_have_a_longer_merge_and_opposite_ones_the_opposite(config, population, c):
+    other = population._replace(scales=[c * scale for scale in population.scales], anchor_scale=c * population.anchor_scale)
+    assert_same(other.merge(config), {m: c * delta for m, delta in dense(population.merge(config).factors).items()})
 
 
 @oracle
