@@ -129,21 +129,9 @@ def merge_folders(
         check_names(spec.layer_weights, names)
     out = Path(os.path.abspath(out))
     sources = open_sources(names if seed_name is None else [*names, seed_name])
-    stranger = next((source for source in sources if base_model and source.weights.base_model not in ("", base_model)), None)
-    if stranger is not None:
-        raise MergeError(f"{stranger.name} is an adapter of {stranger.weights.base_model!r}, not of {base_model!r}",
-                         "write the base of these adapters as base_model")  # fmt: skip
+    refuse_other_base(sources, base_model)
     seed = None if seed_name is None else sources.pop()
-    request = {
-        "adapters": [source.sha256 for source in sources],
-        "seed_adapter": seed.sha256 if seed else None,
-        "spec": spec.model_dump(mode="json"),
-        "given_weights": None if given is None else list(given),
-        "version": __version__,
-    }
-    if texts is not None:
-        request["texts"] = [sha256_of_file(file) for file in texts.files]
-        request["base_weights"] = {file.name: sha256_of_file(file) for file in sorted(texts.base.glob("*.safetensors"))}
+    request = request_of(sources, seed, spec, given, texts)
     before = done_before(out, request)
     if before is not None:
         return before
@@ -169,6 +157,31 @@ def merge_folders(
     }
     everyone = [*sources, *([seed] if seed else [])]
     return put_in_place(out, adapter_of(result, everyone), common_task(everyone), manifest)
+
+
+def request_of(
+    sources: Sequence[Source], seed: Source | None, spec: Merge, given: Sequence[float] | None, texts: Texts | None
+) -> dict[str, Any]:
+    """All that a merge depends on."""
+    request: dict[str, Any] = {
+        "adapters": [source.sha256 for source in sources],
+        "seed_adapter": seed.sha256 if seed else None,
+        "spec": spec.model_dump(mode="json"),
+        "given_weights": None if given is None else list(given),
+        "version": __version__,
+    }
+    if texts is not None:
+        request["texts"] = [sha256_of_file(file) for file in texts.files]
+        request["base_weights"] = {file.name: sha256_of_file(file) for file in sorted(texts.base.glob("*.safetensors"))}
+    return request
+
+
+def refuse_other_base(sources: Sequence[Source], base_model: str | None) -> None:
+    """Raises MergeError for an adapter that names another base than `base_model`."""
+    for source in sources:
+        if base_model and source.weights.base_model not in ("", base_model):
+            raise MergeError(f"{source.name} is an adapter of {source.weights.base_model!r}, not of {base_model!r}",
+                             "write the base of these adapters as base_model")  # fmt: skip
 
 
 def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:

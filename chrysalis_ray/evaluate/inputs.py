@@ -97,7 +97,7 @@ class Asking(Protocol):
 
 def keep_inputs(
     pack: Pack, tokens: TokenStore, candidates: Sequence[Asking], split: str, rows_per_domain: int, zero: AdapterWeights,
-    visible: Callable[[str], str],
+    visible: Callable[[str], Path],
 ) -> None:  # fmt: skip
     """Write what every candidate that was asked for feeds the modules of the base, for the merges that go by it.
 
@@ -106,8 +106,8 @@ def keep_inputs(
     for candidate in candidates:
         if candidate.inputs is None or candidate.folder is None:
             continue
-        adapters = [read_adapter(Path(visible(folder))).factors for folder in candidate.beside]
-        own = read_adapter(Path(visible(candidate.folder)))
+        adapters = [read_adapter(visible(folder)).factors for folder in candidate.beside]
+        own = read_adapter(visible(candidate.folder))
         pack.load_adapter(0, own.factors, own.scale)
         try:
             roots = measure_slot(pack, 0, tokens, split, rows_per_domain, input_directions([*adapters, zero.factors]))
