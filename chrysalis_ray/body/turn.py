@@ -73,7 +73,7 @@ class Candidate:
 
 def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Candidate]:
     """The same candidates; what each variant among them feeds the modules is measured as well."""
-    beside = tuple(candidate.folder for candidate in candidates if candidate.folder is not None)
+    beside = (str(layout.seed), *(candidate.folder for candidate in candidates if candidate.folder is not None))
     return [
         candidate if candidate.folder is None
         else replace(candidate, inputs=str(layout.inputs(candidate.name)), beside=beside)

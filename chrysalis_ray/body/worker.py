@@ -238,7 +238,7 @@ def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float
         by_slot = score_rows(flesh.pack, slots, flesh.tokens, turn.split, turn.rows_per_domain)
         for slot, candidate in zip(slots, pack, strict=True):
             scores[candidate.name] = [(s.domain, int(s.document), s.loss_sum, s.tokens) for s in by_slot[slot]]
-    keep_inputs(flesh.pack, flesh.tokens, turn.candidates, turn.split, turn.rows_per_domain, flesh.zero, visible)
+    keep_inputs(flesh.pack, flesh.tokens, turn.candidates, turn.split, turn.rows_per_domain, visible)
     return scores
 
 

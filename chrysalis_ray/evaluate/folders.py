@@ -170,6 +170,8 @@ def request_of(
         "given_weights": None if given is None else list(given),
         "version": __version__,
     }
+    if isinstance(spec, SeveralMerge) and spec.layer_weights:
+        request["names"] = [source.name for source in sources]  # what the weights go by
     if texts is not None:
         request["texts"] = [sha256_of_file(file) for file in texts.files]
         request["base_weights"] = {file.name: sha256_of_file(file) for file in sorted(texts.base.glob("*.safetensors"))}

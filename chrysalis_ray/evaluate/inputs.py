@@ -96,21 +96,21 @@ class Asking(Protocol):
 
 
 def keep_inputs(
-    pack: Pack, tokens: TokenStore, candidates: Sequence[Asking], split: str, rows_per_domain: int, zero: AdapterWeights,
-    visible: Callable[[str], Path],
-) -> None:  # fmt: skip
+    pack: Pack, tokens: TokenStore, candidates: Sequence[Asking], split: str, rows_per_domain: int, find: Callable[[str], Path]
+) -> None:
     """Write what every candidate that was asked for feeds the modules of the base, for the merges that go by it.
 
-    Each is put into the first slot in turn. One whose inputs are not finite has no file. Collective, like `measure_slot`.
+    Each is put into the first slot in turn; `find` makes a path of what a candidate calls a folder. One whose inputs are not
+    finite has no file. Collective, like `measure_slot`.
     """
     for candidate in candidates:
         if candidate.inputs is None or candidate.folder is None:
             continue
-        adapters = [read_adapter(visible(folder)).factors for folder in candidate.beside]
-        own = read_adapter(visible(candidate.folder))
+        adapters = [read_adapter(find(folder)).factors for folder in candidate.beside]
+        own = read_adapter(find(candidate.folder))
         pack.load_adapter(0, own.factors, own.scale)
         try:
-            roots = measure_slot(pack, 0, tokens, split, rows_per_domain, input_directions([*adapters, zero.factors]))
+            roots = measure_slot(pack, 0, tokens, split, rows_per_domain, input_directions(adapters))
         except MergeError:
             continue
         if pack.engine.rank == 0:
