@@ -29,7 +29,7 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
 
     def loss(name):
         domains = {}
-        for domain, _, total, tokens in select[name]:
+        for domain, _, total, tokens, *_ in select[name]:
             domains.setdefault(domain, []).append((total, tokens))
         return sum(sum(t for t, _ in rows) / sum(n for _, n in rows) for rows in domains.values()) / len(domains)
 
