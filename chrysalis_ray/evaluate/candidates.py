@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from chrysalis_ray.config.merges import EnsembleMerge, Merge, SeveralMerge
+from chrysalis_ray.config.merges import JUDGED, EnsembleMerge, Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
+from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
-from chrysalis_ray.merge.run import merge_modules
-from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.merge.inputs import Inputs
+from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
+from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, write_adapter
 
 OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
 AHEAD = 2  # decisions of a greedy soup whose trials share a pass: three of them fill two cores where one leaves one idle
@@ -71,7 +73,8 @@ def merge_candidates(
     judge: OnSelect,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked by greedy soups only.
+    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked only where the weights are
+    found by judging.
 
     A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
     """
@@ -81,9 +84,12 @@ def merge_candidates(
     for spec in specs:
         try:
             members = members_of(spec, variants, losses)
+            if isinstance(spec, SeveralMerge):
+                check_names(spec.layer_weights, variants)
             if is_greedy(spec):
                 members = soup_of(layout, spec, members, losses, judge, tell)
-            made[spec.name] = write_merge(layout, spec, members, losses)
+            by_module, search = found_weights(layout, spec, members, losses, judge, tell)
+            made[spec.name] = write_merge(layout, spec, members, losses, by_module) | search
         except MergeError as error:
             failed[spec.name] = str(error)
             write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
@@ -137,19 +143,74 @@ def _taste_merges(
     return found
 
 
-def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
+def found_weights(
+    layout: RunLayout,
+    spec: Merge,
+    members: Sequence[str],
+    losses: Mapping[str, float],
+    judge: OnSelect,
+    tell: Callable[[str], None],
+) -> tuple[ModuleWeights | None, dict[str, Any]]:
+    """The weights per module that `searched` and `greedy_layers` find, and how they went; nothing for other weights.
+
+    A search depends on its members' adapters, the method and its settings; its state file names them, and goes on only there.
+    """
+    if not isinstance(spec, SeveralMerge) or spec.weights not in ("searched", "greedy_layers"):
+        return None, {}
+    modules = sorted(read_adapter(layout.seed).factors)
+
+    taste = partial(_taste_layers, layout, spec, losses, members, judge)
+    if spec.weights == "greedy_layers":
+        by_module, search = greedy_layer_weights(spec, members, losses, modules, taste, tell)
+    else:
+        request = {
+            "spec": spec.model_dump(mode="json"),
+            "members": {name: adapter_sha256(layout.adapter(name)) for name in members},
+        }
+        state = layout.search(spec.name)
+        by_module, search = searched_weights(spec, members, losses, modules, request, state, taste, tell)
+    return by_module, {"search": search}
+
+
+def _taste_layers(
+    layout: RunLayout,
+    spec: Merge,
+    losses: Mapping[str, float],
+    members: Sequence[str],
+    judge: OnSelect,
+    trials: Sequence[ModuleWeights],
+) -> list[float]:
+    """Merges of the members by other weights, each in a folder of its own, judged in one pass and thrown away."""
+    for left in layout.merges.glob(f".{spec.name}.*"):  # of a run that was killed while it searched
+        shutil.rmtree(left)
+    named = [spec.model_copy(update={"name": f".{spec.name}.{number}"}) for number in range(len(trials))]
+    for trial, by_module in zip(named, trials, strict=True):
+        write_merge(layout, trial, members, losses, by_module)
+    found = select_losses(judge([Candidate(trial.name, str(layout.merge(trial.name))) for trial in named]))
+    for trial in named:
+        shutil.rmtree(layout.merge(trial.name))
+    return [found[trial.name] for trial in named]
+
+
+def write_merge(
+    layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float], by_module: ModuleWeights | None = None
+) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
-    alike = spec.model_copy(update={"weights": "uniform"}) if is_greedy(spec) else spec
+    found = isinstance(spec, SeveralMerge) and spec.weights in JUDGED
+    alike = spec.model_copy(update={"weights": "uniform"}) if found else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
-    merged = merge_modules(
+    merged = merge_adapters(
         alike,
+        members,
         [adapter.factors for adapter in adapters],
         [adapter.scale for adapter in adapters],
         zero.factors,
         zero.scale,
         [losses[name] for name in members],
         max(adapter.rank for adapter in adapters),
+        by_module=by_module,
+        inputs=_inputs(layout, members) if needs_inputs(spec) else None,
     )
     result = AdapterWeights(
         base_model=zero.base_model,
@@ -168,6 +229,17 @@ def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: 
         "weights": dict(zip(members, merged.weights, strict=True)),
         "sha256": write_adapter(layout.merge(spec.name), result),
     }
+
+
+def needs_inputs(spec: Merge) -> bool:
+    """Whether a merge goes by what its members feed the modules of the base."""
+    return isinstance(spec, RegmeanMerge)
+
+
+def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
+    from chrysalis_ray.evaluate.inputs import read_inputs
+
+    return [read_inputs(layout.inputs(name)) for name in members]
 
 
 def choice_on_select(layout: RunLayout, variants: Sequence[str], most_lost: float | None = None) -> Choice:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from chrysalis_ray.evaluate.heldout import Mixture, Scorer, judge_rows
+from chrysalis_ray.evaluate.inputs import keep_inputs
 from chrysalis_ray.evaluate.scores import DocumentScore
 from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
 from chrysalis_ray.training.pack import Pack
@@ -53,6 +54,7 @@ def judge_candidates(
         rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
     for name, (mixture, _) in mixtures.items():
         rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
+    keep_inputs(pack, tokens, candidates, split, rows_per_domain, find)
     return {each.name: rows[each.name] for each in candidates}
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import MIXTURE, read_json, write_json
-from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, sound_scores
+from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, needs_inputs, sound_scores
 from chrysalis_ray.evaluate.folders import Source, audit_sources
 from chrysalis_ray.evaluate.scores import read_report, read_select
-from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of
+from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
 from chrysalis_ray.evaluate.verdict import make_verdict
 from chrysalis_ray.seed.adapter import adapter_sha256
 from chrysalis_ray.seed.streamed import open_adapter
@@ -58,7 +58,10 @@ def judge_variants(judging: Judging) -> None:
     layout, names = judging.layout, judging.variants
     if layout.select_scores.exists():
         return
-    scores = judging.scores(judging.of_variants(names), "select")
+    candidates = judging.of_variants(names)
+    if any(needs_inputs(spec) for spec in judging.experiment.merge):
+        candidates = with_inputs(candidates, layout)
+    scores = judging.scores(candidates, "select")
     sound = sound_scores(layout, scores, "select", needed=["seed"])
     write_json(layout.select_scores, {"split": "select", "candidates": sound})
     diverged = [name for name in scores if name not in sound]
