@@ -43,6 +43,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/plan_accuracy.py --json
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/merge.py --json
+	$(BIN)/python benchmarks/judge.py --making --json
 	$(BIN)/python benchmarks/genome.py --json
 	$(BIN)/python benchmarks/mixer.py --json
 

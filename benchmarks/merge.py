@@ -1,13 +1,17 @@
-"""Merging N adapters of Qwen3-0.6B's shapes: time and peak memory, ours against PEFT and against reading and writing the files.
+"""Merging N adapters: time and peak memory, ours against PEFT and against reading and writing the files.
 
     python benchmarks/merge.py
-    python benchmarks/merge.py --adapters 8 --rank 16 --peft-layers 1 --json
+    python benchmarks/merge.py --ours ensemble --peft svd --json
+    python benchmarks/merge.py --model qwen3-8b --ours ensemble --peft svd --peft-targets k_proj v_proj --repeats 2
 
-Adapters are random: a merge does not know better. Ours is `chrysalis merge` after its imports: opening, hashing, merging all 28
-layers, writing. PEFT's is `add_weighted_adapter(combination_type="svd")` alone, without loading anything, on a model of
-`--peft-layers` of the 28 layers, which are all alike; its seconds are multiplied up. PEFT's memory is that of a process which
-has loaded the base in bf16 and all adapters, before it merges anything: a lower bound. The limit is reading every input, and
-writing and syncing as many bytes as come out. Every side is a process of its own; memory is the kernel's peak resident size.
+Adapters are random, of every linear module of the model: a merge does not know better. Ours is `chrysalis merge` after its
+imports: opening, hashing, merging all layers, writing, syncing. PEFT's is `add_weighted_adapter` alone, without loading or
+saving anything, on one layer of the model, of `--peft-targets` only where the whole layer would take too long (then it is a
+lower bound); its seconds are multiplied by the number of layers, which are all alike. PEFT's memory is that of a process which
+has loaded the base in bf16 and all adapters, before it merges anything: a lower bound too. The limit is reading every input,
+and writing and syncing as many bytes as come out, of `ensemble-uncut`, where nothing is cut, N times as many. Every side is a
+process of its own; memory is the kernel's peak resident size. CPU seconds are those of all cores: on a busy machine the better
+measure, though OpenMP spends some on waiting.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +34,64 @@ import machine
 from chrysalis_ray.core.records import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
-LAYERS = 28
-# out, in of every target of one layer
-SHAPES = {
-    "self_attn.q_proj": (2048, 1024), "self_attn.k_proj": (1024, 1024), "self_attn.v_proj": (1024, 1024),
-    "self_attn.o_proj": (1024, 2048), "mlp.gate_proj": (3072, 1024), "mlp.up_proj": (3072, 1024), "mlp.down_proj": (1024, 3072),
-}  # fmt: skip
-OURS = ("ensemble", "consensus", "ties")
 
 
-def base_config(layers: int) -> Any:
-    from transformers import Qwen3Config
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a Qwen3, as its config calls them."""
 
-    return Qwen3Config(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers,
-                       num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)  # fmt: skip
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    tied: bool
+    head_dim: int = 128
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """out, in of every linear module of one layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        up = (self.intermediate, self.hidden)
+        return {
+            "self_attn.q_proj": (queries, self.hidden), "self_attn.k_proj": (keys, self.hidden),
+            "self_attn.v_proj": (keys, self.hidden), "self_attn.o_proj": (self.hidden, queries),
+            "mlp.gate_proj": up, "mlp.up_proj": up, "mlp.down_proj": (self.hidden, self.intermediate),
+        }  # fmt: skip
+
+    def config(self, layers: int) -> Any:
+        from transformers import Qwen3Config
+
+        return Qwen3Config(
+            vocab_size=151936, hidden_size=self.hidden, intermediate_size=self.intermediate, num_hidden_layers=layers,
+            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.head_dim,
+            tie_word_embeddings=self.tied,
+        )  # fmt: skip
 
 
-def write_adapters(folder: Path, count: int, rank: int, layers: int) -> None:
+MODELS = {
+    "qwen3-0.6b": Model(28, 1024, 3072, 16, 8, tied=True),
+    "qwen3-8b": Model(36, 4096, 12288, 32, 8, tied=False),
+}
+# side -> method and settings; {rank} is that of the adapters, {columns} the sum of all ranks: nothing is cut
+OURS = {
+    "ensemble": ("ensemble", ["rank={rank}"]),
+    "ensemble-uncut": ("ensemble", ["rank={columns}"]),
+    "slerp": ("slerp", ["rank={rank}"]),
+    "consensus": ("consensus", ["rank={rank}"]),
+    "ties": ("ties", ["rank={rank}"]),
+    "ties-dense": ("ties", ["rank={rank}", "space=dense"]),
+}
+PEFT = {"svd": {}, "ties_svd": {"density": 0.2}}
+# what of ours does the same as what of PEFT's
+SAME = {"svd": "ensemble", "ties_svd": "ties-dense"}
+
+
+def write_adapters(folder: Path, model: Model, count: int, rank: int, layers: int, targets: Sequence[str]) -> None:
     """`count` adapters of random factors, as PEFT folders."""
     import torch
 
     from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 
-    targets = tuple(name.rpartition(".")[2] for name in SHAPES)
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
         factors = {
@@ -58,50 +99,57 @@ def write_adapters(folder: Path, count: int, rank: int, layers: int) -> None:
                 torch.randn(rank, inn, generator=generator) / inn**0.5, torch.randn(out, rank, generator=generator) / out**0.5
             )
             for layer in range(layers)
-            for name, (out, inn) in SHAPES.items()
+            for name, (out, inn) in model.shapes().items() if name.rpartition(".")[2] in targets
         }  # fmt: skip
-        weights = AdapterWeights(str(folder / "base"), None, rank, 2.0 * rank, False, targets, factors)
-        write_adapter(folder / f"layers{layers}" / f"a{number}", weights)
+        weights = AdapterWeights(str(folder / "base"), None, rank, 2.0 * rank, False, tuple(targets), factors)
+        write_adapter(folder / f"a{number}", weights)
 
 
-def play_ours(folder: Path, count: int, rank: int, method: str) -> dict[str, Any]:
+def play_ours(adapters: Path, out: Path, count: int, rank: int, side: str) -> dict[str, Any]:
     from chrysalis_ray.config.merges import read_merge
     from chrysalis_ray.evaluate.folders import merge_folders
 
-    spec = read_merge(method, [f"rank={rank}"])
-    names = [str(folder / f"layers{LAYERS}" / f"a{number}") for number in range(count)]
-    told, manifest = timed(lambda: merge_folders(names, spec, folder / f"out-{method}"))
+    method, settings = OURS[side]
+    spec = read_merge(method, [text.format(rank=rank, columns=rank * count) for text in settings])
+    told, manifest = timed(lambda: merge_folders([str(adapters / f"a{number}") for number in range(count)], spec, out))
+    shutil.rmtree(out)
     return {**told, "residual": manifest["residual"]}
 
 
-def play_peft(folder: Path, count: int, rank: int, layers: int, merge: bool) -> dict[str, Any]:
-    """PEFT with its base and all adapters in memory; with `merge` also its SVD merge, which is all that is timed."""
+def play_peft(adapters: Path, model: Model, count: int, rank: int, layers: int, kind: str | None) -> dict[str, Any]:
+    """PEFT with `layers` of its base and all adapters in memory; with `kind` also a merge, which is all that is timed."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_config(base_config(layers), dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_config(model.config(layers), dtype=torch.bfloat16)
     for number in range(count):
-        adapter = folder / f"layers{layers}" / f"a{number}"
+        adapter = str(adapters / f"a{number}")
         if number == 0:
-            model = PeftModel.from_pretrained(model, str(adapter), adapter_name="a0")
+            loaded = PeftModel.from_pretrained(loaded, adapter, adapter_name="a0")
         else:
-            model.load_adapter(str(adapter), adapter_name=f"a{number}")
-    if not merge:
+            loaded.load_adapter(adapter, adapter_name=f"a{number}")
+    if kind is None:
         return {"seconds": 0.0, "cpu_seconds": 0.0}
     names = [f"a{number}" for number in range(count)]
-    weights = [1.0 / count] * count
-    told, _ = timed(lambda: model.add_weighted_adapter(names, weights, "merged", combination_type="svd", svd_rank=rank))
-    return {**{key: value * LAYERS / layers for key, value in told.items()}, "measured": told, "layers": layers}
+    told, _ = timed(
+        lambda: loaded.add_weighted_adapter(
+            names, [1.0 / count] * count, "merged", combination_type=kind, svd_rank=rank, **PEFT[kind]
+        )
+    )
+    return {**{key: value * model.layers for key, value in told.items()}, "measured": told, "layers": layers}
 
 
-def play_limit(folder: Path, count: int) -> dict[str, Any]:
+def play_limit(adapters: Path, count: int, outputs: int) -> dict[str, Any]:
+    """Read every adapter, write and sync as many bytes as `outputs` of them have."""
+
     def read_and_write() -> None:
         size = 0
         for number in range(count):
-            size = len((folder / f"layers{LAYERS}" / f"a{number}" / "adapter_model.safetensors").read_bytes())
-        with (folder / "written").open("wb") as stream:
-            stream.write(bytes(size))
+            size = len((adapters / f"a{number}" / "adapter_model.safetensors").read_bytes())
+        with (adapters / "written").open("wb") as stream:
+            for _ in range(outputs):
+                stream.write(bytes(size))
             os.fsync(stream.fileno())
 
     return timed(read_and_write)[0]
@@ -120,79 +168,93 @@ def peak_mib() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
-def sides(count: int, rank: int, methods: list[str], peft_layers: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """One row per side, each from a process of its own."""
-    with tempfile.TemporaryDirectory() as temporary:
-        for layers in {LAYERS, peft_layers}:
-            write_adapters(Path(temporary), count, rank, layers)
-        roles = ["limit", "ours: ensemble", "peft: svd", "peft: loaded"]
-        roles += [f"ours: {method}" for method in methods if method != "ensemble"]
+def sides(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """One row per side, each from a process of its own, turn by turn: what disturbs one disturbs them all."""
+    model = MODELS[asked.model]
+    every_target = [name.rpartition(".")[2] for name in model.shapes()]
+    write_adapters(folder / "whole", model, asked.adapters, asked.rank, model.layers, every_target)
+    write_adapters(folder / "part", model, asked.adapters, asked.rank, 1, asked.peft_targets or every_target)
+    roles = ["limit", *(["limit: uncut"] if "ensemble-uncut" in asked.ours else [])]
+    roles += [f"ours: {side}" for side in asked.ours]
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(asked.repeats):
         for role in roles:
-            answers = []
-            for repeat in range(1 if role.startswith("peft") else repeats):
-                common = [f"--adapters={count}", f"--rank={rank}", f"--peft-layers={peft_layers}", f"--folder={temporary}"]
-                command = [sys.executable, __file__, f"--role={role}", f"--repeat={repeat}", *common]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                answers.append(json.loads(done.stdout.splitlines()[-1]))
-            best = min(answers, key=lambda answer: answer["seconds"])
-            yield {"side": role, **best, "all_seconds": [answer["seconds"] for answer in answers], "load": machine.load_now()}
+            answers.setdefault(role, []).append(in_a_process(asked, folder, role))
+    for role in [*(f"peft: {kind}" for kind in asked.peft), *(["peft: loaded"] if asked.peft_loaded else [])]:
+        answers[role] = [in_a_process(asked, folder, role)]
+    for role, own in answers.items():
+        best = min(own, key=lambda answer: answer["seconds"])
+        yield {"side": role, **best, "all_seconds": [answer["seconds"] for answer in own],
+               "all_cpu_seconds": [answer["cpu_seconds"] for answer in own]}  # fmt: skip
+
+
+def in_a_process(asked: argparse.Namespace, folder: Path, role: str) -> dict[str, Any]:
+    common = [f"--adapters={asked.adapters}", f"--rank={asked.rank}", f"--model={asked.model}", f"--folder={folder}"]
+    done = subprocess.run([sys.executable, __file__, f"--role={role}", *common], check=True, stdout=subprocess.PIPE, text=True)
+    return {**json.loads(done.stdout.splitlines()[-1]), "load": machine.load_now()}
 
 
 def play(asked: argparse.Namespace) -> dict[str, Any]:
-    folder = Path(asked.folder)
+    folder, model = Path(asked.folder), MODELS[asked.model]
     side, _, what = asked.role.partition(": ")
     if side == "ours":
-        target = folder / f"repeat{asked.repeat}"
-        target.mkdir(exist_ok=True)
-        if not (target / f"layers{LAYERS}").exists():
-            (target / f"layers{LAYERS}").symlink_to(folder / f"layers{LAYERS}")
-        answer = play_ours(target, asked.adapters, asked.rank, what)
+        answer = play_ours(folder / "whole", folder / "out", asked.adapters, asked.rank, what)
+    elif side == "peft" and what == "loaded":
+        answer = play_peft(folder / "whole", model, asked.adapters, asked.rank, model.layers, None)
     elif side == "peft":
-        layers = LAYERS if what == "loaded" else asked.peft_layers
-        answer = play_peft(folder, asked.adapters, asked.rank, layers, what == "svd")
+        answer = play_peft(folder / "part", model, asked.adapters, asked.rank, 1, what)
     else:
-        answer = play_limit(folder, asked.adapters)
+        answer = play_limit(folder / "whole", asked.adapters, asked.adapters if what == "uncut" else 1)
     return {**answer, "peak_mib": peak_mib()}
+
+
+def ratios_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Ours against PEFT and the limit, by the clock and by CPU seconds, and PEFT's memory against ours."""
+    ratios = {}
+    for kind, side in SAME.items():
+        peft, ours = rows.get(f"peft: {kind}"), rows.get(f"ours: {side}")
+        if peft and ours:
+            ratios[f"peft_{kind}_to_ours"] = peft["seconds"] / ours["seconds"]
+            ratios[f"peft_{kind}_to_ours_in_cpu_seconds"] = peft["cpu_seconds"] / min(ours["all_cpu_seconds"])
+    for role, row in rows.items():
+        if role.startswith("ours: "):
+            name = role.removeprefix("ours: ")
+            limit = rows["limit: uncut" if name == "ensemble-uncut" else "limit"]
+            ratios[f"{name}_to_limit"] = row["seconds"] / limit["seconds"]
+            if "peft: loaded" in rows:
+                ratios[f"peft_memory_to_{name}_at_least"] = rows["peft: loaded"]["peak_mib"] / row["peak_mib"]
+    return ratios
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=MODELS, default="qwen3-0.6b")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--methods", nargs="*", default=list(OURS), choices=OURS, help="of ours; ensemble always")
-    parser.add_argument("--peft-layers", type=int, default=1, help="of 28; PEFT's seconds are multiplied up")
+    parser.add_argument("--ours", nargs="*", default=list(OURS), choices=OURS)
+    parser.add_argument("--peft", nargs="*", default=list(PEFT), choices=PEFT)
+    parser.add_argument("--peft-targets", nargs="*", help="of one layer, the only modules that PEFT merges")
+    parser.add_argument("--peft-loaded", action=argparse.BooleanOptionalAction, default=True, help="PEFT's memory, too")
     parser.add_argument("--repeats", type=int, default=3, help="of our sides and the limit; the fastest counts")
-    parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "merge.json", help="also write JSON, by default here")
+    parser.add_argument("--json", type=Path, nargs="?", const=Path(), help="also write JSON, by default here")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--repeat", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.role:
         print(json.dumps(play(asked)))
         return
     rows = []
     print(f"{'side':<20}{'seconds':>10}{'CPU s':>10}{'peak MiB':>10}")
-    for row in sides(asked.adapters, asked.rank, asked.methods, asked.peft_layers, asked.repeats):
-        rows.append(row)
-        print(f"{row['side']:<20}{row['seconds']:>10.2f}{row['cpu_seconds']:>10.2f}{row['peak_mib']:>10.0f}", flush=True)
-    by = {row["side"]: row for row in rows}
-    ours = by["ours: ensemble"]
-    ratios = {
-        "peft_svd_to_ours": by["peft: svd"]["seconds"] / ours["seconds"],
-        "peft_svd_to_ours_in_cpu_seconds": by["peft: svd"]["cpu_seconds"] / ours["cpu_seconds"],
-        "ours_to_limit": ours["seconds"] / by["limit"]["seconds"],
-        "peft_memory_to_ours_at_least": by["peft: loaded"]["peak_mib"] / ours["peak_mib"],
-    }
-    print("\n".join(f"{name:<32}{value:>8.1f}x" for name, value in ratios.items()))
-    if asked.json:
-        content = {
-            "machine": machine.describe(),
-            "adapters": asked.adapters,
-            "rank": asked.rank,
-            "rows": rows,
-            "ratios": ratios,
-        }
-        write_json(asked.json, content)
+    with tempfile.TemporaryDirectory() as temporary:
+        for row in sides(asked, Path(temporary)):
+            rows.append(row)
+            print(f"{row['side']:<20}{row['seconds']:>10.2f}{row['cpu_seconds']:>10.2f}{row['peak_mib']:>10.0f}", flush=True)
+    ratios = ratios_of({row["side"]: row for row in rows})
+    print("\n".join(f"{name:<44}{value:>8.1f}x" for name, value in ratios.items()))
+    if asked.json is not None:
+        path = asked.json if asked.json != Path() else RESULTS / f"merge-{asked.model}.json"
+        content = {key: getattr(asked, key) for key in ("model", "adapters", "rank", "peft_targets")}
+        write_json(path, {"machine": machine.describe(), **content, "rows": rows, "ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -94,10 +94,7 @@ def grow(
         if not layout.report_scores.exists():
             with bodies_for(run, base, variants, address) as bodies:
                 train(run, branching, variants, bodies)
-                judge_variants(run, bodies)
-                merge_population(run, bodies)
-                judge_merges(run, bodies)
-                tell_report(run, bodies)
+                judge(run, bodies)
         verdict = reach_verdict(run)
         emerge(run, verdict)
         compare(run)
@@ -274,91 +271,23 @@ def train(run: Run, branching: Branching, variants: Sequence[Variant], bodies: B
     )
 
 
-def judge_variants(run: Run, bodies: Bodies) -> None:
-    from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import sound_scores
+def judge(run: Run, bodies: Bodies) -> None:
+    """Scores, merges, scores of the merges: `evaluate/stages.py`, with the bodies as judges."""
+    from chrysalis_ray.evaluate.stages import Judging, judge_and_merge
     from chrysalis_ray.population.harvest import emerged
 
-    if run.layout.select_scores.exists():
-        return
     names = emerged(run.layout)
-    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
-    scores = bodies.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
-    sound = sound_scores(run.layout, scores, "select", needed=["seed"])
-    write_json(run.layout.select_scores, {"split": "select", "candidates": sound})
-    diverged = [name for name in scores if name not in sound]
-    left_out = f"; {', '.join(diverged)} diverged and cannot be judged" if diverged else ""
-    run.story.stage("judge", f"{len(names)} variants and the seed on the select split{left_out}")
-
-
-def merge_population(run: Run, bodies: Bodies) -> None:
-    from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import judged, merge_candidates, select_loss
-    from chrysalis_ray.population.harvest import emerged
-
-    if run.layout.merges_manifest.exists():
-        return
-
-    def judge(folder: Path) -> float:
-        return select_loss(bodies.judge([Candidate("trial", str(folder))], "select", run.experiment.evaluate.rows_per_domain))
-
-    names, tell = judged(run.layout, emerged(run.layout)), partial(run.story.stage, "merge")
-    made = merge_candidates(run.layout, run.experiment.merge, names, judge, tell)["candidates"]
-    for name, entry in made.items():
-        run.record("population.merge", {"name": name, "weights": entry["weights"], "sha256": entry["sha256"]})
-    run.story.stage("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
-
-
-def judge_merges(run: Run, bodies: Bodies) -> None:
-    """Add the merges to the select scores: the same rows, the same pass."""
-    from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import sound_scores
-
-    written = read_json(run.layout.select_scores)
-    names = [name for name in read_json(run.layout.merges_manifest)["candidates"] if name not in written["candidates"]]
-    if names:
-        candidates = [Candidate(name, str(run.layout.merge(name))) for name in names]
-        scores = bodies.judge(candidates, "select", run.experiment.evaluate.rows_per_domain)
-        written["candidates"] |= sound_scores(run.layout, scores, "select", needed=[])
-        write_json(run.layout.select_scores, written)
-        run.story.stage("judge", f"{len(names)} merges on the select split")
-
-
-def tell_report(run: Run, bodies: Bodies) -> None:
-    """Score what will be told on the report split: the seed, every variant and the one that was chosen."""
-    from chrysalis_ray.body.turn import Candidate
-    from chrysalis_ray.evaluate.candidates import choice_on_select, judged, sound_scores
-    from chrysalis_ray.population.harvest import emerged
-
-    names = judged(run.layout, emerged(run.layout))
-    choice = choice_on_select(run.layout, names)
-    chosen = choice.chosen
-    candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
-    if chosen not in {candidate.name for candidate in candidates}:
-        candidates.append(Candidate(chosen, str(run.layout.merge(chosen))))
-    scores = bodies.judge(candidates, "report", run.experiment.evaluate.rows_per_domain)
-    sound = sound_scores(run.layout, scores, "report", needed=["seed", choice.winner, chosen])
-    write_json(run.layout.report_scores, {"split": "report", "candidates": sound})
-    run.story.stage("report", f"{len(candidates)} candidates told on the report split")
+    judge_and_merge(Judging(run.layout, run.experiment, names, bodies.judge, run.story.stage, run.record))
 
 
 # verdict, imago, comparison -----------------------------------------------------------------------------------------
 
 
 def reach_verdict(run: Run) -> dict[str, Any]:
-    from chrysalis_ray.evaluate.candidates import choice_on_select, judged
-    from chrysalis_ray.evaluate.verdict import make_verdict, read_report
+    from chrysalis_ray.evaluate import stages
     from chrysalis_ray.population.harvest import emerged
 
-    judging = run.experiment.evaluate
-    verdict = make_verdict(
-        choice_on_select(run.layout, judged(run.layout, emerged(run.layout))),
-        read_report(run.layout.report_scores),
-        bootstrap_samples=judging.bootstrap_samples,
-        confidence=judging.confidence,
-        rng_seed=run.experiment.rng_seed,
-    ).to_json()
-    write_json(run.layout.verdict, verdict)
+    verdict = stages.reach_verdict(run.layout, run.experiment, emerged(run.layout))
     for sentence in verdict["sentences"]:
         run.story.stage("verdict", sentence)
     return verdict

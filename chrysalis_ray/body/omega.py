@@ -237,7 +237,7 @@ class Omega:
     # the lifecycle's side -------------------------------------------------------------------------------------------
 
     async def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
-        """Score adapters on held-out rows in packed passes; domain, document, loss sum in nats, tokens."""
+        """Score adapters on held-out rows in packed passes (`evaluate/subjects.py` has the format)."""
         self._check_alive()
         answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.judgements.append(Judgement(tuple(candidates), split, rows_per_domain, answer))

@@ -15,6 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chrysalis_ray.core.records import Variant, sha256_of
+from chrysalis_ray.evaluate.subjects import Candidate
+from chrysalis_ray.evaluate.subjects import Rows as Scores
+
+__all__ = [
+    "Answer", "Ask", "Candidate", "Judgement", "Outcome", "Scores", "Turn", "Work", "first_position", "next_ask",
+    "next_position",
+]  # fmt: skip
 
 
 def first_position(variant: Variant) -> str:
@@ -25,9 +32,6 @@ def first_position(variant: Variant) -> str:
 def next_position(position: str, variant: Variant) -> str:
     """Where `variant`, as it is now (hyperparameters, epigenome, chunk), gets to from `position` in one chunk."""
     return sha256_of({"from": position, "variant": variant.to_json()})[:32]
-
-
-Scores = dict[str, list[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,6 @@ class Ask:
     def starts(self, branched: Variant) -> bool:
         """Whether it is the first chunk of this variant: it starts from the shared seed, which no cut holds."""
         return self.origin == first_position(branched)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base."""
-
-    name: str
-    folder: str | None
 
 
 @dataclass

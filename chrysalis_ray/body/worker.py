@@ -14,12 +14,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
-from chrysalis_ray.body.turn import Candidate, Outcome, Turn, Work
+from chrysalis_ray.body.turn import Outcome, Scores, Turn, Work
 from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
@@ -221,31 +220,13 @@ def read_origin(flesh: Flesh, item: Work) -> tuple[dict[str, Any], dict[str, Any
     return unpack_seed(flesh.store.get(item.seed))
 
 
-def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float, int]]]:
-    """Score every candidate on the same held-out rows, as many at once as there are slots."""
-    from chrysalis_ray.evaluate.heldout import score_rows
+def judge_turn(flesh: Flesh, turn: Turn) -> Scores:
+    """Score every candidate on the same held-out rows. Nobody resides in the bank afterwards: its slots were used for it."""
+    from chrysalis_ray.evaluate.judging import judge_candidates
 
     flesh.residents.clear()
     flesh.positions.clear()
-    scores: dict[str, list[tuple[str, int, float, int]]] = {}
-    size = flesh.plan.morphology.slots
-    for start in range(0, len(turn.candidates), size):
-        pack = turn.candidates[start : start + size]
-        slots = list(range(len(pack)))
-        for slot, candidate in zip(slots, pack, strict=True):
-            load_candidate(flesh, slot, candidate)
-        by_slot = score_rows(flesh.pack, slots, flesh.tokens, turn.split, turn.rows_per_domain)
-        for slot, candidate in zip(slots, pack, strict=True):
-            scores[candidate.name] = [(s.domain, int(s.document), s.loss_sum, s.tokens) for s in by_slot[slot]]
-    return scores
-
-
-def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:
-    """Put an adapter's weights into a slot for judging only."""
-    from chrysalis_ray.seed.adapter import read_adapter
-
-    adapter = flesh.zero if candidate.folder is None else read_adapter(Path(visible(candidate.folder)))
-    flesh.pack.load_adapter(slot, adapter.factors, adapter.scale if candidate.folder is not None else 0.0)
+    return judge_candidates(flesh.pack, flesh.tokens, turn.candidates, turn.split, turn.rows_per_domain, visible)
 
 
 def mean_loss(scores: Sequence[DocumentScore]) -> float | None:

@@ -15,6 +15,7 @@ from chrysalis_ray import __version__
 from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.blueprint import choose_blueprint, show_blueprint
 from chrysalis_ray.cli.doctor import doctor
+from chrysalis_ray.cli.evaluate import evaluate
 from chrysalis_ray.cli.genome import (
     build_genome,
     diff_genomes,
@@ -74,7 +75,7 @@ def chrysalis(
     """
 
 
-for function in (run, plan, report, merge, audit, validate, lineage, schema, doctor):
+for function in (run, plan, report, merge, audit, evaluate, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
 for name, look_after in GENOME_VERBS.items():
     genome_app.command(name)(verb(look_after))

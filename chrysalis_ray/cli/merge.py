@@ -13,6 +13,11 @@ from chrysalis_ray.cli.outcome import print_json
 LITTLE = 0.9  # of the energy: a cut that keeps less is worth a warning
 
 
+def is_config(name: str) -> bool:
+    """Whether what was given is a YAML file and no adapter."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def _numbers(text: str | None) -> list[float] | None:
     try:
         return None if text is None else [float(part) for part in text.split(",")]
@@ -22,13 +27,22 @@ def _numbers(text: str | None) -> list[float] | None:
 
 def merge(
     adapters: Adapters,
-    strategy: Annotated[
-        str, typer.Option("--strategy", "-s", metavar="METHOD", help="How, e.g. ensemble, consensus, slerp, ties, tsv.")
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to make; nothing is ever overwritten.")],
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", "-s", metavar="METHOD", help="How, e.g. ensemble, consensus, slerp, ties, tsv.")
+    ] = None,
     seed_adapter: SeedAdapter = None,
     weights: Annotated[
         str | None, typer.Option(metavar="W1,W2,...", help="How much each adapter counts; divided by their sum.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The base's folder; only methods that measure inputs load it.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Plain text like an adapter's training data: one for all, or one for each."
+        ),
     ] = None,
     rank: Annotated[
         str | None, typer.Option(metavar="R", help="Rank of the result, or `exact`; the largest that goes in if not given.")
@@ -41,23 +55,53 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into one.
 
-    Any PEFT LoRA folders or hub ids of one base, which is not loaded. Writes a PEFT folder with merge.json beside the weights.
+    Any PEFT LoRA folders or hub ids of one base, which is not loaded; or one YAML as mergekit reads it, where it means the same
+    for adapters. Writes a PEFT folder with merge.json beside the weights.
 
     \b
     chrysalis merge alice/ bob/ --strategy ensemble --weights 2,1 --out both
     chrysalis merge a/ b/ c/ --strategy ties --set density=0.3 --rank 32 --out three
+    chrysalis merge mergekit.yaml --out four
     """
     given = _numbers(weights)
-    from chrysalis_ray.config.merges import read_merge
-
-    spec = read_merge(strategy, [*(set or []), *([f"rank={rank}"] if rank is not None else [])])
-    from chrysalis_ray.evaluate.folders import merge_folders
-
-    manifest = merge_folders(adapters, spec, out, seed_adapter, given)
+    if (base is None) != (not text):
+        raise typer.BadParameter("--base and --text belong together: inputs are those of a base on some text")
+    if any(is_config(name) for name in adapters):
+        if len(adapters) > 1 or any((strategy, seed_adapter, weights, set, base)):
+            raise typer.BadParameter("a config says all of it: give nothing but --out and --rank beside it")
+        manifest, remarks = _merge_config(Path(adapters[0]), out, rank)
+    else:
+        manifest, remarks = _merge_named(adapters, strategy, out, seed_adapter, given, rank, set, base, text), ()
     if json:
         print_json(manifest)
     else:
-        print("\n".join(_lines(manifest, out)))
+        print("\n".join([*_lines(manifest, out), *remarks]))
+
+
+def _merge_named(
+    adapters: list[str], strategy: str | None, out: Path, seed_adapter: str | None, given: list[float] | None,
+    rank: str | None, set: list[str] | None, base: Path | None, text: list[Path] | None,
+) -> dict[str, Any]:  # fmt: skip
+    if strategy is None:
+        raise typer.BadParameter("give a --strategy, for example ensemble")
+    from chrysalis_ray.config.merges import read_merge
+
+    spec = read_merge(strategy, [*(set or []), *([f"rank={rank}"] if rank is not None else [])])
+    from chrysalis_ray.evaluate.folders import Texts, merge_folders
+
+    texts = Texts(base, tuple(text)) if base is not None and text else None
+    return merge_folders(adapters, spec, out, seed_adapter, given, texts)
+
+
+def _merge_config(path: Path, out: Path, rank: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The merge that a mergekit config asks for, and what of it was left aside."""
+    from chrysalis_ray.config.mergekit import read_mergekit
+
+    recipe = read_mergekit(path, rank)
+    from chrysalis_ray.evaluate.folders import merge_folders
+
+    manifest = merge_folders(recipe.adapters, recipe.spec, out, recipe.seed_adapter, recipe.given, base_model=recipe.base_model)
+    return manifest, recipe.remarks
 
 
 def _lines(manifest: dict[str, Any], out: Path) -> list[str]:

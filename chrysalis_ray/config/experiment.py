@@ -101,12 +101,14 @@ class GenomeSpec(Written):
 
 
 class Evaluate(Written):
-    """How much held-out text judges a variant: rows of `sequence_length` tokens per domain."""
+    """How much held-out text judges a variant: rows of `sequence_length` tokens per domain. A merge that loses more than
+    `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything."""
 
     rows_per_domain: Count = 8
     rows_per_report: Count = 2
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    max_domain_loss: Annotated[float, Field(ge=0.0)] | None = 0.1
 
 
 class Tracking(Written):

@@ -6,10 +6,10 @@ adapter back whatever the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Count, Fraction, Positive, Written
 from chrysalis_ray.config.overrides import apply_overrides
@@ -19,8 +19,9 @@ from chrysalis_ray.config.synonyms import EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node
 from chrysalis_ray.core.errors import ConfigError
 
-Weights = Literal["uniform", "softmax", "geometric_median", "robust", "greedy"]
+Weights = Literal["uniform", "softmax", "geometric_median", "robust", "greedy", "greedy_layers", "searched"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+JUDGED = ("greedy", "greedy_layers", "searched")  # weights that are found by judging merges on select
 
 
 class WinnerMerge(Written):
@@ -28,19 +29,58 @@ class WinnerMerge(Written):
     name: Name = "winner"
 
 
+class LayerWeights(Written):
+    """How much each variant counts in the modules whose whole names `modules` fits, * standing for any part of a name.
+
+    `weights` go by variant, or by the number of an adapter as it was given, from 0; who is not named counts nothing there.
+    """
+
+    modules: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.*]+$", max_length=200)]
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0.0)]], Field(min_length=1)]
+
+    @field_validator("weights")
+    @classmethod
+    def _somebody_counts(cls, weights: dict[str, float]) -> dict[str, float]:
+        if not any(weights.values()):
+            raise ValueError("every weight is 0; give at least one above")
+        return weights
+
+
 class SeveralMerge(Written):
     """What every merge of several variants has.
 
     `best_share` of the variants that emerged take part, the best by select loss, at least two. `weights`: `uniform`; `softmax`
     of the select losses at `temperature` nats; `geometric_median` of the deltas; `robust`, the same of those that neither loss
-    nor distance sets apart; `greedy`, alike for those that a greedy soup takes in, each trial judged on select. The result is
-    cut to `rank` (Eckart-Young), the largest rank of a variant if not given; `exact` cuts nothing.
+    nor distance sets apart, in each module on its own with `per: module`; `greedy`, alike for those that a greedy soup takes
+    in, each trial judged on select; `greedy_layers`, a greedy soup for each of `layer_groups` groups of layers in turn;
+    `searched`, what CMA-ES finds for every group in `budget` judgements from `search_seed`. `layer_weights` come before all of
+    these where they fit, the first that does. The result is cut to `rank` (Eckart-Young), the largest rank of a variant if not
+    given; `exact` cuts nothing.
     """
 
     weights: Weights = "uniform"
+    per: Literal["adapter", "module"] = "adapter"
     temperature: Positive = 0.02
+    layer_weights: tuple[LayerWeights, ...] = ()
+    layer_groups: Annotated[int, Field(ge=1, le=64)] | None = None
+    budget: Annotated[int, Field(ge=4, le=100_000)] | None = None
+    search_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     best_share: Share = 0.5
     rank: Count | Literal["exact"] | None = None
+
+    @model_validator(mode="after")
+    def _settings_have_a_use(self) -> SeveralMerge:
+        if self.per == "module" and self.weights not in ("geometric_median", "robust"):
+            raise ValueError(
+                "`per: module` is for `weights: geometric_median` and `robust`, which look at the deltas themselves"
+            )
+        if self.layer_groups is not None and self.weights not in ("greedy_layers", "searched"):
+            raise ValueError("`layer_groups` is for `weights: greedy_layers` and `searched`")
+        if self.budget is not None and self.weights != "searched":
+            raise ValueError("`budget` is for `weights: searched`: how many merges it may judge")
+        if self.layer_weights and self.weights in JUDGED:
+            raise ValueError(f"`weights: {self.weights}` finds the weights of every layer; leave `layer_weights` out")
+        return self
 
 
 class EnsembleMerge(SeveralMerge):
@@ -107,14 +147,23 @@ class WudiMerge(SeveralMerge):
     ridge: Annotated[float, Field(ge=1e-9)] = 1.0  # of the largest eigenvalue; members of one seed need about 1
 
 
+class RegmeanMerge(SeveralMerge):
+    """The delta whose outputs are nearest to each member's on that member's own inputs; a large `ridge` gives the mean."""
+
+    method: Literal["regmean"]
+    name: Name = "regmean"
+    ridge: Annotated[float, Field(ge=1e-9)] = 0.01  # of the largest eigenvalue
+
+
 class ElementwiseMerge(SeveralMerge):
     """What every rule on single coefficients has.
 
-    `space: core` applies the rule in the canonical core, where the rank stays low; `dense` to the entries of the whole deltas,
-    as the papers do, and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
+    `space: core` applies the rule in the canonical core, where the rank stays low; `knots` where the deltas are aligned on the
+    side of the outputs alone (KnOTS), where it stays low as well; `dense` to the entries of the whole deltas, as the papers do,
+    and then fits the best adapter of `rank` to the result. `scale` multiplies the merged change.
     """
 
-    space: Literal["core", "dense"] = "core"
+    space: Literal["core", "knots", "dense"] = "core"
     scale: Positive = 1.0
 
     @model_validator(mode="after")
@@ -173,17 +222,26 @@ class TallMerge(ElementwiseMerge):
 
 Merge = Annotated[
     WinnerMerge | EnsembleMerge | ConsensusMerge | TaskArithmeticMerge | SlerpMerge | ModelStockMerge | TsvMerge
-    | IsotropicMerge | WudiMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
+    | IsotropicMerge | WudiMerge | RegmeanMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
     Field(discriminator="method"),
 ]  # fmt: skip
 METHOD_NAMES = (
-    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "ties", "dare",
-    "della", "tall",
+    "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "regmean",
+    "ties", "dare", "della", "tall",
 )  # fmt: skip
 
 
 class _OneMerge(Written):
     merge: tuple[Merge]
+
+
+def make_merge(settings: Mapping[str, Any]) -> Merge:
+    """The merge of settings that a program made. Raises ConfigError."""
+    try:
+        return _OneMerge.model_validate({"merge": (dict(settings),)}).merge[0]
+    except ValidationError as error:
+        problems = tuple(f"{'.'.join(map(str, found['loc'][3:]))}: {found['msg']}" for found in error.errors())
+        raise ConfigError("\n  ".join(("no such merge:", *problems)), problems=problems) from error
 
 
 def read_merge(method: str, settings: Sequence[str]) -> Merge:

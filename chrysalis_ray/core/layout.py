@@ -123,6 +123,19 @@ class RunLayout:
     def report_scores(self) -> Path:
         return self.root / "evaluation" / "report.json"
 
+    def inputs(self, variant_id: str) -> Path:
+        """What a variant feeds the modules of the base, where a merge goes by it."""
+        return self.root / "evaluation" / "inputs" / f"{variant_id}.safetensors"
+
+    def search(self, name: str) -> Path:
+        """How far the search for the weights of a merge has come."""
+        return self.root / "evaluation" / f"search-{name}.json"
+
+    @property
+    def audit(self) -> Path:
+        """What the variants look like beside each other, before anything is merged."""
+        return self.root / "evaluation" / "audit.json"
+
     @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"

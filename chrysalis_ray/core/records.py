@@ -76,6 +76,8 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+MIXTURE = "mixture of variants"  # the candidate that asks all variants at once: no variant and no merge can bear such a name
+
 # Optimizer classes of torch.optim that treat every number of a row alike, and what each remembers of every number.
 MOMENTS: dict[str, tuple[str, ...]] = {
     "adamw": ("exp_avg", "exp_avg_sq"),

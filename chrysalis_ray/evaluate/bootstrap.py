@@ -14,23 +14,30 @@ BLOCK = 4_000_000  # entries of the count matrix held at a time
 
 
 def resampled_losses(losses_CD: Floats, tokens_D: Floats, domains_D: NDArray[np.int64], samples: int, rng_seed: int) -> Floats:
-    """Macro losses [samples, C] of C candidates under resampling.
+    """Macro losses [samples, C] of C candidates under resampling: the mean over domains of `resampled_by_domain`."""
+    return resampled_by_domain(losses_CD, tokens_D, domains_D, samples, rng_seed).mean(1)
+
+
+def resampled_by_domain(
+    losses_CD: Floats, tokens_D: Floats, domains_D: NDArray[np.int64], samples: int, rng_seed: int
+) -> Floats:
+    """Losses in nats per token [samples, domains, C] of C candidates under resampling.
 
     `losses_CD` are nats summed per document, `domains_D` numbers the domain of each document from 0. In each sample as many
     documents are drawn with replacement from each domain as it has.
     """
     rng = np.random.default_rng(rng_seed)
     domains = np.unique(domains_D)
-    macro_SC = np.zeros((samples, len(losses_CD)))
-    for domain in domains:
+    drawn_SDC = np.empty((samples, len(domains), len(losses_CD)))
+    for place, domain in enumerate(domains):
         inside = domains_D == domain
         count = int(inside.sum())
         step = max(1, BLOCK // count)
         for start in range(0, samples, step):
             stop = min(start + step, samples)
             draws = rng.multinomial(count, np.full(count, 1.0 / count), size=stop - start).astype(np.float64)
-            macro_SC[start:stop] += (draws @ losses_CD[:, inside].T) / (draws @ tokens_D[inside])[:, None]
-    return macro_SC / len(domains)
+            drawn_SDC[start:stop, place] = (draws @ losses_CD[:, inside].T) / (draws @ tokens_D[inside])[:, None]
+    return drawn_SDC
 
 
 def interval(values_S: Floats, confidence: float) -> tuple[float, float]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import JUDGED, EnsembleMerge, Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
-from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
+from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
+from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
+from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
-from chrysalis_ray.merge.run import merge_modules
-from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.merge.inputs import Inputs
+from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
+from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, write_adapter
 
-Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
+OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
+AHEAD = 2  # decisions of a greedy soup whose trials share a pass: three of them fill two cores where one leaves one idle
 
 
 def sound_scores(layout: RunLayout, scores: Rows, split: str, needed: Sequence[str]) -> dict[str, Any]:
@@ -52,22 +56,25 @@ def judged(layout: RunLayout, variants: Sequence[str]) -> list[str]:
     return names
 
 
-def select_loss(rows: Rows) -> float:
-    """The macro loss of a single candidate on select; infinite if it diverged."""
-    ((name, documents),) = rows.items()
-    if not all(math.isfinite(row[2]) for row in documents):
-        return math.inf
-    return SelectScores({name: [DocumentScore(*row) for row in documents]}).loss(name)
+def select_losses(rows: Rows) -> dict[str, float]:
+    """The macro loss of every candidate on select; infinite for one that diverged."""
+    finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
+    return {name: _select_loss(finite[name]) if name in finite else math.inf for name in rows}
+
+
+def _select_loss(rows: Sequence[Sequence[Any]]) -> float:
+    return SelectScores({"": [DocumentScore(*row) for row in rows]}).loss("")
 
 
 def merge_candidates(
     layout: RunLayout,
     specs: Sequence[Merge],
     variants: Sequence[str],
-    judge: Judge,
+    judge: OnSelect,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked by greedy soups only.
+    """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked only where the weights are
+    found by judging.
 
     A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
     """
@@ -77,9 +84,12 @@ def merge_candidates(
     for spec in specs:
         try:
             members = members_of(spec, variants, losses)
+            if isinstance(spec, SeveralMerge):
+                check_names(spec.layer_weights, variants)
             if is_greedy(spec):
-                members = greedy_members(members, losses, partial(_write_trial, layout, spec, losses), judge, tell)
-            made[spec.name] = write_merge(layout, spec, members, losses)
+                members = soup_of(layout, spec, members, losses, judge, tell)
+            by_module, search = found_weights(layout, spec, members, losses, judge, tell)
+            made[spec.name] = write_merge(layout, spec, members, losses, by_module) | search
         except MergeError as error:
             failed[spec.name] = str(error)
             write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
@@ -98,26 +108,109 @@ def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]
     return sorted(best, key=variants.index)
 
 
-def _write_trial(layout: RunLayout, spec: Merge, losses: Mapping[str, float], members: Sequence[str]) -> Path:
-    """A merge of some members, to be judged and thrown away."""
-    trial = spec.model_copy(update={"name": f".{spec.name}"})
-    write_merge(layout, trial, members, losses)
-    return layout.merge(trial.name)
+def soup_of(
+    layout: RunLayout,
+    spec: Merge,
+    members: Sequence[str],
+    losses: Mapping[str, float],
+    judge: OnSelect,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """The members of a greedy soup. A mean of deltas is judged as it is before the cut to its rank, and nothing is written;
+    what another method makes of a trial is written, judged and thrown away."""
+    shutil.rmtree(layout.merge(f".{spec.name}"), ignore_errors=True)  # of a run that was killed while it tasted
+    if isinstance(spec, EnsembleMerge):
+        return greedy_members(members, losses, partial(_taste_blends, layout, judge), tell, AHEAD)
+    return greedy_members(members, losses, partial(_taste_merges, layout, spec, losses, judge), tell)
 
 
-def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
+def _taste_blends(layout: RunLayout, judge: OnSelect, trials: Sequence[Trial]) -> list[float]:
+    folders = [[str(layout.adapter(name)) for name in trial] for trial in trials]
+    found = select_losses(judge([blend_of(str(number), own) for number, own in enumerate(folders)]))
+    return [found[str(number)] for number in range(len(trials))]
+
+
+def _taste_merges(
+    layout: RunLayout, spec: Merge, losses: Mapping[str, float], judge: OnSelect, trials: Sequence[Trial]
+) -> list[float]:
+    found: list[float] = []
+    for trial in trials:
+        named = spec.model_copy(update={"name": f".{spec.name}"})
+        write_merge(layout, named, trial, losses)
+        folder = layout.merge(named.name)
+        found += select_losses(judge([Candidate(named.name, str(folder))])).values()
+        shutil.rmtree(folder)
+    return found
+
+
+def found_weights(
+    layout: RunLayout,
+    spec: Merge,
+    members: Sequence[str],
+    losses: Mapping[str, float],
+    judge: OnSelect,
+    tell: Callable[[str], None],
+) -> tuple[ModuleWeights | None, dict[str, Any]]:
+    """The weights per module that `searched` and `greedy_layers` find, and how they went; nothing for other weights.
+
+    A search depends on its members' adapters, the method and its settings; its state file names them, and goes on only there.
+    """
+    if not isinstance(spec, SeveralMerge) or spec.weights not in ("searched", "greedy_layers"):
+        return None, {}
+    modules = sorted(read_adapter(layout.seed).factors)
+
+    taste = partial(_taste_layers, layout, spec, losses, members, judge)
+    if spec.weights == "greedy_layers":
+        by_module, search = greedy_layer_weights(spec, members, losses, modules, taste, tell)
+    else:
+        request = {
+            "spec": spec.model_dump(mode="json"),
+            "members": {name: adapter_sha256(layout.adapter(name)) for name in members},
+        }
+        state = layout.search(spec.name)
+        by_module, search = searched_weights(spec, members, losses, modules, request, state, taste, tell)
+    return by_module, {"search": search}
+
+
+def _taste_layers(
+    layout: RunLayout,
+    spec: Merge,
+    losses: Mapping[str, float],
+    members: Sequence[str],
+    judge: OnSelect,
+    trials: Sequence[ModuleWeights],
+) -> list[float]:
+    """Merges of the members by other weights, each in a folder of its own, judged in one pass and thrown away."""
+    for left in layout.merges.glob(f".{spec.name}.*"):  # of a run that was killed while it searched
+        shutil.rmtree(left)
+    named = [spec.model_copy(update={"name": f".{spec.name}.{number}"}) for number in range(len(trials))]
+    for trial, by_module in zip(named, trials, strict=True):
+        write_merge(layout, trial, members, losses, by_module)
+    found = select_losses(judge([Candidate(trial.name, str(layout.merge(trial.name))) for trial in named]))
+    for trial in named:
+        shutil.rmtree(layout.merge(trial.name))
+    return [found[trial.name] for trial in named]
+
+
+def write_merge(
+    layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float], by_module: ModuleWeights | None = None
+) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
-    alike = spec.model_copy(update={"weights": "uniform"}) if is_greedy(spec) else spec
+    found = isinstance(spec, SeveralMerge) and spec.weights in JUDGED
+    alike = spec.model_copy(update={"weights": "uniform"}) if found else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
-    merged = merge_modules(
+    merged = merge_adapters(
         alike,
+        members,
         [adapter.factors for adapter in adapters],
         [adapter.scale for adapter in adapters],
         zero.factors,
         zero.scale,
         [losses[name] for name in members],
         max(adapter.rank for adapter in adapters),
+        by_module=by_module,
+        inputs=_inputs(layout, members) if needs_inputs(spec) else None,
     )
     result = AdapterWeights(
         base_model=zero.base_model,
@@ -138,9 +231,20 @@ def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: 
     }
 
 
-def choice_on_select(layout: RunLayout, variants: Sequence[str]) -> Choice:
-    """What the select split chooses: the best merge if it beats the best variant, else the best variant."""
+def needs_inputs(spec: Merge) -> bool:
+    """Whether a merge goes by what its members feed the modules of the base."""
+    return isinstance(spec, RegmeanMerge)
+
+
+def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
+    from chrysalis_ray.evaluate.inputs import read_inputs
+
+    return [read_inputs(layout.inputs(name)) for name in members]
+
+
+def choice_on_select(layout: RunLayout, variants: Sequence[str], most_lost: float | None = None) -> Choice:
+    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant."""
     entries = read_json(layout.merges_manifest)["candidates"]
     scores = read_select(layout.select_scores)
     merges = [name for name, entry in entries.items() if entry["method"] != "winner" and name in scores.candidates]
-    return choose(scores, merges, variants)
+    return choose(scores, merges, variants, most_lost)

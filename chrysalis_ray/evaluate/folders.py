@@ -2,7 +2,7 @@
 
 A merge is a function of its `request`: the hashes of what goes in, the method with its settings, the weights. The same request
 again finds itself done; a folder that holds anything else is never touched. The base model is not loaded, and of the adapters
-one module at a time.
+a few modules at a time; killed in the middle, the same command goes on with the modules that are missing.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray import __version__
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import read_json, sha256_of, sync_folder, write_json
-from chrysalis_ray.merge.audit import findings, look_at
+from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
+from chrysalis_ray.evaluate.vocabulary import refuse_other_vocabularies
+from chrysalis_ray.merge.audit import findings, look_at, unanimous_by_chance
+from chrysalis_ray.merge.finished import finished_modules
 from chrysalis_ray.merge.gram import cosines
-from chrysalis_ray.merge.run import MergeResult, merge_modules
+from chrysalis_ray.merge.inputs import Inputs
+from chrysalis_ray.merge.per_layer import check_names, merge_adapters
+from chrysalis_ray.merge.run import MEASURE, MergeResult
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
 from chrysalis_ray.seed.streamed import open_adapter
 
@@ -49,11 +54,13 @@ class Source:
 
 def open_sources(names: Sequence[str]) -> list[Source]:
     """Every adapter, found and opened. Raises MergeError for one that is not there, no plain LoRA, or of another base."""
-    sources = []
-    for name in names:
-        folder = find_folder(name)
-        sources.append(Source(name, folder, open_adapter(folder), adapter_sha256(folder)))
+    folders = [find_folder(name) for name in names]
+    opened = [open_adapter(folder) for folder in folders]
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        sha256s = list(pool.map(adapter_sha256, folders))
+    sources = [Source(*row) for row in zip(names, folders, opened, sha256s, strict=True)]
     refuse_other_bases(sources)
+    refuse_other_vocabularies([(source.name, source.folder) for source in sources])
     return sources
 
 
@@ -96,48 +103,95 @@ def refuse_other_bases(sources: Sequence[Source]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Where adapters' inputs are measured: the base, and text of the kind each was trained on, one file for each or for all."""
+
+    base: Path
+    files: tuple[Path, ...]
+
+
 def merge_folders(
-    names: Sequence[str], spec: Merge, out: Path, seed_name: str | None = None, given: Sequence[float] | None = None
+    names: Sequence[str],
+    spec: Merge,
+    out: Path,
+    seed_name: str | None = None,
+    given: Sequence[float] | None = None,
+    texts: Texts | None = None,
+    base_model: str | None = None,
 ) -> dict[str, Any]:
     """Merge the adapters `names` into the folder `out`; returns the manifest, with `done_before` if it lay there already.
 
-    `seed_name` is the adapter they were branched from, the anchor of the merge. Raises MergeError for what cannot be merged,
+    `seed_name` is the adapter they were branched from, the anchor of the merge; `base_model` the base that they must be of, if
+    they name any. Raises MergeError for what cannot be merged,
     and for an `out` that holds anything else.
     """
     refuse_unjudged(spec, given)
+    refuse_unmeasured(spec, texts, len(names))
+    if isinstance(spec, SeveralMerge):
+        check_names(spec.layer_weights, names)
     out = Path(os.path.abspath(out))
     sources = open_sources(names if seed_name is None else [*names, seed_name])
+    refuse_other_base(sources, base_model)
     seed = None if seed_name is None else sources.pop()
-    request = {
+    request = request_of(sources, seed, spec, given, texts)
+    request_sha256 = sha256_of(request)
+    unfinished = out.with_name(f".{out.name}.{request_sha256[:16]}")
+    before = done_before(out, request)
+    if before is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)  # killed between the last two steps
+        return before
+    with finished_modules(unfinished, request_sha256) as finished:
+        result = merge_adapters(
+            spec,
+            names,
+            [source.weights.factors for source in sources],
+            [source.weights.scale for source in sources],
+            seed.weights.factors if seed else None,
+            seed.weights.scale if seed else 1.0,
+            None,
+            max(source.weights.rank for source in sources),
+            given,
+            inputs=None if texts is None else measured_inputs(texts, sources, seed),
+            finished=finished,
+        )
+        manifest = {
+            "request": request,
+            "request_sha256": request_sha256,
+            "adapters": [source.name for source in sources],
+            "seed_adapter": seed.name if seed else None,
+            "base_model": sources[0].weights.base_model,
+            **named_result(result, [source.name for source in sources]),
+        }
+        everyone = [*sources, *([seed] if seed else [])]
+        return put_in_place(unfinished, out, adapter_of(result, everyone), common_task(everyone), manifest)
+
+
+def request_of(
+    sources: Sequence[Source], seed: Source | None, spec: Merge, given: Sequence[float] | None, texts: Texts | None
+) -> dict[str, Any]:
+    """All that a merge depends on."""
+    request: dict[str, Any] = {
         "adapters": [source.sha256 for source in sources],
         "seed_adapter": seed.sha256 if seed else None,
         "spec": spec.model_dump(mode="json"),
         "given_weights": None if given is None else list(given),
         "version": __version__,
     }
-    before = done_before(out, request)
-    if before is not None:
-        return before
-    result = merge_modules(
-        spec,
-        [source.weights.factors for source in sources],
-        [source.weights.scale for source in sources],
-        seed.weights.factors if seed else None,
-        seed.weights.scale if seed else 1.0,
-        None,
-        max(source.weights.rank for source in sources),
-        given,
-    )
-    manifest = {
-        "request": request,
-        "request_sha256": sha256_of(request),
-        "adapters": [source.name for source in sources],
-        "seed_adapter": seed.name if seed else None,
-        "base_model": sources[0].weights.base_model,
-        **named_result(result, [source.name for source in sources]),
-    }
-    everyone = [*sources, *([seed] if seed else [])]
-    return put_in_place(out, adapter_of(result, everyone), common_task(everyone), manifest)
+    if isinstance(spec, SeveralMerge) and spec.layer_weights:
+        request["names"] = [source.name for source in sources]  # what the weights go by
+    if texts is not None:
+        request["texts"] = [sha256_of_file(file) for file in texts.files]
+        request["base_weights"] = {file.name: sha256_of_file(file) for file in sorted(texts.base.glob("*.safetensors"))}
+    return request
+
+
+def refuse_other_base(sources: Sequence[Source], base_model: str | None) -> None:
+    """Raises MergeError for an adapter that names another base than `base_model`."""
+    for source in sources:
+        if base_model and source.weights.base_model not in ("", base_model):
+            raise MergeError(f"{source.name} is an adapter of {source.weights.base_model!r}, not of {base_model!r}",
+                             "write the base of these adapters as base_model")  # fmt: skip
 
 
 def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:
@@ -149,6 +203,33 @@ def refuse_unjudged(spec: Merge, given: Sequence[float] | None) -> None:
         raise MergeError("best_share takes the best of those that were judged", "leave it out, and name the adapters to merge")
     if given is not None and "weights" in spec.model_fields_set:
         raise MergeError(f"--weights and weights={spec.weights} both say how much an adapter counts", "leave one of them out")
+
+
+def refuse_unmeasured(spec: Merge, texts: Texts | None, count: int) -> None:
+    """Raises MergeError unless inputs can be measured where, and only where, the method goes by them."""
+    if isinstance(spec, RegmeanMerge) and texts is None:
+        raise MergeError("`regmean` weighs every adapter by its own inputs, and nobody measured them", MEASURE)
+    if texts is None:
+        return
+    if not isinstance(spec, RegmeanMerge):
+        raise MergeError(f"`{spec.method}` looks at no text", "leave --base and --text out, or give --strategy regmean")
+    if len(texts.files) not in (1, count):
+        raise MergeError(f"{len(texts.files)} texts for {count} adapters", "give one --text for each adapter, or one for all")
+    absent = next((file for file in texts.files if not file.is_file()), None)
+    if absent is not None or not texts.base.is_dir():
+        raise MergeError(f"there is no {absent or texts.base}", "give the base's folder as --base, and text files as --text")
+
+
+def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None) -> Inputs:
+    """What every adapter feeds the modules of the base on its own text. Loads the base, once."""
+    from chrysalis_ray.evaluate.inputs import input_directions, measure_inputs, read_rows
+    from chrysalis_ray.training.base import load_base
+
+    directions = input_directions(source.weights.factors for source in [*sources, *([seed] if seed else [])])
+    files = texts.files if len(texts.files) > 1 else texts.files * len(sources)
+    rows = {file: read_rows(file, texts.base) for file in set(files)}
+    model = load_base(texts.base, "fp32")
+    return [measure_inputs(model, source.weights, rows[file], directions) for source, file in zip(sources, files, strict=True)]
 
 
 def named_result(result: MergeResult, names: Sequence[str]) -> dict[str, Any]:
@@ -204,10 +285,11 @@ def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return {**manifest, "done_before": True}
 
 
-def put_in_place(out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Build the folder beside `out`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+def put_in_place(
+    beside: Path, out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
+    building = Path(tempfile.mkdtemp(dir=beside))
     try:
         complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like={**PLAIN_CONFIG, "task_type": task})}
         write_json(building / out.name / MANIFEST, complete)
@@ -226,7 +308,11 @@ def put_in_place(out: Path, adapter: AdapterWeights, task: str | None, manifest:
 def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[str, Any]:
     """What the adapters look like beside each other, and in words what merging them will do. Nothing is written."""
     sources = open_sources(names if seed_name is None else [*names, seed_name])
-    seed = None if seed_name is None else sources.pop()
+    return audit_sources(sources, None if seed_name is None else sources.pop())
+
+
+def audit_sources(sources: Sequence[Source], seed: Source | None) -> dict[str, Any]:
+    """What adapters of one base look like beside each other."""
     cohort = look_at(
         [source.weights.factors for source in sources],
         [source.weights.scale for source in sources],
@@ -256,5 +342,6 @@ def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[st
         "condition": cohort.condition,
         "mean_kept_by_rank": cohort.kept,
         "agreement": cohort.agreement,
+        "agreement_by_chance": unanimous_by_chance(len(sources)),
         "findings": findings(cohort, [source.name for source in sources], seed is not None),
     }

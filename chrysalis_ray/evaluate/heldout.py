@@ -6,43 +6,99 @@ needs them together) and end with the same scores in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.scores import DocumentScore
+from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.pack import Pack
 
 if TYPE_CHECKING:
-    from chrysalis_ray.genome.tokens import TokenStore
+    from chrysalis_ray.genome.tokens import RowBatch, TokenStore
+    from chrysalis_ray.training.engine import Engine
 
-Row = tuple[str, int]  # domain, row of the token store
-Piece = tuple[str, int, int, int, tuple[float, ...]]  # domain, document, row, tokens, loss of each slot in nats
+Place = tuple[str, int]  # domain, row of the token store
+# domain, document, row, tokens, bytes (below zero: not known), loss of each candidate in nats, hits of each (none: not known)
+Piece = tuple[str, int, int, int, int, tuple[float, ...], tuple[int, ...]]
+Scorer = Callable[["RowBatch"], TokenScores]  # rows -> losses and hits of every candidate, [candidates, rows, T]
 
-__all__ = ["DocumentScore", "heldout_rows", "score_rows"]
+__all__ = ["DocumentScore", "Mixture", "heldout_rows", "judge_rows", "score_rows"]
 
 
 def score_rows(
     pack: Pack, slots: Sequence[int], tokens: TokenStore, split: str, rows_per_domain: int, batch_rows: int = 8
 ) -> dict[int, list[DocumentScore]]:
-    """Loss of every held-out document under the adapter of every slot, sorted by domain and document.
+    """Loss of every held-out document under the adapter of every slot, sorted by domain and document."""
+    scores = judge_rows(pack.engine, partial(pack.judge, slots), tokens, split, rows_per_domain, batch_rows)
+    return dict(zip(slots, scores, strict=True))
+
+
+def judge_rows(
+    engine: Engine,
+    score: Scorer,
+    tokens: TokenStore,
+    split: str,
+    rows_per_domain: int,
+    batch_rows: int = 8,
+    hear: Sequence[tuple[Mixture, Sequence[int]]] = (),
+) -> list[list[DocumentScore]]:
+    """Scores of every held-out document under each of the candidates that `score` knows, sorted by domain and document.
 
     `split` is "select" or "report". At most `rows_per_domain` rows of each domain are read, the same whoever asks;
-    `batch_rows` of them make one pass per worker, times the number of slots. A document is what of it lies in those rows.
+    `batch_rows` of them make one pass per worker, times the number of candidates. A document is what of it lies in those rows.
+    `hear` names mixtures and which candidates are members of each.
     Collective: every worker of a body calls it alike. Raises EvaluationError where the split holds nothing.
     """
     rows = heldout_rows(tokens, split, rows_per_domain)
     own: list[Piece] = []
-    for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
-        pieces = _score(pack, slots, tokens, split, group)
-        own += [] if spare else pieces
-    return _by_slot(slots, _gathered(own, pack.engine.world))
+    for group, spare in _shares(rows, batch_rows, engine.parts, engine.whole):
+        batch = tokens.batch(group, split)
+        scores = score(batch)
+        if spare:
+            continue
+        losses_CNT, hits_CNT = scores.losses.double().numpy(), scores.hits.numpy()
+        for place, row in enumerate(group):
+            own += _pieces(batch, place, row, losses_CNT[:, place], hits_CNT[:, place])
+            for mixture, members in hear:
+                mixture.add(row, losses_CNT[list(members), place])
+    return _by_candidate(_gathered(own, engine.world))
 
 
-def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[Row]:
+class Mixture:
+    """The mean of several adapters' probabilities, row by row of this worker: what a merge of them can hope for.
+
+    The likelihood of a token under it is the mean of its likelihoods, so that nothing but the members' losses is needed. Which
+    token it finds likeliest is not known.
+    """
+
+    def __init__(self) -> None:
+        self.members: dict[Place, int] = {}
+        self.log_sums: dict[Place, NDArray[np.float64]] = {}  # log of the sum of the members' likelihoods, [T]
+
+    def add(self, row: Place, losses_MT: NDArray[np.float64]) -> None:
+        """Hear the token losses of some members on a row."""
+        heard_T = np.logaddexp.reduce(-losses_MT, axis=0)
+        self.log_sums[row] = np.logaddexp(self.log_sums[row], heard_T) if row in self.log_sums else heard_T
+        self.members[row] = self.members.get(row, 0) + len(losses_MT)
+
+    def scores(self, tokens: TokenStore, split: str, world: int) -> list[DocumentScore]:
+        """The scores of the mixture on the rows heard, over all workers."""
+        own: list[Piece] = []
+        for row, log_sum_T in self.log_sums.items():
+            loss_T = math.log(self.members[row]) - log_sum_T
+            own += _pieces(tokens.batch([row], split), 0, row, loss_T[None], None)
+        (scores,) = _by_candidate(_gathered(own, world))
+        return scores
+
+
+def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[Place]:
     """Rows spread evenly over each domain, domain by domain: how rows are packed orders them, the first are not typical."""
     if split not in ("select", "report"):
         raise EvaluationError(f"{split!r} is not a held-out split", "judge on select or report")
@@ -56,7 +112,7 @@ def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[R
     return rows
 
 
-def _shares(rows: Sequence[Row], batch_rows: int, parts: Sequence[int], whole: int) -> Iterator[tuple[Sequence[Row], bool]]:
+def _shares(rows: Sequence[Place], batch_rows: int, parts: Sequence[int], whole: int) -> Iterator[tuple[Sequence[Place], bool]]:
     """This worker's rows of every pass, and whether they are spare: computed only to keep step with the others."""
     for start in range(0, len(rows), batch_rows * whole):
         together = rows[start : start + batch_rows * whole]
@@ -65,17 +121,26 @@ def _shares(rows: Sequence[Row], batch_rows: int, parts: Sequence[int], whole: i
             yield (own, False) if own else (together[:1], True)
 
 
-def _score(pack: Pack, slots: Sequence[int], tokens: TokenStore, split: str, rows: Sequence[Row]) -> list[Piece]:
-    batch = tokens.batch(rows, split)
-    losses_SNT = pack.score(slots, batch).double().numpy()
+def _pieces(
+    batch: RowBatch, place: int, row: Place, losses_CT: NDArray[np.float64], hits_CT: NDArray[np.bool_] | None
+) -> list[Piece]:
+    """What every document in a row of the batch comes to."""
+    domain, number = row
+    labels_T, document_T = batch.labels[place], batch.document[place]
+    bytes_T = _label_bytes(batch, place)
     pieces: list[Piece] = []
-    for place, (domain, row) in enumerate(rows):
-        labelled_T = batch.labels[place] != -100
-        for document in np.unique(batch.document[place][labelled_T]):
-            inside_T = labelled_T & (batch.document[place] == document)
-            sums_S = losses_SNT[:, place, inside_T].sum(axis=1)
-            pieces.append((domain, int(document), row, int(inside_T.sum()), tuple(float(value) for value in sums_S)))
+    for document in np.unique(document_T[labels_T != -100]):
+        inside_T = (labels_T != -100) & (document_T == document)
+        losses: list[Any] = losses_CT[:, inside_T].sum(axis=1).tolist()
+        hits: list[Any] = hits_CT[:, inside_T].sum(axis=1).tolist() if hits_CT is not None else []
+        size = -1 if bytes_T is None or (bytes_T[inside_T] < 0).any() else int(bytes_T[inside_T].sum())
+        pieces.append((domain, int(document), number, int(inside_T.sum()), size, tuple(losses), tuple(hits)))
     return pieces
+
+
+def _label_bytes(batch: RowBatch, place: int) -> NDArray[np.int32] | None:
+    """Bytes of text that each label of a row stands for: those of the token after. None where they are not known."""
+    return None if batch.bytes is None else np.append(batch.bytes[place, 1:], np.int32(0))
 
 
 def _gathered(own: list[Piece], world: int) -> list[Piece]:
@@ -87,19 +152,19 @@ def _gathered(own: list[Piece], world: int) -> list[Piece]:
     return sorted(piece for pieces in everyone for piece in pieces)
 
 
-def _by_slot(slots: Sequence[int], pieces: Sequence[Piece]) -> dict[int, list[DocumentScore]]:
+def _by_candidate(pieces: Sequence[Piece]) -> list[list[DocumentScore]]:
     """Documents put together again: one longer than a row has a piece in each of several."""
-    losses: dict[tuple[str, int], list[float]] = {}
-    counts: dict[tuple[str, int], int] = {}
-    for domain, document, _, tokens, sums in pieces:
-        total = losses.setdefault((domain, document), [0.0] * len(slots))
-        counts[domain, document] = counts.get((domain, document), 0) + tokens
-        for place, value in enumerate(sums):
-            total[place] += value
-    return {
-        slot: [
-            DocumentScore(domain, document, total[place], counts[domain, document])
-            for (domain, document), total in losses.items()
-        ]
-        for place, slot in enumerate(slots)
-    }
+    documents: dict[tuple[str, int], list[Piece]] = {}
+    for piece in pieces:
+        documents.setdefault((piece[0], piece[1]), []).append(piece)
+    scores: list[list[DocumentScore]] = [[] for _ in pieces[0][5]]
+    for (domain, document), own in documents.items():
+        tokens, sizes = sum(piece[3] for piece in own), [piece[4] for piece in own]
+        size = None if min(sizes) < 0 else sum(sizes)
+        for candidate, told in enumerate(scores):
+            loss = 0.0
+            for piece in own:
+                loss += piece[5][candidate]
+            hits = sum(piece[6][candidate] for piece in own) if own[0][6] else None
+            told.append(DocumentScore(domain, document, loss, tokens, size, hits))
+    return scores

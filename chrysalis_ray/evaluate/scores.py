@@ -19,17 +19,20 @@ from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.records import read_json, write_json
 
 Floats = NDArray[np.float64]
+LARGEST_LOSS = 700.0  # nats: e to the power of more is beyond a float
 
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """Loss of one document, in nats summed over its `tokens`. `bytes` of its text, where known, allow bits per byte."""
+    """Loss of one document, in nats summed over its `tokens`. Where they are known, `bytes` of the text that those tokens stand
+    for allow bits per byte, and `correct`, how many of them were the likeliest, tells accuracy."""
 
     domain: str
     document: int | str
     loss_sum: float
     tokens: int
     bytes: int | None = None
+    correct: int | None = None
 
     @property
     def name(self) -> tuple[str, str]:
@@ -56,7 +59,7 @@ class Scores:
         first_name, first = next(iter(ordered.items()))
         if len({score.name for score in first}) != len(first):
             raise EvaluationError(f"{first_name} was scored twice on one document of {self.split}")
-        seen = [(score.name, score.tokens, score.bytes) for score in first]
+        seen = [(score.name, score.tokens) for score in first]
         for name, scores in ordered.items():
             for score in scores:
                 if not math.isfinite(score.loss_sum):
@@ -66,7 +69,7 @@ class Scores:
                     )
                 if score.tokens < 1:
                     raise EvaluationError(f"document {score.document} of {score.domain} ({self.split}) has no tokens to score")
-            if [(score.name, score.tokens, score.bytes) for score in scores] != seen:
+            if [(score.name, score.tokens) for score in scores] != seen or _other_bytes(scores, first):
                 raise EvaluationError(f"{name} and {first_name} were scored on different documents of {self.split}")
         object.__setattr__(self, "candidates", ordered)
 
@@ -91,22 +94,35 @@ class Scores:
 
     def loss_by_domain(self, candidate: str) -> dict[str, float]:
         """Nats per token in each domain: one row of the variant x domain matrix."""
-        return self._by_domain(candidate, [score.tokens for score in self.documents])
+        losses, counts = dict.fromkeys(self.domains, 0.0), dict.fromkeys(self.domains, 0)
+        for score in self.of(candidate):
+            losses[score.domain] += score.loss_sum
+            counts[score.domain] += score.tokens
+        return {domain: losses[domain] / counts[domain] for domain in self.domains}
 
     def bits_per_byte(self, candidate: str) -> float | None:
         """Macro bits per byte, comparable between tokenizers; None where the bytes are not known."""
-        sizes = [score.bytes for score in self.documents]
-        if not all(sizes):
-            return None
-        return float(np.mean(list(self._by_domain(candidate, [size or 0 for size in sizes]).values()))) / math.log(2)
+        return mean_of_known([metrics["bits_per_byte"] for metrics in self.metrics(candidate).values()])
 
-    def _by_domain(self, candidate: str, units: Sequence[int]) -> dict[str, float]:
-        losses = dict.fromkeys(self.domains, 0.0)
-        counts = dict.fromkeys(self.domains, 0)
-        for score, count in zip(self.of(candidate), units, strict=True):
-            losses[score.domain] += score.loss_sum
-            counts[score.domain] += count
-        return {domain: losses[domain] / counts[domain] for domain in self.domains}
+    def accuracy(self, candidate: str) -> float | None:
+        """Macro share of tokens that no other was likelier than; None where that was not counted."""
+        return mean_of_known([metrics["accuracy"] for metrics in self.metrics(candidate).values()])
+
+    def metrics(self, candidate: str) -> dict[str, dict[str, float | None]]:
+        """By domain: loss in nats per token, perplexity, bits per byte, token accuracy; None for what is not known."""
+        told: dict[str, dict[str, float | None]] = {}
+        for domain in self.domains:
+            own = [score for score in self.of(candidate) if score.domain == domain]
+            total, tokens = math.fsum(score.loss_sum for score in own), sum(score.tokens for score in own)
+            sizes = [score.bytes for score in own if score.bytes is not None]
+            hits: list[int] = [score.correct for score in own if score.correct is not None]
+            told[domain] = {
+                "loss": total / tokens,
+                "perplexity": math.exp(min(total / tokens, LARGEST_LOSS)),
+                "bits_per_byte": total / sum(sizes) / math.log(2) if len(sizes) == len(own) and sum(sizes) > 0 else None,
+                "accuracy": sum(hits) / tokens if len(hits) == len(own) else None,
+            }
+        return told
 
     def losses(self) -> dict[str, float]:
         """Macro loss of every candidate, in nats per token."""
@@ -120,7 +136,8 @@ class Scores:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """From ``{"split", "candidates": {name: [[domain, document, loss_sum, tokens], ...]}}``, a fifth number being bytes.
+        """From ``{"split", "candidates": {name: [[domain, document, loss_sum, tokens], ...]}}``; a fifth and a sixth number,
+        where there are any, are bytes and hits, null where they are not known.
 
         Raises EvaluationError for scores of the other split: what chooses never tells.
         """
@@ -140,9 +157,22 @@ class Scores:
             raise EvaluationError(f"{path} holds no scores on {cls.split}: {error}", "delete it; it is made again") from error
 
 
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean, None unless all values are known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _other_bytes(scores: Sequence[DocumentScore], others: Sequence[DocumentScore]) -> bool:
+    """Whether two candidates disagree in the bytes of a document. One that was scored before bytes were counted does not."""
+    pairs = ((one.bytes, other.bytes) for one, other in zip(scores, others, strict=True))
+    return any(one != other for one, other in pairs if one is not None and other is not None)
+
+
 def _row(score: DocumentScore) -> list[Any]:
     row = [score.domain, score.document, score.loss_sum, score.tokens]
-    return row if score.bytes is None else [*row, score.bytes]
+    known = [score.bytes, score.correct]
+    return [*row, *known] if score.correct is not None else [*row, *known[:1]] if score.bytes is not None else row
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ won on select and loses on report is told as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from chrysalis_ray.core.errors import EvaluationError
-from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
-from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores, read_report, read_select
+from chrysalis_ray.core.records import MIXTURE
+from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_by_domain
+from chrysalis_ray.evaluate.domains import DomainDifference, domain_differences, domain_sentence, refusals
+from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores, mean_of_known, read_report, read_select
 
 __all__ = [
     "Choice", "Difference", "DocumentScore", "ReportScores", "SelectScores", "Told", "Verdict", "choose", "make_verdict",
@@ -30,7 +32,8 @@ FEW_DOCUMENTS = 5  # a domain with fewer says little about its own spread
 class Choice:
     """What select chose. `winner` is the best variant; `chosen`, what is released, the best merge where it beats the winner.
 
-    `losses` and `by_domain` hold every candidate scored on select, in nats per token.
+    `losses` and `by_domain` hold every candidate scored on select, in nats per token. `refused` says of merges why they were
+    not to choose from: each lost more than `most_lost` on a domain.
     """
 
     winner: str
@@ -42,6 +45,8 @@ class Choice:
     by_domain: Mapping[str, Mapping[str, float]]
     merges: tuple[str, ...]
     variants: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    most_lost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "merges": list(self.merges), "variants": list(self.variants)}
@@ -56,12 +61,13 @@ class Told:
     """One candidate on report: macro loss in nats per token with its interval."""
 
     candidate: str
-    role: str  # seed | mean variant | best variant | merge
+    role: str  # seed | mean variant | best variant | merge | bound
     loss: float
     low: float
     high: float
     by_domain: Mapping[str, float]
     bits_per_byte: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class Difference:
 class Verdict:
     """Did merging help? `merging_helped` is yes, no or unclear; `sentences` say it in words.
 
-    `confidence` holds for the losses, `difference_confidence` (Bonferroni over the merge candidates) for the differences.
+    `confidence` holds for the losses, `difference_confidence` (Bonferroni over the merge candidates) for the differences; those
+    by domain are corrected for the number of domains as well.
     """
 
     merging_helped: str
@@ -89,6 +96,7 @@ class Verdict:
     sentences: tuple[str, ...]
     told: tuple[Told, ...]
     differences: tuple[Difference, ...]
+    domain_differences: tuple[DomainDifference, ...]  # against the winner, or the seed where the winner itself is released
     confidence: float
     difference_confidence: float
     bootstrap_samples: int
@@ -105,14 +113,21 @@ class Verdict:
             "kind": self.kind,
             "merging_helped": self.merging_helped,
             "sentences": list(self.sentences),
-            "select": {"loss": self.choice.losses, "domains": self.choice.by_domain, "reason": self.choice.reason},
+            "select": {
+                "loss": self.choice.losses,
+                "domains": self.choice.by_domain,
+                "reason": self.choice.reason,
+                "refused": dict(self.choice.refused),
+            },
             "report": {
                 "loss": {t.candidate: {"mean": t.loss, "low": t.low, "high": t.high} for t in self.told},
                 "domains": {t.candidate: t.by_domain for t in self.told},
                 "roles": {t.candidate: t.role for t in self.told},
                 "bits_per_byte": {t.candidate: t.bits_per_byte for t in self.told if t.bits_per_byte is not None},
+                "accuracy": {t.candidate: t.accuracy for t in self.told if t.accuracy is not None},
                 "difference": _difference_json(against_winner) if against_winner else None,
                 "differences": [_difference_json(d) for d in self.differences],
+                "domain_differences": [d.to_json() for d in self.domain_differences],
                 "confidence": self.confidence,
                 "difference_confidence": self.difference_confidence,
                 "bootstrap_samples": self.bootstrap_samples,
@@ -127,11 +142,11 @@ def _difference_json(d: Difference) -> dict[str, Any]:
     return {"of": d.candidate, "against": d.against, "mean": d.difference, "low": d.low, "high": d.high}
 
 
-def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str]) -> Choice:
+def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str], most_lost: float | None = None) -> Choice:
     """The best variant, the best merge and what is released, on select alone; among equals the first given.
 
-    `merges` are the candidates beside the plain winner (which is the best variant once more), and may be none. Raises
-    TypeError for report scores.
+    `merges` are the candidates beside the plain winner (which is the best variant once more), and may be none. One that loses
+    more than `most_lost` nats per token on any domain against the best variant is refused. Raises TypeError for report scores.
     """
     if not isinstance(select, SelectScores):
         raise TypeError(f"only SelectScores choose, these are {type(select).__name__}")
@@ -139,17 +154,27 @@ def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str])
         raise EvaluationError("there is no variant to choose", "see failed/ for what became of them")
     losses = select.losses()
     winner = _lowest(select, losses, variants)
-    best_merge = _lowest(select, losses, merges) if merges else None
+    by_domain = {name: select.loss_by_domain(name) for name in select.candidates}
+    for name in merges:
+        select.of(name)
+    refused = refusals(by_domain, merges, winner, most_lost)
+    allowed = [name for name in merges if name not in refused]
+    best_merge = _lowest(select, losses, allowed) if allowed else None
     at_best = f"the best variant {winner} ({losses[winner]:.4f} nats per token on select)"
-    if best_merge is None:
-        chosen, kind, reason = winner, "winner", f"no merge was tried beside {at_best}"
-    elif losses[best_merge] < losses[winner] - TIE:
+    if best_merge is not None and losses[best_merge] < losses[winner] - TIE:
         chosen, kind, reason = best_merge, "merge", f"{best_merge} ({losses[best_merge]:.4f}) beat {at_best}"
-    else:
+    elif best_merge is not None:
         chosen, kind = winner, "winner"
         reason = f"no merge beat {at_best}; the best of them, {best_merge}, had {losses[best_merge]:.4f}"
-    by_domain = {name: select.loss_by_domain(name) for name in select.candidates}
-    return Choice(winner, best_merge, chosen, kind, reason, losses, by_domain, tuple(merges), tuple(variants))
+    else:
+        chosen, kind = winner, "winner"
+        reason = f"no merge was {'left' if refused else 'tried'} beside {at_best}"
+    for name, why in refused.items():
+        if losses[name] < losses[chosen] - TIE:
+            reason += f"; {name} ({losses[name]:.4f}) is refused: {why}"
+    return Choice(
+        winner, best_merge, chosen, kind, reason, losses, by_domain, tuple(merges), tuple(variants), refused, most_lost
+    )
 
 
 def _lowest(select: SelectScores, losses: Mapping[str, float], names: Sequence[str]) -> str:
@@ -176,11 +201,14 @@ def make_verdict(
     roles = {seed: "seed", choice.winner: "best variant"}
     if choice.kind == "merge":
         roles[choice.chosen] = "merge"
+    if MIXTURE in report.candidates:
+        roles[MIXTURE] = "bound"
     rows = {name: _losses(report, name) for name in roles}
     if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
         roles[MEAN_VARIANT] = MEAN_VARIANT
         rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
-    drawn = _draw(report, rows, bootstrap_samples, rng_seed)
+    by_domain = _draw(report, rows, bootstrap_samples, rng_seed)
+    drawn = {name: drawn_SD.mean(1) for name, drawn_SD in by_domain.items()}
     told = tuple(_tell(report, choice, name, role, drawn[name], confidence) for name, role in roles.items())
     corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
     losses = {line.candidate: line.loss for line in told}
@@ -190,15 +218,24 @@ def make_verdict(
         for other in roles
         if other != ours
     )
+    other = choice.winner if choice.kind == "merge" else seed
+    apart = np.array([report.loss_by_domain(ours)[d] - report.loss_by_domain(other)[d] for d in report.domains])
+    surely = 1.0 - (1.0 - corrected) / len(report.domains)
+    by_domains = domain_differences(report.domains, by_domain[ours], by_domain[other], apart, other, surely)
     helped = _helped(choice, differences)
     return Verdict(
         merging_helped=helped,
         winner=choice.winner,
         chosen=ours,
         kind=choice.kind,
-        sentences=_sentences(choice, report, helped, losses, differences, corrected, seed),
+        sentences=(
+            *_sentences(choice, helped, losses, differences, corrected, seed),
+            domain_sentence(ours, by_domains, choice.most_lost),
+            *_thin(report),
+        ),
         told=told,
         differences=differences,
+        domain_differences=by_domains,
         confidence=confidence,
         difference_confidence=corrected,
         bootstrap_samples=bootstrap_samples,
@@ -209,12 +246,12 @@ def make_verdict(
 
 
 def _draw(report: ReportScores, rows: Mapping[str, Floats], samples: int, rng_seed: int) -> dict[str, Floats]:
-    """Bootstrap samples of the macro loss of every row, all from the same draws."""
+    """Bootstrap samples [S, D] of the loss of every row by domain, all from the same draws."""
     tokens_D = np.array([score.tokens for score in report.documents], dtype=np.float64)
     numbers = {domain: number for number, domain in enumerate(report.domains)}
     domains_D = np.array([numbers[score.domain] for score in report.documents], dtype=np.int64)
-    drawn_SC = resampled_losses(np.stack(list(rows.values())), tokens_D, domains_D, samples, rng_seed)
-    return dict(zip(rows, drawn_SC.T, strict=True))
+    drawn_SDC = resampled_by_domain(np.stack(list(rows.values())), tokens_D, domains_D, samples, rng_seed)
+    return dict(zip(rows, np.moveaxis(drawn_SDC, 2, 0), strict=True))
 
 
 def _losses(report: ReportScores, candidate: str) -> Floats:
@@ -225,11 +262,10 @@ def _tell(report: ReportScores, choice: Choice, name: str, role: str, drawn_S: F
     sources = choice.variants if name == MEAN_VARIANT else (name,)
     rows = [report.loss_by_domain(source) for source in sources]
     by_domain = {domain: float(np.mean([row[domain] for row in rows])) for domain in report.domains}
-    bits = [report.bits_per_byte(source) for source in sources]
-    known = [value for value in bits if value is not None]
+    bits = mean_of_known([report.bits_per_byte(source) for source in sources])
+    accuracy = mean_of_known([report.accuracy(source) for source in sources])
     low, high = interval(drawn_S, confidence)
-    loss = float(np.mean(list(by_domain.values())))
-    return Told(name, role, loss, low, high, by_domain, float(np.mean(known)) if len(known) == len(bits) else None)
+    return Told(name, role, float(np.mean(list(by_domain.values()))), low, high, by_domain, bits, accuracy)
 
 
 def _helped(choice: Choice, differences: Sequence[Difference]) -> str:
@@ -243,7 +279,6 @@ def _helped(choice: Choice, differences: Sequence[Difference]) -> str:
 
 def _sentences(
     choice: Choice,
-    report: ReportScores,
     helped: str,
     losses: Mapping[str, float],
     differences: Sequence[Difference],
@@ -269,8 +304,26 @@ def _sentences(
     lines.append(f"Against the seed ({losses[seed]:.4f}), {choice.chosen} has {compared(seed)}.")
     if MEAN_VARIANT in by_other:
         lines.append(f"Against the mean of {len(choice.variants)} variants, {choice.chosen} has {compared(MEAN_VARIANT)}.")
+    if MIXTURE in by_other:
+        lines.append(
+            f"All {len(choice.variants)} variants asked together (the mean of their probabilities, as many passes for each "
+            f"token) have {losses[MIXTURE]:.4f}, what a merge can hope for; {choice.chosen} has {compared(MIXTURE)}"
+            f"{_share_of_the_way(choice, losses)}."
+        )
+    return tuple(lines)
+
+
+def _share_of_the_way(choice: Choice, losses: Mapping[str, float]) -> str:
+    """How far a merge came from the best variant to the mixture, where that is a way at all."""
+    way = losses[choice.winner] - losses[MIXTURE]
+    if choice.kind != "merge" or way <= TIE:
+        return ""
+    return f": {(losses[choice.winner] - losses[choice.chosen]) / way:.0%} of the way there from the best variant"
+
+
+def _thin(report: ReportScores) -> list[str]:
     counts = {domain: sum(score.domain == domain for score in report.documents) for domain in report.domains}
     thin = [f"{domain} ({count})" for domain, count in counts.items() if count < FEW_DOCUMENTS]
-    if thin:
-        lines.append(f"Few documents stand behind {', '.join(thin)}: the intervals are wider in truth than they are told.")
-    return tuple(lines)
+    if not thin:
+        return []
+    return [f"Few documents stand behind {', '.join(thin)}: the intervals are wider in truth than they are told."]

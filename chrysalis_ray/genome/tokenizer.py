@@ -20,20 +20,50 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges
 
 @dataclass(frozen=True)
 class DocumentTokenizer:
-    """`encode_batch` turns texts into id lists; `end_id` (if any) closes each document."""
+    """`encode_batch` turns texts into id lists; `end_id` (if any) closes each document. `encode_ends`, where the tokenizer can
+    tell, gives with each list where every token ends in its text, in characters."""
 
     encode_batch: Callable[[list[str]], list[list[int]]]
     end_id: int | None
     sha256: str
+    encode_ends: Callable[[list[str]], list[tuple[list[int], list[int]]]] | None = None
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Ids of every text, each closed by `end_id` unless the tokenizer's template did that already."""
         found = []
         for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
             for ids in self.encode_batch(list(texts[start : start + DOCUMENTS_AT_ONCE])):
-                closed = ids if self.end_id is None or (ids and ids[-1] == self.end_id) else [*ids, self.end_id]
-                found.append(np.array(closed, dtype=np.uint32))
+                found.append(np.array(self._closed(ids), dtype=np.uint32))
         return found
+
+    def encode_sized(self, texts: Sequence[str]) -> tuple[list[NDArray[np.uint32]], list[NDArray[np.int32]] | None]:
+        """`encode`, and the bytes of text that each token stands for; None where the tokenizer cannot tell."""
+        if self.encode_ends is None:
+            return self.encode(texts), None
+        ids, sizes = [], []
+        for start in range(0, len(texts), DOCUMENTS_AT_ONCE):
+            together = list(texts[start : start + DOCUMENTS_AT_ONCE])
+            for text, (own, ends) in zip(together, self.encode_ends(together), strict=True):
+                ids.append(np.array(self._closed(own), dtype=np.uint32))
+                sizes.append(byte_counts(text, [*ends, *[len(text)] * (len(ids[-1]) - len(ends))]))
+        return ids, sizes
+
+    def _closed(self, ids: list[int]) -> list[int]:
+        return ids if self.end_id is None or (ids and ids[-1] == self.end_id) else [*ids, self.end_id]
+
+
+def byte_counts(text: str, ends: Sequence[int]) -> NDArray[np.int32]:
+    """Bytes of UTF-8 that each token adds to the text before it, from where each ends, in characters.
+
+    A character that is split over tokens counts with the first of them, what no token covers with the one after, the rest of
+    the text with the last. Together they are the bytes of the text, exactly.
+    """
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    before = np.concatenate([[0], np.cumsum(widths)])
+    reached = np.maximum.accumulate(before[np.array(ends, dtype=np.int64)])
+    reached[-1:] = before[-1]
+    return np.diff(reached, prepend=0).astype(np.int32)
 
 
 def load_tokenizer(folder: Path) -> DocumentTokenizer:
@@ -62,6 +92,7 @@ def _fast(folder: Path) -> DocumentTokenizer:
         lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)],
         end_id,
         _identity(folder),
+        lambda texts: [(each.ids, [end for _, end in each.offsets]) for each in tokenizer.encode_batch(texts)],
     )
 
 

@@ -5,6 +5,7 @@
     <domain>-<split>.document.npy         [rows, T] int32: ordinal of the document each token is of, -1 for padding
     <domain>-<split>.label_counts.npy     [rows] int64: labelled tokens of the row
     <domain>-<split>.learned.npy          [rows, T] bool, of conversations only: tokens that an assistant says
+    <domain>-<split>.bytes.npy            [rows, T] int32, of held-out text only: bytes of UTF-8 that each token stands for
 
 Of text every token is learned that has one before it in its piece; of conversations those among them that an assistant says.
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 NO_LABEL = -100
-ARRAYS = ("input_ids", "document", "label_counts", "learned")
+ARRAYS = ("input_ids", "document", "label_counts", "learned", "bytes")
 REBUILD = "delete the tokens folder; it is made again from the genome"
 
 
@@ -47,12 +48,14 @@ class RowBatch:
     nothing that is learned.
     `position_ids` restart at 0 with every document (or piece of a long one), padding at a row's end being a segment of its own.
     `document` is the ordinal inside its domain and split, in the order of `Genome.documents`, -1 for padding.
+    `bytes` of text that each token of `input_ids` stands for, -1 where that is not known.
     """
 
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     document: NDArray[np.int32]
+    bytes: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class TokenStore:
         """The rows named, in that order. Raises GenomeError for a domain, split or row that does not exist."""
         shape = (len(domain_rows), self.sequence_length)
         input_ids, document = np.empty(shape, np.int64), np.empty(shape, np.int32)
-        learned = np.ones(shape, np.bool_)
+        learned, sizes = np.ones(shape, np.bool_), np.full(shape, -1, np.int32)
         places: dict[str, list[int]] = {}
         for place, (domain, _) in enumerate(domain_rows):
             places.setdefault(domain, []).append(place)
@@ -109,7 +112,9 @@ class TokenStore:
             document[where] = self.arrays[domain, split]["document"][chosen]
             if "learned" in self.arrays[domain, split]:
                 learned[where] = self.arrays[domain, split]["learned"][chosen]
-        return RowBatch(input_ids, *_positions_and_labels(input_ids, document, learned), document)
+            if "bytes" in self.arrays[domain, split]:
+                sizes[where] = self.arrays[domain, split]["bytes"][chosen]
+        return RowBatch(input_ids, *_positions_and_labels(input_ids, document, learned), document, sizes)
 
     def _part(self, domain: str, split: str) -> dict[str, Any]:
         if domain not in self.manifest["parts"] or split not in SPLITS:
@@ -213,12 +218,14 @@ def tokenize_genome(
     parts: dict[str, dict[str, Any]] = {}
     for domain in genome.domains:
         for split in SPLITS:
-            documents, learned = list(genome.documents(domain, split)), None
+            documents, learned, sizes = list(genome.documents(domain, split)), None, None
             if chat and domain in genome.chats:
                 tokens, learned = map(list, zip(*chat.encode(documents), strict=True))
-            else:
+            elif split == "train":
                 tokens = tokenizer.encode([document.text for document in documents])
-            parts.setdefault(domain, {})[split] = _write_part(folder, domain, split, tokens, learned, sequence_length)
+            else:
+                tokens, sizes = tokenizer.encode_sized([document.text for document in documents])
+            parts.setdefault(domain, {})[split] = _write_part(folder, domain, split, tokens, learned, sizes, sequence_length)
     write_json(folder / "manifest.json", {"key": key, "sha256": sha256_of(parts), "parts": parts})
     return open_tokens(folder)
 
@@ -229,6 +236,7 @@ def _write_part(
     split: str,
     tokens: Sequence[NDArray[np.uint32]],
     learned: Sequence[NDArray[np.bool_]] | None,
+    sizes: Sequence[NDArray[np.int32]] | None,
     sequence_length: int,
 ) -> dict[str, Any]:
     """Pack the documents of one domain and split, write its arrays, return its manifest entry."""
@@ -241,7 +249,8 @@ def _write_part(
             f"{split} of domain {domain!r} has {len(tokens)} documents but nothing to predict: {why}",
             "give the domain longer documents",
         )
-    arrays = _rows(tokens, flat_learned, packing, sequence_length)
+    of_tokens = {"learned": flat_learned, "bytes": None if sizes is None else np.concatenate(sizes)}
+    arrays = _rows(tokens, of_tokens, packing, sequence_length)
     order = permutation(packing.rows, "rows", domain, split)
     files = {}
     for array, values in arrays.items():
@@ -262,9 +271,12 @@ def _write_part(
 
 
 def _rows(
-    tokens: Sequence[NDArray[np.uint32]], learned: NDArray[np.bool_] | None, packing: Packing, sequence_length: int
+    tokens: Sequence[NDArray[np.uint32]],
+    of_tokens: Mapping[str, NDArray[Any] | None],
+    packing: Packing,
+    sequence_length: int,
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of a part, rows in the order of the packing."""
+    """The arrays of a part, rows in the order of the packing. `of_tokens` are more of them, given for all tokens end to end."""
     flat = np.concatenate(tokens)
     lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
     offsets = np.cumsum(lengths) - lengths
@@ -278,9 +290,10 @@ def _rows(
     label_counts = np.bincount(packing.row, packing.labels, minlength=packing.rows).astype(np.int64)
     shape = (packing.rows, sequence_length)
     arrays = {"input_ids": input_ids.reshape(shape), "document": document.reshape(shape), "label_counts": label_counts}
-    if learned is not None:
-        arrays["learned"] = np.zeros(shape, np.bool_)
-        arrays["learned"].reshape(-1)[target] = learned[source]
+    for name, values in of_tokens.items():
+        if values is not None:
+            arrays[name] = np.zeros(shape, values.dtype)
+            arrays[name].reshape(-1)[target] = values[source]
     return arrays
 
 

@@ -5,6 +5,9 @@ where it draws. In the core the block is the whole module in the canonical basis
 adapter is factored and the rank stays low (compare KnOTS, arXiv 2410.19735, and Core Space, arXiv 2509.17786). Dense, blocks of
 rows are made, ruled upon and dropped again, so that no more than `BLOCK_ENTRIES` are held at a time; `row_fit` fits an adapter
 to what comes out, and its residual says how much of it an adapter of that rank can hold.
+
+The core and small modules are ruled upon in fp64, the entries of larger ones in fp32, as the papers' own code does: that can
+turn an entry which lies within rounding of a threshold, or of a vote that is a draw, and costs half.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from chrysalis_ray.merge.core_space import Factors, canonical_basis, double
 
-BLOCK_ENTRIES = 1 << 22  # 32 MiB in fp64
-SORTED_ENTRIES = 1 << 18  # up to here sorting is quicker than counting
+BLOCK_ENTRIES = 1 << 18  # of all members together, 1 MiB in fp32: what a core keeps at hand
+EXACT_ENTRIES = 1 << 18  # deltas up to here are ruled upon in fp64, and sorted for their thresholds
 EQUAL = 1e-9  # members that differ by less, relative to the largest, are one and the same
-ROUNDING = 1e-9  # a coefficient that falls short of a threshold by less than this share reaches it
-HALF = 1 << 16  # what the upper, or the lower, 16 bits of an fp32 number can be
+SAMPLED = 512, 256  # rows and columns of a delta that say about where its threshold lies
+BRACKET = 0.012  # the share of entries on either side of it that are looked at one by one
+ROUNDING = 1e-9  # in fp64: a coefficient that falls short of a threshold by less than this share reaches it
+ROUNDING_FP32 = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,11 @@ class Block:
     weights_N: Tensor
     thresholds_N: Tensor
     generators: Sequence[torch.Generator]
+
+    @property
+    def rounding(self) -> float:
+        """The share by which rounding can have changed an entry."""
+        return ROUNDING if self.entries_Nbl.dtype == torch.float64 else ROUNDING_FP32
 
 
 Rule = Callable[[Any, Block], Tensor]
@@ -61,59 +72,75 @@ class RuledRows:
         norms_N: Tensor, draw: int,
     ) -> None:  # fmt: skip
         """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths."""
-        self.rule, self.config, self.weights_N, self.draw = rule, config, weights_N, draw
-        self.changes, self.anchor = changes, anchor
+        self.rule, self.config, self.draw, self.draws = rule, config, draw, hasattr(config, "rng_seed")
         a_ri, b_or = next(block for block in (*changes, anchor) if block is not None)
         self.out_size, self.in_size = len(b_or), a_ri.shape[1]
+        self.dtype = torch.float64 if self.out_size * self.in_size <= EXACT_ENTRIES else torch.float32
+        self.weights_N = weights_N.to(self.dtype)
+        self.changes = [None if change is None else tuple(side.to(self.dtype) for side in change) for change in changes]
+        self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
         self.places = _places(norms_N)
         self.rows = max(1, BLOCK_ENTRIES // (self.in_size * len(changes)))
         density = trim_density(config)
-        self.thresholds_N = torch.zeros(len(changes), dtype=torch.float64)
+        self.thresholds_N = torch.zeros(len(changes), dtype=self.dtype)
         if density < 1.0:
-            self.thresholds_N = torch.stack([self._threshold(number, density) for number in range(len(changes))])
+            kept = kept_entries(density, self.out_size * self.in_size)
+            self.thresholds_N = torch.stack([self._threshold(number, kept) for number in range(len(changes))])
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, merged rows [b, I] in fp64), top to bottom."""
-        for number, start in enumerate(range(0, self.out_size, self.rows)):
-            rows = slice(start, min(start + self.rows, self.out_size))
-            entries_NbI = torch.stack([self._rows(change, rows) for change in self.changes])
-            generators = [_generator(self.draw, place, number) for place in self.places]
+        """(rows, merged rows [b, I]), top to bottom."""
+        for number, rows in enumerate(self._slices()):
+            entries_NbI = torch.empty(len(self.changes), rows.stop - rows.start, self.in_size, dtype=self.dtype)
+            for change, out_bI in zip(self.changes, entries_NbI, strict=True):
+                self._rows(change, rows, out_bI)
+            generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
             merged_bI = self.rule(self.config, Block(entries_NbI, self.weights_N, self.thresholds_N, generators))
-            yield rows, merged_bI + self._rows(self.anchor, rows)
+            if self.anchor is not None:
+                merged_bI = merged_bI + self._rows(self.anchor, rows, torch.empty_like(merged_bI))
+            yield rows, merged_bI
 
-    def _rows(self, factors: Factors | None, rows: slice) -> Tensor:
-        if factors is None:
-            return torch.zeros(rows.stop - rows.start, self.in_size, dtype=torch.float64)
-        return factors[1][rows] @ factors[0]
+    def _slices(self) -> list[slice]:
+        return [slice(start, min(start + self.rows, self.out_size)) for start in range(0, self.out_size, self.rows)]
 
-    def _threshold(self, number: int, density: float) -> Tensor:
-        """The magnitude of the last entry kept: the k-th largest.
+    def _rows(self, factors: tuple[Tensor, ...] | None, rows: slice, out_bI: Tensor) -> Tensor:
+        return out_bI.zero_() if factors is None else torch.mm(factors[1][rows], factors[0], out=out_bI)
 
-        Of a large delta it is found by its bits, in two passes that only count.
+    def _threshold(self, number: int, kept: int) -> Tensor:
+        """The magnitude of the last entry kept, exactly: the `kept`-th largest.
 
-        The order of positive fp32 numbers is that of their bits as integers: the first pass counts the upper 16 bits of every
-        magnitude, the second the lower 16 of those that share the k-th one's upper bits.
+        Of a large delta, a sample says between which two magnitudes it lies; one pass counts what is above them and picks out
+        what is between, and so finds out whether the sample was right. If not, the two are moved apart.
         """
-        missing = kept_entries(density, self.out_size * self.in_size)
-        if self.out_size * self.in_size <= SORTED_ENTRIES:
-            return self._rows(self.changes[number], slice(0, self.out_size)).abs().flatten().topk(missing).values[-1]
-        upper: int | None = None
-        for _ in range(2):
-            counts = torch.zeros(HALF, dtype=torch.int64)
-            for start in range(0, self.out_size, self.rows):
-                block = self._rows(self.changes[number], slice(start, min(start + self.rows, self.out_size)))
-                bits = block.abs().float().flatten().view(torch.int32)
-                bits = bits >> 16 if upper is None else bits[bits >> 16 == upper] & (HALF - 1)
-                counts += torch.bincount(bits, minlength=HALF)
-            larger = counts.flip(0).cumsum(0)
-            place = int(torch.searchsorted(larger, missing))
-            digit = HALF - 1 - place
-            if upper is not None:
-                found = torch.tensor([(upper << 16) | digit], dtype=torch.int32).view(torch.float32)
-                return found.double()[0] * (1.0 - 2.0**-23)  # fp32 rounded it, perhaps upwards
-            missing -= int(larger[place - 1]) if place else 0
-            upper = digit
-        raise AssertionError("two passes find a number of 32 bits")
+        change = self.changes[number]
+        if change is None:
+            return torch.zeros((), dtype=self.dtype)
+        if self.out_size * self.in_size <= EXACT_ENTRIES:
+            return (change[1] @ change[0]).abs().flatten().topk(kept).values[-1]
+        share, apart = kept / (self.out_size * self.in_size), BRACKET
+        a_ri, b_or = (
+            side[:: max(1, len(side) // count)] for side, count in ((change[0].T, SAMPLED[1]), (change[1], SAMPLED[0]))
+        )
+        sample = np.sort((b_or @ a_ri.T).abs().flatten().numpy())[::-1]
+        while True:
+            upper, lower = (int((share + side) * len(sample)) for side in (-apart, apart))
+            high = float(sample[upper]) if upper > 0 else float("inf")
+            low = float(sample[lower]) if lower < len(sample) else 0.0
+            above, between = self._count(change, low, high)
+            place = above + len(between) - kept
+            if above < kept and place >= 0:
+                return torch.tensor(float(np.partition(between, place)[place]), dtype=self.dtype)
+            apart *= 4.0
+
+    def _count(self, change: tuple[Tensor, ...], low: float, high: float) -> tuple[int, Any]:
+        """How many magnitudes are `high` at least, and those from `low` to below `high`."""
+        above, between = 0, []
+        for rows in self._slices():
+            sizes = self._rows(change, rows, torch.empty(rows.stop - rows.start, self.in_size, dtype=self.dtype)).abs_()
+            sizes_L = sizes.view(-1).numpy()  # numpy counts and picks out several times as fast as torch
+            reaches_L, inside_L = sizes_L >= high, sizes_L >= low
+            above += int(np.count_nonzero(reaches_L))
+            between.append(sizes_L[np.logical_xor(reaches_L, inside_L, out=inside_L)])
+        return above, np.concatenate(between)
 
 
 def changes_from(
@@ -153,22 +180,25 @@ def kept_entries(density: float, entries: int) -> int:
 def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:
     """TIES after its trimming: the sign with more weight, and the weighted mean of the kept entries that have it.
 
-    Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before.
+    For the elected sign e that is sum_i w_i (x_i + e |x_i|) / sum_i w_i (|sign x_i| + e sign x_i): entries of the other sign
+    cancel. Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before.
     """
-    weighted_Nbl = block.weights_N[:, None, None] * kept_Nbl
-    sum_bl = weighted_Nbl.sum(0)
-    elected_bl = torch.where(sum_bl.abs() > ROUNDING * weighted_Nbl.abs().sum(0), sum_bl.sign(), 0.0)
-    agrees_Nbl = (kept_Nbl.sign() == elected_bl) & (kept_Nbl != 0)
-    voters_bl = (block.weights_N[:, None, None] * agrees_Nbl).sum(0)
-    return torch.where(
-        voters_bl > 0, (weighted_Nbl * agrees_Nbl).sum(0) / voters_bl.clamp(min=torch.finfo(torch.float64).tiny), 0.0
-    )
+    weights_1N, kept_NL = block.weights_N[None].to(kept_Nbl.dtype), kept_Nbl.flatten(1)
+    sum_1L, size_1L = weights_1N @ kept_NL, weights_1N @ kept_NL.abs()
+    signs_NL = kept_NL.sign()
+    balance_1L = weights_1N @ signs_NL
+    voters_1L = weights_1N @ signs_NL.abs_()
+    tiny = torch.finfo(kept_Nbl.dtype).tiny
+    elected_1L = torch.hardshrink(sum_1L / size_1L.clamp(min=tiny), block.rounding).sign_()
+    agreeing_1L, their_weight_1L = sum_1L + elected_1L * size_1L, voters_1L + elected_1L * balance_1L
+    mean_1L = elected_1L.abs() * agreeing_1L / their_weight_1L.clamp(min=tiny)
+    return mean_1L.view(kept_Nbl.shape[1:])
 
 
 def uniform_draws(block: Block) -> Tensor:
     """One number from [0, 1) for every entry, from each member's own generator."""
-    shape = block.entries_Nbl.shape[1:]
-    return torch.stack([torch.rand(shape, generator=generator, dtype=torch.float64) for generator in block.generators])
+    shape, dtype = block.entries_Nbl.shape[1:], block.entries_Nbl.dtype
+    return torch.stack([torch.rand(shape, generator=generator, dtype=dtype) for generator in block.generators])
 
 
 def module_draw(rng_seed: int, module: str) -> int:

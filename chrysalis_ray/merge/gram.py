@@ -10,13 +10,62 @@ products of the changes from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from chrysalis_ray.merge.core_space import Factors, check_module, double
+from chrysalis_ray.merge.core_space import Factors, check_module
+from chrysalis_ray.merge.side_by_side import in_order
 
 Adapter = Mapping[str, Factors]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One module of several adapters: all B side by side, all A on top of each other, fp64, and their Gram matrices."""
+
+    b_OK: Tensor
+    a_KI: Tensor
+    b_KK: Tensor  # B^T B
+    a_KK: Tensor  # A A^T
+    owner_K: Tensor  # whose column it is
+
+    def per_column(self, of_each: Sequence[float] | Tensor) -> Tensor:
+        """One number of every adapter's own, at each of its columns: [K]."""
+        return torch.as_tensor(of_each, dtype=torch.float64)[self.owner_K]
+
+    def gram(self, scales: Sequence[float]) -> Tensor:
+        """Inner products [M, M] of the M adapters' deltas, `scales` folded in."""
+        scale_K = self.per_column(scales)
+        product_KK = self.b_KK * self.a_KK * scale_K * scale_K[:, None]
+        owner_MK = torch.zeros(len(scales), len(scale_K), dtype=torch.float64)
+        owner_MK[self.owner_K, torch.arange(len(scale_K))] = 1.0
+        return owner_MK @ product_KK @ owner_MK.T
+
+
+def stack(blocks: Sequence[Factors | None]) -> Stack | None:
+    """The blocks of one module stacked; None is an adapter without it. None if nobody has it."""
+    heard = [(number, *block) for number, block in enumerate(blocks) if block is not None]
+    if not heard:
+        return None
+    ranks = [a_ri.shape[0] for _, a_ri, _ in heard]
+    b_OK = torch.cat([b_or.detach() for _, _, b_or in heard], dim=1).to("cpu", torch.float64)
+    a_KI = torch.cat([a_ri.detach() for _, a_ri, _ in heard], dim=0).to("cpu", torch.float64)
+    owner_K = torch.repeat_interleave(torch.tensor([number for number, _, _ in heard]), torch.tensor(ranks))
+    return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
+
+
+def _square(rows_KD: Tensor) -> Tensor:
+    """X X^T, [K, K]; of the two halves off its diagonal, which are equal, one is computed."""
+    half = len(rows_KD) // 2
+    upper, lower = rows_KD[:half], rows_KD[half:]
+    square_KK = rows_KD.new_empty(len(rows_KD), len(rows_KD))
+    square_KK[:half, :half] = upper @ upper.T
+    square_KK[:half, half:] = upper @ lower.T
+    square_KK[half:, :half] = square_KK[:half, half:].T
+    square_KK[half:, half:] = lower @ lower.T
+    return square_KK
 
 
 def gram_of_changes(members: Sequence[Adapter], scales: Sequence[float], anchor: Adapter | None, anchor_scale: float) -> Tensor:
@@ -24,11 +73,15 @@ def gram_of_changes(members: Sequence[Adapter], scales: Sequence[float], anchor:
 
     Raises MergeError for shapes that differ and values that are not finite.
     """
-    gram_NN = torch.zeros(len(members), len(members), dtype=torch.float64)
-    for module in sorted({module for member in members for module in member} | set(anchor or {})):
+
+    def of_module(module: str) -> Tensor:
         blocks, seed = [member.get(module) for member in members], anchor.get(module) if anchor else None
         check_module(module, [*blocks, seed])
-        gram_NN += gram_of_module(blocks, scales, seed, anchor_scale)
+        return gram_of_module(blocks, scales, seed, anchor_scale)
+
+    gram_NN = torch.zeros(len(members), len(members), dtype=torch.float64)
+    for own_NN in in_order(of_module, sorted({module for member in members for module in member} | set(anchor or {}))):
+        gram_NN += own_NN
     return gram_NN
 
 
@@ -36,21 +89,15 @@ def gram_of_module(
     members: Sequence[Factors | None], scales: Sequence[float], anchor: Factors | None, anchor_scale: float
 ) -> Tensor:
     """Inner products [N, N] of the members' changes from the anchor in one module; None is a delta of zero."""
-    spoken = [(number, *double(block)) for number, block in enumerate([*members, anchor]) if block is not None]
-    gram_MM = torch.zeros(len(members) + 1, len(members) + 1, dtype=torch.float64)  # the anchor comes last
-    if not spoken:
-        return gram_MM[:-1, :-1]
-    every_scale = [*scales, anchor_scale]
-    b_OK = torch.cat([every_scale[number] * b_or for number, _, b_or in spoken], dim=1)
-    a_KI = torch.cat([a_ri for _, a_ri, _ in spoken], dim=0)
-    product_KK = (b_OK.T @ b_OK) * (a_KI @ a_KI.T)
-    owner_KM = torch.zeros(len(product_KK), len(members) + 1, dtype=torch.float64)
-    start = 0
-    for number, a_ri, _ in spoken:
-        owner_KM[start : start + len(a_ri), number] = 1.0
-        start += len(a_ri)
-    gram_MM = owner_KM.T @ product_KK @ owner_KM
-    change_NM = torch.eye(len(members) + 1, dtype=torch.float64)[:-1]
+    stacked = stack([*members, anchor])
+    if stacked is None:
+        return torch.zeros(len(members), len(members), dtype=torch.float64)
+    return minus_the_last(stacked.gram([*scales, anchor_scale]))
+
+
+def minus_the_last(gram_MM: Tensor) -> Tensor:
+    """Inner products of every vector's difference from the last one, without the last: [M-1, M-1]."""
+    change_NM = torch.eye(len(gram_MM), dtype=gram_MM.dtype)[:-1]
     change_NM[:, -1] = -1.0
     return change_NM @ gram_MM @ change_NM.T
 

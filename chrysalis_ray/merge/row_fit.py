@@ -15,27 +15,33 @@ from chrysalis_ray.merge.core_space import NULL, Cut
 
 POWER = 2
 MORE = 16  # columns of the random basis beyond the rank
-HELD_ENTRIES = 1 << 23  # a matrix up to here, 64 MiB in fp64, is made once and kept; a larger one is made for every pass
+HELD_ENTRIES = 1 << 24  # a matrix up to here, 64 MiB in fp32, is made once and kept; a larger one is made for every pass
+HELD_ROWS = 512  # of a matrix that is kept, taken at a time
 
 Blocks = Callable[[], Iterator[tuple[slice, Tensor]]]
 
 
-def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int) -> Cut:
-    """A [rank, in], B [out, rank] in fp32 near the best rank-R approximation of the rows, scale 1."""
+def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int, dtype: torch.dtype = torch.float64) -> Cut:
+    """A [rank, in], B [out, rank] in fp32 near the best rank-R approximation of the rows, scale 1.
+
+    Multiplies in the rows' own precision, `dtype`; bases are made orthonormal, and the result is cut, in fp64.
+    """
     if out_size * in_size <= HELD_ENTRIES:
-        blocks = list(blocks()).__iter__
+        blocks = _held(blocks, torch.empty(out_size, in_size, dtype=dtype))
     size = min(rank + MORE, out_size, in_size)
     probe_Is = torch.randn(in_size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     energy = 0.0
     basis_Os = torch.zeros(out_size, size, dtype=torch.float64)
     for turn in range(POWER + 1):
+        own_Is = probe_Is.to(dtype)
         for rows, block_bI in blocks():
-            basis_Os[rows] = block_bI @ probe_Is
-            energy += float((block_bI**2).sum()) if turn == 0 else 0.0
+            basis_Os[rows] = (block_bI @ own_Is).double()
+            energy += float(torch.linalg.vector_norm(block_bI)) ** 2 if turn == 0 else 0.0
         basis_Os = torch.linalg.qr(basis_Os).Q
+        own_Os = basis_Os.to(dtype)
         probe_Is = torch.zeros(in_size, size, dtype=torch.float64)
         for rows, block_bI in blocks():
-            probe_Is += block_bI.T @ basis_Os[rows]
+            probe_Is += block_bI.T @ own_Os[rows]
         if turn < POWER:
             probe_Is = torch.linalg.qr(probe_Is).Q
     left, values, right_t = torch.linalg.svd(probe_Is.T, full_matrices=False)
@@ -46,3 +52,11 @@ def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int) -> Cut:
     a_ri[:kept] = root_k[:, None] * right_t[:kept]
     lost = max(energy - float((values[:kept] ** 2).sum()), 0.0)
     return Cut((a_ri, b_or), energy, lost, int((values > NULL * values[:1].sum()).sum()))
+
+
+def _held(blocks: Blocks, whole_OI: Tensor) -> Blocks:
+    """The same rows, made once and kept in `whole_OI`."""
+    for rows, block_bI in blocks():
+        whole_OI[rows] = block_bI
+    parts = [slice(start, min(start + HELD_ROWS, len(whole_OI))) for start in range(0, len(whole_OI), HELD_ROWS)]
+    return lambda: ((rows, whole_OI[rows]) for rows in parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +23,18 @@ from chrysalis_ray.merge.elementwise import (
     rule_tallies,
     ruled_core,
 )
-from chrysalis_ray.merge.gram import Adapter, cosines, gram_of_changes
+from chrysalis_ray.merge.finished import FinishedModules, MergedModule
+from chrysalis_ray.merge.gram import Adapter, Stack, cosines, gram_of_changes, minus_the_last, stack
+from chrysalis_ray.merge.inputs import Inputs, moments_in_core
+from chrysalis_ray.merge.knots import ruled_knots
+from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
-from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.side_by_side import in_order
+from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
+
+CHANGED = 1e-6  # of the squared lengths of member and anchor: a change below that is computed from the cores, not from theirs
+MEASURE = "give `chrysalis merge` the --base and a --text for each adapter, or use `wudi`, which needs no data"
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,17 @@ def merge_modules(
     scores: Sequence[float] | None,
     rank: int,
     given: Sequence[float] | None = None,
+    inputs: Inputs | None = None,
+    finished: FinishedModules | None = None,
 ) -> MergeResult:
     """Merge `members`, whose deltas are scale x B A, around `anchor` (the seed; None is the base itself).
 
     `scores` are held-out losses in nats per token, lower is better; None where nothing was judged. The result is cut to
     `config.rank`, else to `rank`; from the sum of all ranks on, and with `exact`, nothing is lost. `given` weights come before
-    those that `config` asks for. Members of weight zero are removed before anything is counted. A module that an adapter lacks
-    is a delta of zero there. Raises MergeError for shapes that differ, values that are not finite and losses that are not
-    numbers.
+    those that `config` asks for. `inputs` are what each member feeds its modules; only `regmean` asks for them. Members of
+    weight zero are removed before anything is counted. A module that an adapter lacks is a delta of zero there. With
+    `finished`, modules found there are not merged again, and those that are merged are kept there instead of in memory. Raises
+    MergeError for shapes that differ, values that are not finite and losses that are not numbers.
     """
     if not members or len(members) != len(scales) or (scores is not None and len(scores) != len(members)):
         told = "no" if scores is None else len(scores)
@@ -88,15 +99,16 @@ def merge_modules(
     population = _Population(
         [members[index] for index in live], [scales[index] for index in live], anchor, anchor_scale,
         torch.tensor([weights[index] for index in live], dtype=torch.float64),
+        None if inputs is None else [inputs[index] for index in live],
     )  # fmt: skip
     wanted = getattr(config, "rank", None) or rank
     tallies: Counter[str] = Counter()
     gram_NN = torch.zeros(len(live), len(live), dtype=torch.float64)
     cuts: dict[str, Cut] = {}
-    for module in population.modules():
-        cuts[module], counted, own_gram_NN = _merge_module(config, population, module, None if wanted == "exact" else wanted)
-        tallies.update(counted)  # a Counter adds up floats as well
-        gram_NN += own_gram_NN
+    for module, merged in _each_module(config, population, None if wanted == "exact" else wanted, finished):
+        cuts[module] = merged.cut
+        tallies.update(merged.counted)  # a Counter adds up floats as well
+        gram_NN += merged.gram_NN
     if wanted == "exact":
         wanted = max(1, *(cut.available_rank for cut in cuts.values()))
         cuts = {module: _resized(cut, wanted) for module, cut in cuts.items()}
@@ -121,6 +133,7 @@ class _Population(NamedTuple):
     anchor: Adapter | None
     anchor_scale: float
     weights_N: Tensor
+    inputs: Inputs | None
 
     def modules(self) -> list[str]:
         return sorted({module for member in self.members for module in member} | set(self.anchor or {}))
@@ -129,15 +142,37 @@ class _Population(NamedTuple):
         return self.anchor.get(module) if self.anchor else None
 
 
-def _merge_module(
-    config: Merge, population: _Population, module: str, rank: int | None
-) -> tuple[Cut, Mapping[str, float], Tensor]:
+def _each_module(
+    config: Merge, population: _Population, rank: int | None, finished: FinishedModules | None
+) -> Iterator[tuple[str, MergedModule]]:
+    """Every module with its merge, in order: as it was finished before, or merged now and kept."""
+
+    def merged_or_found(module: str) -> MergedModule:
+        before = finished.find(module) if finished else None
+        if before is not None:
+            return before
+        merged = _merge_module(config, population, rank, module)
+        return finished.add(module, merged) if finished else merged
+
+    modules = population.modules()
+    return zip(modules, in_order(merged_or_found, modules), strict=True)
+
+
+def _merge_module(config: Merge, population: _Population, rank: int | None, module: str) -> MergedModule:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
     check_module(module, [*blocks, seed])
     if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
-        return _as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64)
+        return MergedModule(_as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64))
+    if rank is not None and config.method in AS_A_SUM:
+        summed = _summed_module(config, population, blocks, seed, rank)
+        if summed is not None:
+            return summed
+    if rank is not None and getattr(config, "space", "core") == "dense":
+        gram_NN = _clear_gram(population, blocks, seed)[1]
+        if gram_NN is not None and _differ(gram_NN):
+            return _dense_module(config, population, blocks, seed, gram_NN, rank, module)
     space = core_space(blocks, population.scales, seed, population.anchor_scale)
     weights_N, increments_NPQ = population.weights_N, space.increments_NPQ
     flat = increments_NPQ.flatten(1)
@@ -145,20 +180,71 @@ def _merge_module(
     limit = min(increments_NPQ.shape[1:]) if rank is None else rank
     if config.method in IN_THE_CORE:
         change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
-        return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN
+        return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
+    if config.method in BY_INPUTS:
+        if population.inputs is None:
+            raise MergeError(f"`{config.method}` weighs every member by its own inputs, and nobody measured them", MEASURE)
+        moments_NQQ = moments_in_core(space, module, population.inputs)
+        change_PQ, counted = BY_INPUTS[config.method](config, weights_N, increments_NPQ, moments_NQQ)
+        return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
     assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
-    draw = module_draw(getattr(config, "rng_seed", 0), module)
-    rule = BY_ENTRY[config.method]
     if all_equal(increments_NPQ):
         change_PQ = mean_PQ
+    elif config.space == "knots":
+        draw = module_draw(getattr(config, "rng_seed", 0), module)
+        return MergedModule(*ruled_knots(BY_ENTRY[config.method], config, weights_N, space, draw, limit), gram_NN)
     elif config.space == "core":
-        change_PQ = ruled_core(rule, config, weights_N, increments_NPQ, draw)
+        draw = module_draw(getattr(config, "rng_seed", 0), module)
+        change_PQ = ruled_core(BY_ENTRY[config.method], config, weights_N, increments_NPQ, draw)
     else:
-        changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
-        rows = RuledRows(rule, config, weights_N, changes, anchor, gram_NN.diagonal().sqrt(), draw)
-        return fit_rows(rows.blocks, rows.out_size, rows.in_size, limit), {}, gram_NN
-    return cut_to_rank(space, space.anchor_PQ + change_PQ, limit), rule_tallies(change_PQ, mean_PQ), gram_NN
+        return _dense_module(config, population, blocks, seed, gram_NN, limit, module)
+    cut = cut_to_rank(space, space.anchor_PQ + change_PQ, limit)
+    return MergedModule(cut, rule_tallies(change_PQ, mean_PQ), gram_NN)
+
+
+def _summed_module(
+    config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, rank: int
+) -> MergedModule | None:
+    """A weighted sum without the core; None where its Gram matrices have too few digits for it."""
+    stacked, gram_NN = _clear_gram(population, blocks, seed)
+    if stacked is None or gram_NN is None:
+        return None
+    counts_N = AS_A_SUM[config.method](config, population.weights_N, gram_NN)
+    counts_K = stacked.per_column(torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)]))
+    cut = sum_cut_to_rank(stacked, counts_K * stacked.per_column([*population.scales, population.anchor_scale]), rank)
+    return None if cut is None else MergedModule(cut, {}, gram_NN)
+
+
+def _dense_module(
+    config: Merge, population: _Population, blocks: Sequence[Factors | None], seed: Factors | None, gram_NN: Tensor, rank: int,
+    module: str,
+) -> MergedModule:  # fmt: skip
+    """A rule on the entries of the dense changes, and the best adapter of a rank for what comes out."""
+    changes, anchor = changes_from(blocks, population.scales, seed, population.anchor_scale)
+    draw = module_draw(getattr(config, "rng_seed", 0), module)
+    norms_N = gram_NN.diagonal().clamp(min=0.0).sqrt()
+    rows = RuledRows(BY_ENTRY[config.method], config, population.weights_N, changes, anchor, norms_N, draw)
+    return MergedModule(fit_rows(rows.blocks, rows.out_size, rows.in_size, rank, rows.dtype), {}, gram_NN)
+
+
+def _clear_gram(
+    population: _Population, blocks: Sequence[Factors | None], seed: Factors | None
+) -> tuple[Stack | None, Tensor | None]:
+    """The blocks stacked, a seed that adds something last, and the Gram matrix of the changes from it, where it has digits."""
+    stacked = stack([*blocks, seed if seed is not None and bool(seed[1].any()) else None])
+    if stacked is None:
+        return None, None
+    gram_MM = stacked.gram([*population.scales, population.anchor_scale])
+    gram_NN = minus_the_last(gram_MM)
+    drowns_N = gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])
+    return stacked, None if bool(drowns_N.any()) else gram_NN
+
+
+def _differ(gram_NN: Tensor) -> bool:
+    """Whether the members are certainly not all the same: half the digits of their distances are enough to see it."""
+    size_N = gram_NN.diagonal()
+    return float((size_N + size_N[0] - 2.0 * gram_NN[0]).max()) > CHANGED * float(size_N.max())
 
 
 def _result(cuts: Mapping[str, Cut], rank: int, weights: list[float], notes: dict[str, Any]) -> MergeResult:

@@ -13,10 +13,12 @@ from chrysalis_ray.merge.della import della
 from chrysalis_ray.merge.elementwise import Rule, rule_summary
 from chrysalis_ray.merge.ensemble import weighted_mean
 from chrysalis_ray.merge.isotropic import evened_mean
-from chrysalis_ray.merge.model_stock import model_stock
-from chrysalis_ray.merge.slerp import spherical_mean
+from chrysalis_ray.merge.linear import Count, summed
+from chrysalis_ray.merge.model_stock import stock_counts
+from chrysalis_ray.merge.regmean import nearest_outputs, regmean_summary
+from chrysalis_ray.merge.slerp import spherical_counts
 from chrysalis_ray.merge.tall import consensus_mask
-from chrysalis_ray.merge.task_arithmetic import scaled_sum
+from chrysalis_ray.merge.task_arithmetic import scaled_counts
 from chrysalis_ray.merge.ties import ties
 from chrysalis_ray.merge.tsv import orthogonalised_sum
 from chrysalis_ray.merge.wudi import least_interference
@@ -24,13 +26,18 @@ from chrysalis_ray.merge.wudi import least_interference
 # (config, weights [N], increments of one module's core [N, P, Q]) -> one core [P, Q], and tallies that add up over modules
 Combine = Callable[[Any, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
 
-IN_THE_CORE: dict[str, Combine] = {
+# Weighted sums of the deltas, which need no core: see `linear`.
+AS_A_SUM: dict[str, Count] = {
     "winner": weighted_mean,
     "ensemble": weighted_mean,
+    "task_arithmetic": scaled_counts,
+    "slerp": spherical_counts,
+    "model_stock": stock_counts,
+}
+
+IN_THE_CORE: dict[str, Combine] = {
+    **{method: summed(count) for method, count in AS_A_SUM.items()},
     "consensus": agreed_mean,
-    "task_arithmetic": scaled_sum,
-    "slerp": spherical_mean,
-    "model_stock": model_stock,
     "tsv": orthogonalised_sum,
     "isotropic": evened_mean,
     "wudi": least_interference,
@@ -43,9 +50,15 @@ BY_ENTRY: dict[str, Rule] = {
     "tall": consensus_mask,
 }
 
+# like Combine, and with every member's E[x x^T] of the module's inputs in the core [N, Q, Q]
+BY_INPUTS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]] = {
+    "regmean": nearest_outputs,
+}
+
 # (members, tallies of all modules) -> what a method has to tell beyond weights and residual
 SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
     "consensus": consensus_summary,
+    "regmean": regmean_summary,
     "ties": rule_summary,
     "dare": rule_summary,
     "della": rule_summary,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.config.merges import TallMerge
-from chrysalis_ray.merge.elementwise import ROUNDING, Block
+from chrysalis_ray.merge.elementwise import Block
 
 
 def consensus_mask(config: TallMerge, block: Block) -> Tensor:
@@ -18,5 +18,5 @@ def consensus_mask(config: TallMerge, block: Block) -> Tensor:
     members = len(block.weights_N)
     mean_bl = torch.einsum("n,nbl->bl", block.weights_N, block.entries_Nbl)
     rest_Nbl = (members * mean_bl - block.entries_Nbl).abs()
-    needs_Nbl = block.entries_Nbl.abs() >= config.threshold * rest_Nbl * (1.0 - ROUNDING)
+    needs_Nbl = block.entries_Nbl.abs() >= config.threshold * rest_Nbl * (1.0 - block.rounding)
     return config.scale * torch.where(needs_Nbl.sum(0) >= min(config.votes, members), mean_bl, 0.0)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from chrysalis_ray.config.merges import TaskArithmeticMerge
 
 
-def scaled_sum(config: TaskArithmeticMerge, weights_N: Tensor, increments_NPQ: Tensor) -> tuple[Tensor, dict[str, float]]:
+def scaled_counts(config: TaskArithmeticMerge, weights_N: Tensor, gram_NN: Tensor) -> Tensor:
     """lambda sum_i C_i, with weights lambda N sum_i w_i C_i; lambda is the paper's coefficient, 1/N if not given."""
-    members = len(weights_N)
-    reach = 1.0 if config.coefficient is None else config.coefficient * members
-    return reach * torch.einsum("n,npq->pq", weights_N, increments_NPQ), {}
+    return (1.0 if config.coefficient is None else config.coefficient * len(weights_N)) * weights_N

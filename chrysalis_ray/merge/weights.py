@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from chrysalis_ray.config.merges import Merge, WinnerMerge
+from chrysalis_ray.config.merges import JUDGED, Merge, WinnerMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.geometric_median import geometric_median, robust_weights
 from chrysalis_ray.merge.winner import winner_weights
@@ -19,8 +19,8 @@ def weigh(
     """The weights that `config` asks for, and why members are held out. `gram` makes the Gram matrix of the changes.
 
     `uniform`: 1/N each. `softmax`: proportional to exp(-(loss - best loss) / temperature), losses in nats per token.
-    `geometric_median`, `robust`: see `geometric_median.py`. `greedy`: see `evaluate/greedy.py`. Raises MergeError where losses
-    are needed and missing, or no numbers.
+    `geometric_median`, `robust`: see `geometric_median.py`. `greedy`, `greedy_layers`, `searched`: see
+    `evaluate/greedy.py` and `searched.py`. Raises MergeError where losses are needed and missing, or no numbers.
     """
     if isinstance(config, WinnerMerge):
         return winner_weights(needed(scores, "`winner` is the one with the lowest held-out loss")), {}
@@ -31,9 +31,10 @@ def weigh(
     if config.weights == "robust":
         weights_N, reasons = robust_weights(gram(), None if scores is None else needed(scores, ""))
         return weights_N.tolist(), reasons
-    if config.weights == "greedy":  # within a run the members are chosen, and `uniform` by the time they come here
+    if config.weights in JUDGED:  # within a run they are found, and `uniform` by the time they come here
         raise MergeError(
-            "`weights: greedy` judges the merge of every trial", "give other weights, or merge within `chrysalis run`"
+            f"`weights: {config.weights}` judges the merge of every trial",
+            "give other weights, or merge within `chrysalis run`",
         )
     return [1.0 / members] * members, {}
 

@@ -7,13 +7,13 @@ one. Everything that shows a run (terminal table, HTML page, W&B, model card) st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import Epigenome, Variant
+from chrysalis_ray.core.records import MIXTURE, Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.mixes import ResolvedMix, asked_shares, resolved_mix
 from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
@@ -21,6 +21,7 @@ from chrysalis_ray.report.scores import Interval, Scores
 
 SEED = "seed"
 WAITING = "waiting"
+Metrics = Mapping[str, Mapping[str, float]]  # on select, by domain: loss, perplexity, bits_per_byte, accuracy, where known
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class VariantRow:
     sha256: str | None  # of the trained adapter
     curve: tuple[Point, ...]
     mix: ResolvedMix
+    metrics: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class MergeRow:
     sha256: str | None
     notes: Mapping[str, Any]
     failure: str | None
+    metrics: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,9 @@ class Comparison:
     planned: Mapping[str, float]
     measured: Mapping[str, float]
     has_imago: bool
+    seed_metrics: Metrics = field(default_factory=dict)
+    bound: Interval | None = None  # the mixture of all variants, on report
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for ``chrysalis report --json``."""
@@ -199,6 +205,9 @@ def read_run(root: Path) -> Comparison:
         planned=numbers(run.get("plan")),
         measured=numbers(population.get("measured")),
         has_imago=layout.imago.is_dir() and layout.lineage.is_file(),
+        seed_metrics=scores.metrics.get(SEED, {}),
+        bound=scores.intervals.get(MIXTURE),
+        audit=public_manifest(layout.audit) or {},
     )
 
 
@@ -270,6 +279,7 @@ def _variant_row(
         sha256=end.get("adapter_sha256"),
         curve=curve,
         mix=resolved_mix(variant, epigenome, tokens),
+        metrics=scores.metrics.get(name, {}),
     )
 
 
@@ -309,6 +319,7 @@ def _merges(layout: RunLayout, scores: Scores) -> tuple[MergeRow, ...]:
                 sha256=value.get("sha256"),
                 notes=mapping(value.get("notes")),
                 failure=None,
+                metrics=scores.metrics.get(name, {}),
             )
         )
     for name, reason in mapping(merges.get("failed")).items():

@@ -15,7 +15,7 @@ from pathlib import Path
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.core.redaction import redact_text
-from chrysalis_ray.report import sections
+from chrysalis_ray.report import judgement, sections
 from chrysalis_ray.report.charts import short_count
 from chrysalis_ray.report.comparison import Comparison, read_run
 from chrysalis_ray.report.lineage import mermaid
@@ -50,6 +50,8 @@ def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str 
         lambda: sections.mixes(comparison, shown),
         lambda: sections.variant_table(comparison, shown),
         lambda: sections.domain_matrix(comparison, shown),
+        lambda: judgement.metric_tables(comparison, shown),
+        lambda: judgement.audit_section(comparison, shown),
         lambda: sections.merge_table(comparison),
         lambda: sections.plan_against_run(comparison),
         lambda: sections.origins(comparison, shown, diagram),

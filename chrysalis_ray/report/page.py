@@ -75,6 +75,8 @@ white-space:nowrap;transform:translate(-50%,-135%);visibility:hidden}
 .estimate.winner line,.estimate.winner .caps{stroke:var(--c0)}.estimate.winner circle{fill:var(--c0)}
 .estimate.chosen line,.estimate.chosen .caps{stroke:var(--accent);stroke-width:3}.estimate.chosen circle{fill:var(--accent)}
 svg .estimate.chosen .name,svg .estimate.chosen .value{font-weight:700}.estimate .faint{font-weight:400}
+svg.pull .point circle{fill:var(--c0)}svg.pull .point text{font-size:11px}
+.findings{font-size:14.5px;padding-left:20px;max-width:90ch}.findings li{margin:3px 0}
 .mixes{display:grid;grid-template-columns:minmax(110px,max-content) max-content 1fr;gap:3px 12px;align-items:center;
 font-size:13.5px;margin-top:12px}
 .mixes .who{font-weight:600;overflow-wrap:anywhere}.mixes .kind{color:var(--soft);font-size:12.5px}

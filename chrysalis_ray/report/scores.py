@@ -21,11 +21,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Scores:
-    """Losses by candidate, from the verdict where there is one, else from the document scores on *select*."""
+    """Losses by candidate, from the verdict where there is one, else from the document scores on *select*. `metrics` holds what
+    the verdict tells by candidate and domain: loss, perplexity, bits_per_byte, accuracy, as far as they are known."""
 
     loss: Mapping[str, float]
     domains: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, Interval]
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
     verdict: Mapping[str, Any] | None
 
     @classmethod
@@ -39,7 +41,11 @@ class Scores:
         domains |= {name: numbers(value) for name, value in mapping(told.get("domains")).items()}
         report = mapping(mapping(verdict.get("report")).get("loss")) if verdict else {}
         intervals = {name: interval for name, value in report.items() if (interval := _interval(value))}
-        return cls(loss, domains, intervals, verdict)
+        metrics = {
+            name: {domain: numbers(values) for domain, values in mapping(by_domain).items()}
+            for name, by_domain in mapping(told.get("metrics")).items()
+        }
+        return cls(loss, domains, intervals, metrics, verdict)
 
 
 def _losses_of_documents(candidates: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -48,7 +54,7 @@ def _losses_of_documents(candidates: Mapping[str, Any]) -> tuple[dict[str, float
     domains: dict[str, dict[str, float]] = {}
     for name, documents in candidates.items():
         sums: dict[str, list[float]] = {}
-        for domain, _, loss_sum, tokens in documents:
+        for domain, _, loss_sum, tokens, *_ in documents:
             total = sums.setdefault(domain, [0.0, 0.0])
             total[0] += loss_sum
             total[1] += tokens

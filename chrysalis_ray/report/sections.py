@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from chrysalis_ray.core.records import MIXTURE
 from chrysalis_ray.report.charts import COLOURS, Curve, Estimate, forest_plot, loss_chart, short_count, stacked_bar
 from chrysalis_ray.report.comparison import SEED, Comparison, VariantRow
 from chrysalis_ray.report.scores import Interval
@@ -55,7 +56,8 @@ def report_split(comparison: Comparison, most: int) -> str:
     """Forest plot of the *report* losses."""
     verdict = comparison.verdict
     named: list[tuple[str, Interval | None]] = [(row.name, row.report_loss) for row in comparison.merges]
-    named += [(row.variant_id, row.report_loss) for row in comparison.variants[:most]] + [(SEED, comparison.seed_report)]
+    named += [(row.variant_id, row.report_loss) for row in comparison.variants[:most]]
+    named += [(SEED, comparison.seed_report), (MIXTURE, comparison.bound)]
     roles = {SEED: "seed", verdict.winner: "winner", verdict.chosen: "chosen"} if verdict else {}
     estimates = [Estimate(name, i.mean, i.low, i.high, roles.get(name, "")) for name, i in named if i is not None]
     if verdict is None or not estimates:
@@ -66,6 +68,7 @@ def report_split(comparison: Comparison, most: int) -> str:
         f"Mean loss on <i>report</i> text, which neither trained nor chose anything, with {confidence}bootstrap intervals over "
         f"documents. <b>{escape(verdict.chosen)}</b> is released"
         + (f"; <b>{escape(verdict.winner)}</b> is the best single variant." if verdict.winner != verdict.chosen else ".")
+        + (f" <b>{MIXTURE}</b>: all asked together, what a merge can hope for." if comparison.bound is not None else "")
     )
     return _section("On text that chose nothing", note, f"<figure>{forest_plot('Losses on report text', estimates)}</figure>")
 

@@ -8,6 +8,7 @@ losses are plotted by tokens, so that variants of unlike batch size overlay. All
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -287,8 +288,14 @@ def _history(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(row: VariantRow | MergeRow) -> dict[str, Any]:
     scores: dict[str, Any] = {f"eval/domain/{domain}": loss for domain, loss in row.domain_losses.items()}
+    for metric in ("perplexity", "bits_per_byte", "accuracy"):
+        known = {domain: values[metric] for domain, values in row.metrics.items() if metric in values}
+        scores |= {f"eval/domain/{domain}/{metric}": value for domain, value in known.items()}
+        if known and len(known) == len(row.metrics) and metric != "perplexity":
+            scores[f"eval/{metric}"] = sum(known.values()) / len(known)
     if row.select_loss is not None:
         scores["eval/loss"] = row.select_loss
+        scores["eval/perplexity"] = math.exp(min(row.select_loss, 700.0))
     if row.report_loss is not None:
         interval = row.report_loss
         scores |= {"report/loss": interval.mean, "report/low": interval.low, "report/high": interval.high}

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import torch
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder, write_bytes
-from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, tensor_bytes, unique_keys
+from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, unique_keys, write_floats
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -92,10 +95,10 @@ def write_adapter(
     beside its place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that
     plain peft could not load.
     """
-    _check_weights(weights)
-    files = {CONFIG: _config_bytes(weights, like), WEIGHTS: _weight_bytes(weights)}
+    shapes = _checked_shapes(weights)
+    files = {CONFIG: _config_bytes(weights, like)}
     for name, content in (extra or {}).items():
-        if name in (*files, CARD) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if name in (*files, WEIGHTS, CARD) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise MergeError(f"{name!r} cannot be a file beside an adapter", "give a plain file name of your own")
         files[name] = content
     if card is not None:
@@ -104,12 +107,13 @@ def write_adapter(
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         building.chmod(0o755)
+        weights_sha256 = _write_weights(building / WEIGHTS, weights, shapes)
         for name, content in files.items():
             write_bytes(building / name, content)
         _put_in_place(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return adapter_sha256(folder)
+    return sha256_of({CONFIG: sha256(files[CONFIG]).hexdigest(), WEIGHTS: weights_sha256})
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -134,11 +138,13 @@ def _put_in_place(building: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _check_weights(weights: AdapterWeights) -> None:
+def _checked_shapes(weights: AdapterWeights) -> dict[str, tuple[int, ...]]:
+    """The shapes of A and B under their names in the file. Raises MergeError for what plain peft could not load."""
     if not weights.factors:
         raise MergeError("the adapter has no factors")
     if not (is_finite_number(weights.alpha) and weights.alpha > 0 and weights.rank >= 1):
         raise MergeError(f"rank {weights.rank} and alpha {weights.alpha} must be positive numbers")
+    shapes: dict[str, tuple[int, ...]] = {}
     for module, (a_ri, b_or) in weights.factors.items():
         if not MODULE.fullmatch(module):
             raise MergeError(f"{module!r} is not the name of a module")
@@ -149,6 +155,9 @@ def _check_weights(weights: AdapterWeights) -> None:
             )
         if not any(module == target or module.endswith(f".{target}") for target in weights.targets):
             raise MergeError(f"module {module} is none of the targets {', '.join(sorted(weights.targets))}")
+        for side, tensor in (("A", a_ri), ("B", b_or)):
+            shapes[f"{PREFIX}{module}.lora_{side}.weight"] = tuple(tensor.shape)
+    return shapes
 
 
 def _config_bytes(weights: AdapterWeights, like: Path | Mapping[str, Any] | None) -> bytes:
@@ -174,15 +183,23 @@ def _peft_config() -> dict[str, Any]:
     return LoraConfig(task_type="CAUSAL_LM", inference_mode=True, bias="none").to_dict()
 
 
-def _weight_bytes(weights: AdapterWeights) -> bytes:
-    named = {}
-    for module, (a_ri, b_or) in weights.factors.items():
-        named[f"{PREFIX}{module}.lora_A.weight"] = a_ri.detach().to(torch.float32)
-        named[f"{PREFIX}{module}.lora_B.weight"] = b_or.detach().to(torch.float32)
+def _write_weights(path: Path, weights: AdapterWeights, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Write the factors, a module at a time, and return the file's sha256: they need not all be in memory."""
+    factors_of = lru_cache(maxsize=1)(weights.factors.__getitem__)  # A and B of a module follow each other
+
+    def tensor_of(name: str) -> torch.Tensor:
+        found = FACTOR.fullmatch(name)
+        assert found is not None, name
+        return factors_of(found["module"])["AB".index(found["side"])]
+
     try:
-        return tensor_bytes(named, "format", "pt")
+        with path.open("wb") as stream:
+            digest = write_floats(stream, shapes, tensor_of, "format", "pt")
+            stream.flush()
+            os.fsync(stream.fileno())
     except ValueError as error:
         raise MergeError(f"the adapter cannot be written: {error}", "leave out the variant that diverged") from error
+    return digest
 
 
 # reading ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from chrysalis_ray.seed.adapter import (
     _text,
     weights_file,
 )
-from chrysalis_ray.seed.tensors import FLOATS, safetensors_header
+from chrysalis_ray.seed.tensors import FLOATS, is_finite, safetensors_header
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -55,7 +55,8 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         a_place, b_place = self._places[module]
         with self._path.open("rb") as stream:
             a_ri, b_or = (_tensor_at(stream, self._path, module, place) for place in (a_place, b_place))
-        return a_ri, b_or * self._ratios[module]
+        ratio = self._ratios[module]
+        return a_ri, b_or if ratio == 1.0 else b_or * ratio
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -152,12 +153,12 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
 
 
 def _tensor_at(stream: Any, path: Path, module: str, place: Place) -> torch.Tensor:
+    tensor = torch.empty(place.shape, dtype=place.dtype)
+    content = tensor.view(-1).view(torch.uint8).numpy().data
     stream.seek(place.start)
-    content = bytearray(stream.read(place.end - place.start))
-    if len(content) != place.end - place.start:
+    if stream.readinto(content) != len(content):
         raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")
-    tensor = torch.frombuffer(content, dtype=place.dtype) if content else torch.zeros(0, dtype=place.dtype)
-    tensor = tensor.reshape(place.shape).to(torch.float32)
-    if not bool(torch.isfinite(tensor).all()):
+    tensor = tensor.to(torch.float32)
+    if not is_finite(tensor):
         raise MergeError(f"{path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out")
     return tensor

@@ -7,12 +7,13 @@ is not a float.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from mmap import mmap
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -57,8 +58,7 @@ def parse_tensors(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, st
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise ValueError(f"tensor {name!r} has type {tensor.dtype}, not a float")
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"tensor {name!r} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+        refuse_infinite(name, tensor)
     return tensors, metadata
 
 
@@ -68,10 +68,46 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor], key: str, value: str) -> b
     Raises ValueError for a value that is not finite.
     """
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"tensor {name!r} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
+        refuse_infinite(name, tensor)
     own = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(tensors.items())}
     return save(own, metadata={key: value})
+
+
+def write_floats(
+    stream: BinaryIO, shapes: Mapping[str, tuple[int, ...]], tensor_of: Callable[[str], torch.Tensor], key: str, value: str
+) -> str:
+    """The bytes of `tensor_bytes` for fp32 tensors, written one at a time as `tensor_of` gives them; returns their sha256.
+
+    Raises ValueError for a value that is not finite.
+    """
+    header: dict[str, Any] = {"__metadata__": {key: value}}
+    end = 0
+    for name in sorted(shapes):
+        start, end = end, end + 4 * math.prod(shapes[name])
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    head = struct.pack("<Q", len(head)) + head
+    digest = hashlib.sha256(head)
+    stream.write(head)
+    for name in sorted(shapes):
+        tensor = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
+        refuse_infinite(name, tensor)
+        assert tuple(tensor.shape) == shapes[name], f"{name} changed its shape to {tuple(tensor.shape)}"
+        content = tensor.view(-1).view(torch.uint8).numpy().data
+        digest.update(content)
+        stream.write(content)
+    return digest.hexdigest()
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is. One that is not makes the sum so, and a sum is ten times as quick as looking at each."""
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+
+
+def refuse_infinite(name: str, tensor: torch.Tensor) -> None:
+    if not is_finite(tensor):
+        raise ValueError(f"tensor {name!r} holds {int((~torch.isfinite(tensor)).sum())} values that are not finite")
 
 
 def is_finite_number(value: Any) -> bool:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.blend import Blend
 from chrysalis_ray.training.dropout import Passage
 from chrysalis_ray.training.limbs import shared_zeros
 
@@ -179,6 +180,7 @@ class Window:
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
         self.passage: Passage | None = None  # of the forward pass at work; whoever calls the trunk sets it
+        self.blend: Blend | None = None  # what is computed instead of the bank's rows; `Shards.blended` sets it
         self._leaves: dict[tuple[int, int, int, str], tuple[nn.Parameter, nn.Parameter]] = {}
         self._stacked: dict[tuple[int, int, int, int, str], Stacked] = {}
         self.show(slice(0, bank.slots))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,21 +97,31 @@ def head_cross_entropy(
     return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk, arithmetic)
 
 
+class TokenScores(NamedTuple):
+    """How labelled tokens were predicted: losses in nats, and whether no other token was likelier than the label."""
+
+    losses: Tensor
+    hits: Tensor
+
+
 @torch.no_grad()
-def token_losses(
+def token_scores(
     hidden_nd: Tensor,
     head_vd: Tensor,
     bias_v: Tensor | None,
     labelled: Labelled,
     chunk: int = CHUNK,
     arithmetic: HeadArithmetic = PLAIN,
-) -> Tensor:
-    """Losses [K] in nats of the labelled tokens, without a gradient; for evaluation."""
+) -> TokenScores:
+    """Losses and hits, both [K], of the labelled tokens, without a gradient; for evaluation."""
     losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
+    hits_k = torch.empty_like(losses_k, dtype=torch.bool)
     for part in labelled.chunks(chunk):
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
-        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labelled.labels_K[part, None]).squeeze(1)
-    return losses_k
+        labels_c1 = labelled.labels_K[part, None]
+        hits_k[part] = logits_cv.amax(-1) <= logits_cv.gather(1, labels_c1).squeeze(1)
+        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labels_c1).squeeze(1)
+    return TokenScores(losses_k, hits_k)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

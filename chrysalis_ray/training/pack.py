@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.bank import Bank, Window, bucket_rank
+from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
+from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.packed import find_targets, fuse, inject
 from chrysalis_ray.training.probe import probe
@@ -209,11 +211,30 @@ class Pack:
 
     def score(self, slots: Sequence[int], batch: RowBatch) -> Tensor:
         """Losses of the same rows under every slot's adapter: fp32 (fp64) [slots, rows, T] on the CPU, 0 without a label."""
+        return self.judge(slots, batch).losses
+
+    def judge(self, slots: Sequence[int], batch: RowBatch) -> TokenScores:
+        """`score`, and hits: whether a label was the likeliest token, bool [slots, rows, T] on the CPU."""
         order = self.arrange(slots)
-        micro = [repeated(batch, rows.stop - rows.start, self.engine.device) for rows in self.shards.rows]
-        losses_N = torch.cat(self.shards.each(Shard.token_losses, micro))
-        rows, length = batch.labels.shape
-        return losses_N.view(len(order), rows, length)[[order.index(slot) for slot in slots]].cpu()
+        return self._judged(self.shards.rows, batch, [order.index(slot) for slot in slots])
+
+    def judge_blend(self, blend: Blend, batch: RowBatch) -> TokenScores:
+        """The same for every candidate of `blend`, [candidates, rows, T]; the bank is neither read nor changed."""
+        with self.shards.blended(blend) as parts:
+            return self._judged(parts, batch, list(range(len(blend))))
+
+    def blend(self, members: Sequence[tuple[Factors, float]], weights_CM: Tensor) -> Blend:
+        """Candidates that are weighted sums of `members` (factors and scale), ready to be judged. Raises ModelError for a
+        module that is no target of this pack."""
+        known = {target.name: (target.out_features, target.in_features) for target in self.bank.targets}
+        return Blend(members, weights_CM, known, self.bank.flat_SP.dtype, self.engine.device)
+
+    def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int]) -> TokenScores:
+        """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
+        micro = [repeated(batch, part.stop - part.start, self.engine.device) for part in parts]
+        scores = self.shards.each(Shard.token_scores, micro)
+        losses, hits = (torch.cat(part).view(-1, *batch.labels.shape)[list(lanes)].cpu() for part in zip(*scores, strict=True))
+        return TokenScores(losses, hits)
 
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]

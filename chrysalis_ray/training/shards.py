@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.training.bank import Bank, Window, bucket_rank
+from chrysalis_ray.training.blend import Blend
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
-from chrysalis_ray.training.loss import Labelled, head_cross_entropy, token_losses
+from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
@@ -68,16 +70,17 @@ class Shard:
             return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled, arithmetic=self.head.arithmetic)
 
     @torch.no_grad()
-    def token_losses(self, batch: MicroBatch) -> Tensor:
-        """Losses [N x T] in nats of every token, 0 where there is no label; for evaluation."""
+    def token_scores(self, batch: MicroBatch) -> TokenScores:
+        """Losses [N x T] in nats of every token, 0 where there is no label, and hits; for evaluation."""
         hidden_ND = self.hidden(batch)
         with self.engine.gather(self.head.parameters):
-            losses_K = token_losses(
+            scores_K = token_scores(
                 hidden_ND, self.head.weight, self.head.bias, batch.labelled, arithmetic=self.head.arithmetic
             )
-        losses_N = losses_K.new_zeros(hidden_ND.shape[0])
-        losses_N[batch.labelled.index_K] = losses_K
-        return losses_N
+        losses_N = scores_K.losses.new_zeros(hidden_ND.shape[0])
+        hits_N = scores_K.hits.new_zeros(hidden_ND.shape[0])
+        losses_N[batch.labelled.index_K], hits_N[batch.labelled.index_K] = scores_K
+        return TokenScores(losses_N, hits_N)
 
 
 class Shards:
@@ -125,6 +128,20 @@ class Shards:
         self.live = self.all[: len(parts)]
         for shard, rows in zip(self.live, parts, strict=True):
             shard.show(rows)
+
+    @contextmanager
+    def blended(self, blend: Blend) -> Iterator[list[slice]]:
+        """Compute the candidates of `blend` instead of rows of the bank, dealt out alike; yields those of every live shard."""
+        parts, before = _parts(len(blend), len(self.all)), self.live
+        self.live = self.all[: len(parts)]
+        try:
+            for shard, part in zip(self.live, parts, strict=True):
+                shard.window.blend = blend.part(part)
+            yield parts
+        finally:
+            for shard in self.all:
+                shard.window.blend = None
+            self.live = before
 
     @property
     def rows(self) -> list[slice]:

@@ -42,12 +42,39 @@ def test_merge_refuses_with_a_remedy_and_the_right_code(tmp_path):
         (["--strategy", "ensemble", "--weights", "a,b"], 2, "no list of numbers"),
         (["--strategy", "ensemble", "--weights", "1"], 1, "1 weights for 2 adapters"),
         (["--strategy", "winner"], 1, "nothing has judged"),
+        ([], 2, "give a --strategy"),
+        (["--strategy", "regmean"], 1, "--base and a --text"),
+        (["--strategy", "regmean", "--base", str(tmp_path)], 2, "belong together"),
     ):
         done = chrysalis("merge", *names, *arguments, "--out", str(tmp_path / "out"))
         assert (done.returncode, done.stdout) == (code, "")
         assert word in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mergekit_config_says_all_of_it_or_is_refused_by_line_and_key(tmp_path):
+    names = adapters(tmp_path)
+    models = "".join(f"  - {{model: org/base+{name}, parameters: {{weight: {n + 1}}}}}\n" for n, name in enumerate(names))
+    (tmp_path / "good.yaml").write_text(
+        f"merge_method: task_arithmetic\nbase_model: org/base\nmodels:\n{models}dtype: bfloat16\n"
+    )
+    done = chrysalis("merge", str(tmp_path / "good.yaml"), "--rank", "exact", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (0, "HEAVY ['torch']\n")
+    assert "task_arithmetic of 2 adapters of org/base" in done.stdout
+    assert "bfloat16 is left aside" in done.stdout
+    (tmp_path / "bad.yaml").write_text(f"merge_method: linear\nmodels:\n{models}slices: []\n")
+    for arguments, word in (
+        (["bad.yaml"], "bad.yaml:5: slices: layers are not taken apart"),
+        (["good.yaml", "bad.yaml"], "a config says all of it"),
+        (["good.yaml", "--strategy", "ties"], "a config says all of it"),
+        (["absent.yaml"], "no such file"),
+    ):
+        line = [str(tmp_path / name) if name.endswith(".yaml") else name for name in arguments]
+        done = chrysalis("merge", *line, "--out", str(tmp_path / "other"))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert word in " ".join(done.stderr.replace("\u2502", " ").split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_audit_tells_and_writes_nothing(tmp_path):

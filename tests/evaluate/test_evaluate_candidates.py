@@ -2,15 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chrysalis_ray.config.merges import read_merge
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, select_loss, sound_scores
+from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, select_losses, sound_scores
 from chrysalis_ray.evaluate.greedy import greedy_members
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
@@ -43,7 +46,7 @@ def test_without_the_seed_or_without_any_variant_there_is_no_judgement(tmp_path)
         judged(layout, ["v000-code"])
 
 
-def nobody(folder):
+def nobody(candidates):
     raise AssertionError("only a greedy soup asks a judge")
 
 
@@ -92,10 +95,23 @@ def test_a_greedy_soup_takes_in_whom_the_judge_finds_no_worse(tmp_path, method):
     def distance(delta):
         return float((delta - target_or @ a_ri).norm())
 
-    def judge(folder):
-        adapter = read_adapter(folder)
+    def delta_of(folder):
+        adapter = read_adapter(Path(folder))
         a, b = adapter.factors["layers.0.q"]
-        return distance(adapter.scale * b @ a)
+        return adapter.scale * b @ a
+
+    asked = []
+
+    def judge(candidates):
+        """Adapters by what was written, blends by the deltas of their members."""
+        asked.append([candidate.made for candidate in candidates])
+        made = {
+            each.name: sum((weight * delta_of(folder) for folder, weight in each.members), torch.zeros(7, 8))
+            if each.made == "blend"
+            else delta_of(each.folder)
+            for each in candidates
+        }
+        return {name: [("code", 0, distance(delta), 1, None, None)] for name, delta in made.items()}
 
     losses = {name: distance(delta) for name, delta in deltas.items()}
     scores = {name: [["code", 0, loss, 1]] for name, loss in {"seed": 99.0, **losses}.items()}
@@ -108,7 +124,9 @@ def test_a_greedy_soup_takes_in_whom_the_judge_finds_no_worse(tmp_path, method):
     (entry,) = merge_candidates(layout, [spec], names, judge, heard.append)["candidates"].values()
     assert len(heard) == len(names) - 1
     assert len(set(entry["weights"].values())) == 1
-    assert judge(layout.merge(method)) <= min(losses.values()) + 1e-5
+    assert distance(delta_of(layout.merge(method))) <= min(losses.values()) + 1e-5
+    assert {kind for kinds in asked for kind in kinds} == {"blend" if method == "ensemble" else "adapter"}
+    assert len(asked) <= 5
     assert [path.name for path in layout.merges.iterdir() if path.name.startswith(".")] == []
     if method == "ensemble":
         soup = [min(losses, key=losses.get)]
@@ -121,10 +139,25 @@ def test_a_greedy_soup_takes_in_whom_the_judge_finds_no_worse(tmp_path, method):
         assert names[4] not in soup
 
 
-def test_a_soup_that_diverges_stays_out(tmp_path):
-    assert select_loss({"trial": [("code", 0, math.nan, 2), ("text", 1, 2.0, 2)]}) == math.inf
-    assert select_loss({"trial": [("code", 0, 4.0, 2), ("text", 1, 2.0, 2)]}) == 1.5
-    soup = greedy_members(
-        ["a", "b"], {"a": 1.0, "b": 2.0}, lambda trial: (tmp_path / "t").mkdir() or tmp_path / "t", lambda f: math.inf
-    )
-    assert soup == ["a"]
+def test_a_soup_that_diverges_stays_out():
+    rows = {"a": [("code", 0, math.nan, 2), ("text", 1, 2.0, 2)], "b": [("code", 0, 4.0, 2), ("text", 1, 2.0, 2)]}
+    assert select_losses(rows) == {"a": math.inf, "b": 1.5}
+    assert greedy_members(["a", "b"], {"a": 1.0, "b": 2.0}, lambda trials: [math.inf] * len(trials)) == ["a"]
+
+
+@given(st.lists(st.floats(0.0, 4.0), min_size=1, max_size=7), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_looking_ahead_changes_nothing_but_how_often_it_is_asked(alone, ahead, chance):
+    names = [f"v{number}" for number in range(len(alone))]
+    losses = dict(zip(names, alone, strict=True))
+    drawn = {}
+    calls = []
+
+    def taste(trials):
+        calls.append(len(trials))
+        return [drawn.setdefault(trial, chance.choice([0.5, 1.0, 2.0, 3.0])) for trial in trials]
+
+    soup = greedy_members(names, losses, taste, ahead=ahead)
+    assert soup == greedy_members(names, losses, lambda trials: [drawn[trial] for trial in trials])
+    assert len(calls) <= -(-(len(names) - 1) // ahead)
+    assert all(count <= 2**ahead - 1 for count in calls)

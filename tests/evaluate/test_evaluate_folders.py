@@ -249,3 +249,24 @@ def test_settings_are_checked_like_those_of_an_experiment(method, settings, word
     with pytest.raises(ConfigError) as caught:
         read_merge(method, settings)
     assert words in str(caught.value)
+
+
+def test_weights_per_layer_go_by_name_or_number_and_strangers_are_refused(tmp_path):
+    names = write(tmp_path, adapter(0, modules=("q", "v")), adapter(1, modules=("q", "v")))
+
+    def spec(weights):
+        return EnsembleMerge(method="ensemble", rank="exact", layer_weights=[{"modules": "*.q", "weights": weights}])
+
+    manifest = merge_folders(names, spec({"1": 1.0, names[0]: 3.0}), tmp_path / "out")
+    found, one, two = (read_adapter(tmp_path / name) for name in ("out", "a0", "a1"))
+    for module, share in (("layers.0.q", 0.75), ("layers.0.v", 0.5)):
+        expected = share * one.delta(module) + (1 - share) * two.delta(module)
+        torch.testing.assert_close(found.delta(module), expected, atol=1e-5, rtol=1e-5)
+    assert manifest["weights"] == pytest.approx([0.625, 0.375])
+    assert merge_folders(names, spec({"1": 1.0, names[0]: 3.0}), tmp_path / "out")["done_before"]
+    (tmp_path / "a0").rename(tmp_path / "moved")
+    with pytest.raises(MergeError, match=r"none of the 2 adapters"):
+        merge_folders([str(tmp_path / "moved"), names[1]], spec({names[0]: 1.0}), tmp_path / "other")
+    with pytest.raises(MergeError, match="'2'"):
+        merge_folders([str(tmp_path / "moved"), names[1]], spec({"2": 1.0}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.core.records import MIXTURE
 from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
 from chrysalis_ray.evaluate.verdict import Choice, DocumentScore, ReportScores, SelectScores, choose, make_verdict
 
@@ -207,3 +208,96 @@ def test_a_domain_of_few_documents_is_named():
 def test_the_verdict_needs_no_torch():
     code = "import sys, chrysalis_ray.evaluate.verdict; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# domain by domain, and what a merge can hope for
+
+
+def by_domain(kind, losses, documents=30, noise=0.01, rng_seed=0):
+    """Scores with a loss of its own for every candidate and domain."""
+    rng = np.random.default_rng(rng_seed)
+    keys = [(domain, number) for domain in ("code", "prose") for number in range(documents)]
+    base = {key: rng.normal(0, 0.3) for key in keys}
+
+    def score(domain, number, loss):
+        return DocumentScore(domain, number, 50 * (loss + base[domain, number] + rng.normal(0, noise)), 50, 200, 20)
+
+    return kind({name: [score(*key, loss[key[0] == "prose"]) for key in keys] for name, loss in losses.items()})
+
+
+BY_DOMAIN = {
+    "seed": (3.5, 3.5), "v00": (3.0, 3.2), "v01": (3.3, 3.0), "narrow": (3.25, 2.5), "even": (2.98, 3.1),
+}  # fmt: skip
+
+
+def test_a_merge_that_loses_a_domain_is_refused_and_the_next_one_is_taken():
+    select = by_domain(SelectScores, BY_DOMAIN)
+    anything = choose(select, ["narrow", "even"], ["v00", "v01"])
+    assert (anything.winner, anything.chosen, anything.refused) == ("v00", "narrow", {})
+    careful = choose(select, ["narrow", "even"], ["v00", "v01"], 0.1)
+    assert (careful.chosen, careful.best_merge, list(careful.refused)) == ("even", "even", ["narrow"])
+    assert "narrow (2.8" in careful.reason
+    assert "on code it loses 0.2" in careful.reason
+    assert "more than the 0.1" in careful.reason
+    alone = choose(select, ["narrow"], ["v00", "v01"], 0.1)
+    assert (alone.chosen, alone.kind, alone.best_merge) == ("v00", "winner", None)
+    assert "is refused" in make_verdict(alone, by_domain(ReportScores, BY_DOMAIN), bootstrap_samples=100).sentences[0]
+    assert Choice.from_json(json.loads(json.dumps(careful.to_json()))) == careful
+
+
+@pytest.mark.parametrize("most", [0.0, 0.05, 0.3, None])
+def test_nothing_that_is_released_loses_a_domain_on_select_by_more_than_was_allowed(most):
+    rng = np.random.default_rng(5)
+    for trial in range(20):
+        losses = {name: tuple(3.0 + rng.normal(0, 0.2, 2)) for name in BY_DOMAIN}
+        choice = choose(by_domain(SelectScores, losses, 6, rng_seed=trial), ["narrow", "even"], ["v00", "v01"], most)
+        lost = [choice.by_domain[choice.chosen][d] - choice.by_domain[choice.winner][d] for d in ("code", "prose")]
+        assert most is None or max(lost) <= most
+        assert set(choice.refused) <= {"narrow", "even"}
+
+
+def test_what_select_did_not_show_is_told_on_report_by_domain():
+    choice = choose(by_domain(SelectScores, BY_DOMAIN), ["even"], ["v00", "v01"], 0.1)
+    report = by_domain(ReportScores, {**BY_DOMAIN, "even": (3.2, 2.6)}, rng_seed=1)
+    verdict = make_verdict(choice, report, bootstrap_samples=400)
+    worst, best = verdict.domain_differences
+    assert (worst.domain, worst.against, best.domain) == ("code", "v00", "prose")
+    assert worst.difference == pytest.approx(0.2, abs=0.02)
+    assert worst.low < worst.difference < worst.high
+    assert best.high < 0
+    assert any("does worst on code" in line and "select did not show it" in line for line in verdict.sentences)
+    assert verdict.to_json()["report"]["domain_differences"][0]["domain"] == "code"
+
+
+def test_the_mixture_of_all_variants_is_told_as_what_a_merge_can_hope_for():
+    losses = {**BY_DOMAIN, MIXTURE: (2.9, 2.9)}
+    choice = choose(by_domain(SelectScores, BY_DOMAIN), ["even"], ["v00", "v01"])
+    verdict = make_verdict(choice, by_domain(ReportScores, losses, rng_seed=1), bootstrap_samples=200)
+    assert {line.candidate: line.role for line in verdict.told}[MIXTURE] == "bound"
+    (line,) = (line for line in verdict.sentences if "asked together" in line)
+    told = {line.candidate: line.loss for line in verdict.told}
+    share = (told["v00"] - told["even"]) / (told["v00"] - told[MIXTURE])
+    assert f"{share:.0%} of the way" in line
+    assert MIXTURE in {difference.against for difference in verdict.differences}
+    alone = choose(by_domain(SelectScores, BY_DOMAIN), [], ["v00", "v01"])
+    (line,) = (line for line in make_verdict(alone, by_domain(ReportScores, losses)).sentences if "asked together" in line)
+    assert "of the way" not in line
+
+
+def test_metrics_by_domain_are_what_the_rows_say_and_old_scores_still_open(tmp_path):
+    new = [["a", 0, 10.0, 10, 40, 5], ["a", 1, 90.0, 30, 60, 3], ["b", 0, 3.0, 1, 2, None]]
+    old = [row[:4] for row in new]
+    (tmp_path / "select.json").write_text(json.dumps({"split": "select", "candidates": {"new": new, "old": old}}))
+    scores = SelectScores.load(tmp_path / "select.json")
+    assert scores.metrics("new")["a"] == {
+        "loss": 2.5, "perplexity": pytest.approx(math.exp(2.5)), "bits_per_byte": pytest.approx(1 / math.log(2)),
+        "accuracy": 8 / 40}  # fmt: skip
+    assert scores.metrics("new")["b"]["accuracy"] is None
+    assert scores.accuracy("new") is None
+    assert scores.bits_per_byte("new") == pytest.approx((1.0 + 1.5) / 2 / math.log(2))
+    assert scores.metrics("old")["a"] == {
+        "loss": 2.5, "perplexity": pytest.approx(math.exp(2.5)), "bits_per_byte": None, "accuracy": None}  # fmt: skip
+    assert SelectScores.from_json(scores.to_json()) == scores
+    other = [*new[:2], ["b", 0, 3.0, 1, 3, None]]
+    with pytest.raises(EvaluationError, match="different documents"):
+        SelectScores.from_json({"split": "select", "candidates": {"new": new, "other": other}})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError, ModelError
@@ -19,6 +19,7 @@ from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import SPLITS
 from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.genome.packing import pack
+from chrysalis_ray.genome.tokenizer import load_tokenizer
 from chrysalis_ray.genome.tokens import open_tokens, tokenize_genome, verify_tokens
 
 END = "<|endoftext|>"
@@ -179,6 +180,40 @@ def test_a_split_is_only_what_the_genome_says(tmp_path, genome, tokenizer_folder
             for ordinal in set(document.tolist()) - {-1}:
                 text = tokenizer.decode(ids[document == ordinal].tolist(), skip_special_tokens=True)
                 assert any(text in whole for whole in texts[split])
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_the_bytes_of_tokens_are_those_of_the_text(tmp_path_factory, texts):
+    """With a tokenizer that merges some bytes and splits others, and one that never saw most characters."""
+    folder = tmp_path_factory.getbasetemp() / "merging"
+    if not folder.is_dir():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+        tokenizer.train_from_iterator(["the bytes of the tokens of the text", "größer als größte"] * 3, trainer)
+        folder.mkdir()
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    tokenizer = load_tokenizer(folder)
+    ids, sizes = tokenizer.encode_sized(texts)
+    assert [own.tolist() for own in ids] == [own.tolist() for own in tokenizer.encode(texts)]
+    for text, own, size in zip(texts, ids, sizes, strict=True):
+        assert len(size) == len(own)
+        assert size.min() >= 0
+        assert int(size.sum()) == len(text.encode())
+
+
+def test_held_out_rows_know_the_bytes_of_every_token_and_training_rows_do_not(tmp_path, genome, tokenizer_folder):
+    store = tokenize_genome(genome, tokenizer_folder, tmp_path, 32)
+    for domain in store.domains:
+        batch = store.batch([(domain, row) for row in range(store.rows(domain, "select"))], "select")
+        texts = [document.text for document in genome.documents(domain, "select")]
+        for ordinal, text in enumerate(texts):
+            assert int(batch.bytes[batch.document == ordinal].sum()) == len(text.encode())
+        assert (store.batch([(domain, 0)], "train").bytes == -1).all()
 
 
 def test_text_that_spells_a_special_token_stays_text(tmp_path, tokenizer_folder):

@@ -188,6 +188,26 @@ def test_dense_ties_is_the_papers_and_its_best_fit(shared, density):
 
 
 @both_regimes
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_ties_in_the_space_of_knots_is_the_papers(shared, density):
+    """[dW_1 | .. | dW_N] = U S [V_1^T | .. | V_N^T] of the dense deltas, TIES on the V_i^T, U S back in front."""
+    adapters = members(shared)
+    u, s, vt = torch.linalg.svd(torch.cat(list(deltas(adapters)), 1), full_matrices=False)
+    parts = torch.stack((vt[:6]).split(IN, 1))
+    expected = (u[:, :6] * s[:6]) @ dense_ties(parts, WEIGHTS, density)
+    got, result = merged(TiesMerge(method="ties", density=density, space="knots"), adapters, WEIGHTS)
+    close(got, expected)
+    assert result.residual < 1e-6
+    assert 0.0 < result.notes["length_to_mean"] < 10.0
+    anchor = members(False, count=1, rng_seed=9)[0]
+    around = [
+        {"q": (torch.cat([a, anchor["q"][0]]), torch.cat([b, anchor["q"][1]], 1))} for m in adapters for a, b in m.values()
+    ]
+    config = TiesMerge(method="ties", density=density, space="knots")
+    close(merged(config, around, WEIGHTS, anchor=anchor)[0], expected + deltas([anchor])[0])
+
+
+@both_regimes
 def test_dense_ties_around_a_seed_trims_the_changes_from_it(shared):
     anchor = members(False, count=1, rng_seed=9)[0]
     adapters = [
@@ -240,23 +260,66 @@ def test_della_keeps_large_entries_more_often_and_divides_by_their_chance():
     torch.testing.assert_close(kept[where], (row / chance).expand(4000, 101)[where])
 
 
-def test_blocks_of_rows_are_the_whole_and_thresholds_are_exact(monkeypatch):
-    adapters = members(False, count=3)
-    d = deltas(adapters)
-    changes, anchor = changes_from([adapter["q"] for adapter in adapters], [1.0] * 3, None, 1.0)
+def ruled(adapters, config):
+    changes, anchor = changes_from([adapter["q"] for adapter in adapters], [1.0] * len(adapters), None, 1.0)
     weights_N = torch.tensor(WEIGHTS, dtype=torch.float64)
-    config = TiesMerge(method="ties", density=0.3, space="dense")
-    rows = RuledRows(BY_ENTRY["ties"], config, weights_N, changes, anchor, d.flatten(1).norm(dim=1), 0)
+    return RuledRows(BY_ENTRY[config.method], config, weights_N, changes, anchor, deltas(adapters).flatten(1).norm(dim=1), 0)
+
+
+def test_blocks_of_rows_are_the_whole():
+    adapters = members(False, count=3)
+    rows = ruled(adapters, TiesMerge(method="ties", density=0.3, space="dense"))
     rows.rows = 4
     parts = list(rows.blocks())
     assert [(part.start, part.stop) for part, _ in parts] == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 21)]
-    torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(d, WEIGHTS, 0.3))
-    monkeypatch.setattr(elementwise, "SORTED_ENTRIES", 0)
-    for number in range(3):
-        kth = d[number].abs().flatten().sort(descending=True).values[int(0.3 * OUT * IN) - 1]
-        threshold = rows._threshold(number, 0.3)
-        assert float(threshold) == pytest.approx(float(kth), rel=3e-7)
-        assert threshold <= kth
+    torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(deltas(adapters), WEIGHTS, 0.3))
+
+
+@both_regimes
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.99])
+@pytest.mark.parametrize("bracket", [1e-4, 0.02], ids=["a-sample-that-misses", "a-sample-that-hits"])
+def test_thresholds_of_large_deltas_are_exact(monkeypatch, shared, density, bracket):
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", 0)
+    monkeypatch.setattr(elementwise, "SAMPLED", (7, 5))
+    monkeypatch.setattr(elementwise, "BRACKET", bracket)
+    adapters = members(shared, count=3)
+    rows = ruled(adapters, TiesMerge(method="ties", density=density, space="dense"))
+    rows.rows = 4
+    assert rows.dtype == torch.float32
+    kept = int(density * OUT * IN)
+    for number, delta in enumerate(deltas(adapters)):
+        kth = float(delta.abs().flatten().sort(descending=True).values[kept - 1])
+        assert float(rows.thresholds_N[number]) == pytest.approx(kth, abs=1e-6 * float(delta.abs().max()))
+        merged_entries = torch.cat(
+            [part.abs().flatten() for part in (rows.changes[number][1] @ rows.changes[number][0]).split(4)]
+        )
+        assert int((merged_entries >= rows.thresholds_N[number] * (1 - 1e-6)).sum()) in (kept, kept + 1)
+    still = RuledRows(
+        BY_ENTRY["ties"], TiesMerge(method="ties", density=density, space="dense"), torch.ones(1, dtype=torch.float64),
+        [(torch.zeros(1, IN), torch.ones(OUT, 1))], None, torch.zeros(1), 0,
+    )  # fmt: skip
+    assert float(still.thresholds_N) == 0.0
+
+
+@both_regimes
+@pytest.mark.parametrize("config", [
+    TiesMerge(method="ties", density=0.3, space="dense"), TallMerge(method="tall", space="dense"),
+], ids=["ties", "tall"])  # fmt: skip
+def test_large_deltas_in_fp32_are_ruled_as_in_fp64(monkeypatch, shared, config):
+    adapters = [
+        {"q": (torch.randn(3, 60, generator=g, dtype=torch.float64), torch.randn(50, 3, generator=g, dtype=torch.float64))}
+        for g in (torch.Generator().manual_seed(n + 10 * shared) for n in range(3))
+    ]
+    exact, exact_result = merged(config, adapters, WEIGHTS, rank=8)
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", 0)
+    quick, result = merged(config, adapters, WEIGHTS, rank=8)
+    close(quick, exact, tolerance=2e-5)
+    assert result.residual == pytest.approx(exact_result.residual, rel=1e-5)
+    rows = list(ruled(adapters, config).blocks())
+    full = torch.cat([block for _, block in rows])
+    assert full.dtype == torch.float32
+    error = float((quick - full.double()).norm() / full.double().norm())
+    assert result.residual == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("held", [0, 1 << 20], ids=["made-for-every-pass", "held"])

@@ -1,7 +1,7 @@
 """Identities that every merge must keep, on populations of one seed and on independent ones.
 
 The numbers O1 .. O14 are those of the merging identities: single, equal, one-hot, permutation, gauge, scaling, padding,
-reconstruction, idempotence, orthogonality, anchor, determinism.
+homogeneity, reconstruction, idempotence, orthogonality, anchor, determinism.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from chrysalis_ray.config.merges import (
     IsotropicMerge,
     Merge,
     ModelStockMerge,
+    RegmeanMerge,
     SlerpMerge,
     TallMerge,
     TaskArithmeticMerge,
@@ -34,8 +35,9 @@ from chrysalis_ray.config.merges import (
 )
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import NULL, canonical_basis
+from chrysalis_ray.merge.per_layer import merge_adapters
 from chrysalis_ray.merge.run import MergeResult, merge_modules
-from chrysalis_ray.merge.table import BY_ENTRY, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.table import BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 
 SHAPES = {"a.q": (9, 12), "a.down": (12, 7)}  # out, in
 METHOD_CONFIGS = [
@@ -53,8 +55,15 @@ METHOD_CONFIGS = [
     IsotropicMerge(method="isotropic"),
     WudiMerge(method="wudi"),
     WudiMerge(method="wudi", ridge=0.01, weights="softmax", temperature=0.1),
+    RegmeanMerge(method="regmean"),
+    RegmeanMerge(method="regmean", ridge=1.0, weights="softmax", temperature=0.1),
+    EnsembleMerge(method="ensemble", weights="geometric_median", per="module"),
+    ConsensusMerge(method="consensus", per="module"),
     TiesMerge(method="ties", density=0.5),
     TiesMerge(method="ties", density=0.3, space="dense", weights="softmax", temperature=0.1),
+    TiesMerge(method="ties", density=0.4, space="knots"),
+    DellaMerge(method="della", space="knots", weights="softmax", temperature=0.1),
+    TallMerge(method="tall", space="knots", rank="exact"),
     DareMerge(method="dare"),
     DareMerge(method="dare", space="dense", signs="elected", rng_seed=3),
     DellaMerge(method="della"),
@@ -75,7 +84,16 @@ class Population(typing.NamedTuple):
     scores: list
 
     def merge(self, config, rank=99) -> MergeResult:
-        return merge_modules(config, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank)
+        names = [f"v{number}" for number in range(len(self.members))]
+        return merge_adapters(
+            config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank, inputs=self.inputs()
+        )
+
+    def inputs(self):
+        """What each member feeds its modules: made of what it changed, so that twins have the same and no factoring matters."""
+        seed = dense(self.anchor, self.anchor_scale)
+        changes = [{m: d - seed[m] for m, d in dense(*pair).items()} for pair in zip(self.members, self.scales, strict=True)]
+        return [{m: root_of_inputs(change) for m, change in member.items()} for member in changes]
 
     def mean(self, module, weights):
         return sum(w * dense(m, s)[module] for w, m, s in zip(weights, self.members, self.scales, strict=True))
@@ -103,6 +121,13 @@ def populations(draw, sizes=(1, 5)):
     scales = [draw(st.sampled_from([0.5, 1.0, 2.0])) for _ in range(count)]
     scores = [1.0 + 0.05 * draw(st.integers(0, 9)) + 0.001 * n for n in range(count)]
     return Population(members, scales, anchor, draw(st.sampled_from([0.5, 1.0])), scores)
+
+
+def root_of_inputs(change):
+    """[in, in]: white noise that lies a little more where the change reads."""
+    generator = torch.Generator().manual_seed(change.shape[1])
+    noise = torch.randn(change.shape[1], change.shape[1], generator=generator, dtype=torch.float64)
+    return noise + 2.0 * change.T @ change @ noise / max(float((change**2).sum()), 1e-9)
 
 
 def dense(adapter, scale=1.0):
@@ -202,6 +227,14 @@ def test_o7_padding_a_rank_changes_nothing(config, population, extra):
     assert_same(population._replace(members=members).merge(config), dense(population.merge(config).factors))
 
 
+@every_method
+@oracle
+@given(population=populations(sizes=(2, 4)), c=st.sampled_from([-1.0, 0.25, -3.0]))
+def test_o8_longer_deltas_have_a_longer_merge_and_opposite_ones_the_opposite(config, population, c):
+    other = population._replace(scales=[c * scale for scale in population.scales], anchor_scale=c * population.anchor_scale)
+    assert_same(other.merge(config), {m: c * delta for m, delta in dense(population.merge(config).factors).items()})
+
+
 @oracle
 @given(population=populations(sizes=(2, 5)), rank=st.integers(1, 14))
 def test_o9_the_mean_is_exact_and_the_residual_is_the_measured_one(population, rank):
@@ -285,7 +318,10 @@ def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, 
             (a, b), (a0, b0) = member[m], population.anchor[m]
             change[m] = (torch.cat([a, a0]), torch.cat([scale * b, -population.anchor_scale * b0], dim=1))
         changes.append(change)
-    from_base = merge_modules(config, changes, [1.0] * len(changes), None, 1.0, population.scores, 99)
+    names = [str(number) for number in range(len(changes))]
+    from_base = merge_adapters(
+        config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs()
+    )
     moved = dense(from_base.factors)
     assert_same(population.merge(config), {m: moved[m] + seed[m] for m in SHAPES}, tolerance=5e-6)
 
@@ -316,8 +352,9 @@ def two_adapters():
 
 def test_table_and_config_know_the_same_methods():
     schema = TypeAdapter(Merge).json_schema()
-    assert {*IN_THE_CORE, *BY_ENTRY} == set(schema["discriminator"]["mapping"]) == set(METHOD_NAMES)
-    assert not set(IN_THE_CORE) & set(BY_ENTRY)
+    tables = [*IN_THE_CORE, *BY_ENTRY, *BY_INPUTS]
+    assert set(tables) == set(schema["discriminator"]["mapping"]) == set(METHOD_NAMES)
+    assert len(tables) == len(set(tables))
     assert set(BY_ENTRY) < set(SUMMARIES) <= set(METHOD_NAMES)
     assert {config.method for config in METHOD_CONFIGS} == set(METHOD_NAMES)
 
@@ -355,7 +392,7 @@ def test_a_population_that_did_not_move_is_its_seed():
     one, _ = two_adapters()
     fresh = {m: (a, 0 * b) for m, (a, b) in one.items()}
     for config in METHOD_CONFIGS:
-        result = merge_modules(config, [fresh, fresh], [1.0, 1.0], fresh, 1.0, [1.0, 1.0], 4)
+        result = Population([fresh, fresh], [1.0, 1.0], fresh, 1.0, [1.0, 1.0]).merge(config, 4)
         assert_same(result, dense(fresh))
         assert result.residual == 0.0
 

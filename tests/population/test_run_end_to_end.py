@@ -86,7 +86,7 @@ print(json.dumps(losses))
     verdict = json.loads((undisturbed / "verdict.json").read_text())
     told = json.loads((undisturbed / "evaluation" / "report.json").read_text())["candidates"][verdict["chosen"]]
     assert {f"{domain}/{document}" for domain, document, *_ in told} == set(alone)
-    for domain, document, loss_sum, _ in told:
+    for domain, document, loss_sum, *_ in told:
         assert alone[f"{domain}/{document}"] == pytest.approx(loss_sum, rel=2e-5)
 
 

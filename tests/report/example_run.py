@@ -183,6 +183,42 @@ def write_training(layout: RunLayout, variants: list[Variant]) -> None:
     )
 
 
+def _metrics(losses: dict[str, float]) -> dict[str, dict[str, float | None]]:
+    """A loss in every unit, four bytes to a token; accuracy falls with the loss. Of unicode nobody counted the bytes."""
+    return {
+        domain: {
+            "loss": loss,
+            "perplexity": math.exp(loss),
+            "bits_per_byte": None if domain == "unicode" else loss / 4 / math.log(2),
+            "accuracy": 1 / loss,
+        }
+        for domain, loss in losses.items()
+    }
+
+
+def write_audit(layout: RunLayout, names: list[str]) -> None:
+    """What eight changes look like of which the last is long and points elsewhere."""
+    last = len(names) - 1
+    rows = []
+    for place, name in enumerate(names):
+        cosines = [1.0 if other == place else 0.02 if last in (other, place) else 0.5 for other in range(len(names))]
+        rows.append(
+            {"name": name, "sha256": "a" * 64, "rank": 8, "alpha": 16.0, "use_rslora": False, "modules": 21,
+             "norm": 30.0 if place == last else 10.0 + place, "effective_rank": 3.0 + 0.1 * place, "cosines": cosines}
+        )  # fmt: skip
+    agreement = {
+        "survived_energy": 0.81,
+        "sign_agreement": 0.2,
+        "sign_agreement_energy": 0.34,
+        "sign_agreement_by_chance": 0.01,
+    }
+    write_json(
+        layout.audit,
+        {"adapters": rows, "principal_cosine": 0.97, "condition": 41000.0, "mean_kept_by_rank": 0.93, "agreement": agreement,
+         "agreement_by_chance": 0.0426, "findings": ["one cohort: averages lose little", f"outlier: {names[last]}"]},
+    )  # fmt: skip
+
+
 def write_judgement(layout: RunLayout, variants: list[Variant]) -> None:
     """Scores, merges, verdict, imago."""
     merges = ("winner", "ensemble", "consensus")
@@ -211,6 +247,8 @@ def write_judgement(layout: RunLayout, variants: list[Variant]) -> None:
         layout.merges_manifest, {"candidates": candidates, "failed": {"consensus-strict": "nothing agreed: support 0.9"}}
     )
     mean = {name: sum(by_domain.values()) / len(by_domain) for name, by_domain in losses.items()}
+    mean["mixture of variants"] = mean["ensemble"] - 0.05
+    write_audit(layout, [variant.variant_id for variant in variants])
     report = {name: {"mean": loss + 0.02, "low": loss - 0.05, "high": loss + 0.09} for name, loss in mean.items()}
     write_json(
         layout.verdict,
@@ -223,7 +261,7 @@ def write_judgement(layout: RunLayout, variants: list[Variant]) -> None:
                 "Merging helped: ensemble reaches 3.29 on text that chose nothing, the best variant 3.36.",
                 "The difference is -0.07, with 95 % confidence between -0.10 and -0.03.",
             ],
-            "select": {"loss": mean, "domains": losses},
+            "select": {"loss": mean, "domains": losses, "metrics": {name: _metrics(own) for name, own in losses.items()}},
             "report": {
                 "loss": report,
                 "difference": {"against": variants[0].variant_id, "mean": -0.07, "low": -0.10, "high": -0.03},

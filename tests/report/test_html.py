@@ -69,7 +69,7 @@ def test_a_whole_run_on_one_page(judged: RunLayout) -> None:
     assert len(text.encode()) < 120_000
     assert _fetches(page, text) == []
     assert ("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}) in page.tags
-    assert page.count("svg") == 3
+    assert page.count("svg") == 4
     assert page.count("h1") == 1
     assert page.count("script") == 1
     words = " ".join(page.words)

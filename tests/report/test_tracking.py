@@ -1,6 +1,7 @@
 """W&B offline, read back from the files it wrote: no server, no network."""
 
 import json
+import math
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
@@ -95,6 +96,12 @@ def test_one_run_per_variant_merge_and_verdict(judged: RunLayout) -> None:
     assert variant["metrics"]["eval/*"] == ("train/tokens", True)
     assert variant["metrics"]["train/*"][0] == "train/tokens"
     assert variant["summary"]["eval/domain/code"] == pytest.approx(3.1)
+    assert variant["summary"]["eval/domain/code/accuracy"] == pytest.approx(1 / 3.1)
+    assert variant["summary"]["eval/domain/code/perplexity"] == pytest.approx(math.exp(3.1))
+    assert variant["summary"]["eval/domain/code/bits_per_byte"] == pytest.approx(3.1 / 4 / math.log(2))
+    assert 0.2 < variant["summary"]["eval/accuracy"] < 0.4
+    assert "eval/bits_per_byte" not in variant["summary"]  # of one domain the bytes are not known
+    assert "eval/domain/unicode/bits_per_byte" not in variant["summary"]
     merge = runs["7f3ad001-merge-ensemble"]
     assert merge["run"]["config"]["method"] == "ensemble"
     assert len(merge["run"]["config"]["parents"]) == 4

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import math
 import struct
 from dataclasses import replace
 
@@ -15,6 +18,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.core.errors import MergeError, ModelError
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.seed.tensors import is_finite, tensor_bytes, write_floats
 from chrysalis_ray.seed.zero import write_adapter_zero
 
 CONFIG_OF_BASE = Qwen3Config(
@@ -310,3 +314,16 @@ def test_a_base_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(ModelError):
         write_adapter_zero(tmp_path, "base", Lora(), 4, 7, tmp_path / "a")
+
+
+def test_what_is_written_a_tensor_at_a_time_has_the_bytes_of_the_library():
+    tensors = {"b.lora_A.weight": torch.randn(3, 4), "b.c.lora_A.weight": torch.zeros(2, 0), "é.weight": torch.randn(1, 1)}
+    stream = io.BytesIO()
+    digest = write_floats(stream, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, "format", "pt")
+    assert stream.getvalue() == save(tensors, metadata={"format": "pt"}) == tensor_bytes(tensors, "format", "pt")
+    assert digest == hashlib.sha256(stream.getvalue()).hexdigest()
+    for wrong in (math.nan, math.inf, -math.inf):
+        broken = {"a": torch.tensor([1.0, wrong, 2.0])}
+        with pytest.raises(ValueError, match="holds 1 values that are not finite"):
+            write_floats(io.BytesIO(), {"a": (3,)}, broken.__getitem__, "format", "pt")
+    assert is_finite(torch.full((5,), 3e38))  # a sum beyond fp32 of values that are not

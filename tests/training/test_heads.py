@@ -16,7 +16,7 @@ from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.heads import HeadArithmetic, arithmetic_of
 from chrysalis_ray.training.lanes import label
-from chrysalis_ray.training.loss import head_cross_entropy, token_losses
+from chrysalis_ray.training.loss import head_cross_entropy, token_scores
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
@@ -47,7 +47,7 @@ def test_chunks_of_scaled_and_capped_logits_equal_autograd(
     (3.0 * plain).backward()
     assert abs(total.item() - plain.item()) <= tolerance
     assert (chunked - hidden.grad).abs().max() <= 10 * tolerance
-    assert torch.equal(token_losses(hidden, head, bias, labelled, chunk=5, arithmetic=arithmetic), losses)
+    assert torch.equal(token_scores(hidden, head, bias, labelled, chunk=5, arithmetic=arithmetic).losses, losses)
 
 
 def test_the_arithmetic_is_what_the_config_says() -> None:

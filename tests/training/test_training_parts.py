@@ -16,7 +16,7 @@ from chrysalis_ray.training.bank import Bank, Window
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed, label, microbatch, takes
-from chrysalis_ray.training.loss import chunks_within, head_cross_entropy, token_losses
+from chrysalis_ray.training.loss import chunks_within, head_cross_entropy, token_scores
 from chrysalis_ray.training.optimizer import clip_slots, slot_norms
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
@@ -48,7 +48,7 @@ def test_chunked_loss_equals_cross_entropy_over_whole_logits(dtype: torch.dtype)
     tolerance = 1e-14 if dtype == torch.float64 else 1e-5
     assert abs(total.item() - sum(plain).item()) <= tolerance
     assert (chunked - hidden.grad).abs().max() <= tolerance
-    assert torch.equal(token_losses(hidden, head, bias, labelled, chunk=5), losses)
+    assert torch.equal(token_scores(hidden, head, bias, labelled, chunk=5).losses, losses)
     assert losses.dtype == dtype
     assert losses.shape == (counts.sum(),)
 

@@ -1,0 +1,226 @@
+"""Judging C merge candidates on held-out rows: all in one packed pass against C separate passes of PEFT, warm, one process.
+
+    python benchmarks/judge.py
+    python benchmarks/judge.py --candidates 16 --members 8 --lengths 32 64 128 --json
+
+The candidates are weighted sums of N adapters. PEFT gets each of them ready made, of the members' rank: the members share their
+A, as adapters of one seed nearly do, so that a sum is of rank r without a cut. That is the cheapest a separate pass can be.
+Ours makes nothing: `blend` takes the members and the weights as they are, at the sum of all ranks (`training/blend.py`);
+`slots` loads the ready made candidates as training loads variants; `one slot` does so one candidate after the other.
+
+What it takes to make the candidates is a row of its own: PEFT's `add_weighted_adapter(combination_type="svd")` for one of them,
+times C, against stacking the members for a blend. The base has random weights: how long a pass takes does not depend on them.
+All sides score the same labels; their losses are compared before any clock runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does: see chrysalis_ray/cli/main.py
+
+import machine
+import numpy as np
+import torch
+from packing import RESULTS, TARGETS, Shape, quieten, shapes, write_base
+
+from chrysalis_ray.core.records import write_json
+from chrysalis_ray.genome.tokens import RowBatch
+from chrysalis_ray.training.base import load_base
+from chrysalis_ray.training.engine import make_engine
+from chrysalis_ray.training.pack import Pack
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Score = Callable[[], torch.Tensor]  # losses [candidates, rows, T]
+
+
+def draw_rows(rows: int, length: int, vocabulary: int) -> RowBatch:
+    """Rows of one document each; the last token of a row has no label."""
+    ids = np.random.default_rng(3).integers(0, vocabulary, (rows, length))
+    labels = np.concatenate([ids[:, 1:], np.full((rows, 1), -100)], axis=1)
+    positions = np.tile(np.arange(length), (rows, 1))
+    return RowBatch(ids, positions, labels, np.zeros((rows, length), np.int32))
+
+
+def draw_members(pack: Pack, count: int, rank: int) -> list[tuple[Factors, float]]:
+    """Adapters that share their A."""
+    generator = torch.Generator().manual_seed(1)
+    shared = {t.name: torch.randn(rank, t.in_features, generator=generator) / t.in_features**0.5 for t in pack.bank.targets}
+    return [
+        (
+            {
+                t.name: (shared[t.name], 0.05 * torch.randn(t.out_features, rank, generator=generator))
+                for t in pack.bank.targets
+            },
+            2.0,
+        )
+        for _ in range(count)
+    ]
+
+
+def ready_made(members: Sequence[tuple[Factors, float]], weights_M: torch.Tensor) -> Factors:
+    """The weighted sum of members that share their A, as one adapter of their rank and scale 1."""
+    return {
+        module: (
+            a_ri,
+            torch.stack([w * scale * own[module][1] for w, (own, scale) in zip(weights_M, members, strict=True)]).sum(0),
+        )
+        for module, (a_ri, _) in members[0][0].items()
+    }
+
+
+def batches(batch: RowBatch, size: int) -> list[RowBatch]:
+    arrays = (batch.input_ids, batch.position_ids, batch.labels, batch.document)
+    return [RowBatch(*(a[start : start + size] for a in arrays)) for start in range(0, len(batch.labels), size)]
+
+
+def separate(folder: Path, candidates: Sequence[Factors], batch: RowBatch, batch_rows: int, rank: int) -> Score:
+    """One PEFT model, its adapters set one after the other."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS))
+    model: Any = get_peft_model(load_base(folder, "fp32"), config, "c0")
+    for number in range(1, len(candidates)):
+        model.add_adapter(f"c{number}", config)
+    tensors = dict(model.named_parameters())
+    for number, factors in enumerate(candidates):
+        for module, pair in factors.items():
+            for side, value in zip("AB", pair, strict=True):
+                tensors[f"base_model.model.{module}.lora_{side}.c{number}.weight"].data.copy_(value)
+    parts = [tuple(torch.from_numpy(a) for a in (p.input_ids, p.position_ids, p.labels)) for p in batches(batch, batch_rows)]
+
+    @torch.no_grad()
+    def score() -> torch.Tensor:
+        found = []
+        for number in range(len(candidates)):
+            model.set_adapter(f"c{number}")
+            for ids, positions, labels in parts:
+                logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+                found.append(torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=-100, reduction="none"))
+        return torch.cat(found).view(len(candidates), *batch.labels.shape)
+
+    return score
+
+
+def peft_making(folder: Path, members: Sequence[tuple[Factors, float]], rank: int) -> float:
+    """Seconds that PEFT takes to make one candidate of the members, cut to their rank by an svd."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS))
+    model: Any = get_peft_model(load_base(folder, "fp32"), config, "m0")
+    for number in range(1, len(members)):
+        model.add_adapter(f"m{number}", config)
+    names = [f"m{number}" for number in range(len(members))]
+    began = time.perf_counter()
+    model.add_weighted_adapter(names, [1.0 / len(names)] * len(names), "made", combination_type="svd", svd_rank=rank)
+    return time.perf_counter() - began
+
+
+def ours(
+    folder: Path,
+    members: Sequence[tuple[Factors, float]],
+    weights_CM: torch.Tensor,
+    batch: RowBatch,
+    batch_rows: int,
+    rank: int,
+) -> dict[str, Score]:
+    """The packed pass, the slots, and one slot after the other."""
+    candidates = len(weights_CM)
+    engine = make_engine(0, "none", "fp32", "cpu")
+    pack = Pack(load_base(folder, "fp32"), TARGETS, candidates, rank, engine, threads=torch.get_num_threads())
+    for slot, weights_M in enumerate(weights_CM):
+        pack.load_adapter(slot, ready_made(members, weights_M), 1.0)
+    blend, slots, parts = pack.blend(members, weights_CM), list(range(candidates)), batches(batch, batch_rows)
+    return {
+        "blend": lambda: torch.cat([pack.judge_blend(blend, part).losses for part in parts], 1),
+        "slots": lambda: torch.cat([pack.judge(slots, part).losses for part in parts], 1),
+        "one slot": lambda: torch.cat([torch.cat([pack.judge([s], part).losses for part in parts], 1) for s in slots]),
+    }
+
+
+def compare(folder: Path, shape: Shape, length: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of all sides, taken in turns so that a busy moment meets them all. Exits if their losses differ."""
+    batch = draw_rows(asked.rows, length, shape.vocabulary)
+    drawn = Pack(load_base(folder, "fp32"), TARGETS, 1, asked.rank, make_engine(0, "none", "fp32", "cpu"))
+    members = draw_members(drawn, asked.members, asked.rank)
+    weights_CM = torch.rand(asked.candidates, asked.members, generator=torch.Generator().manual_seed(2))
+    weights_CM /= weights_CM.sum(1, keepdim=True)
+    made = [ready_made(members, weights_M) for weights_M in weights_CM]
+    began = time.perf_counter()
+    drawn.blend(members, weights_CM)
+    stacking = time.perf_counter() - began
+    sides = {
+        "separate": separate(folder, made, batch, asked.batch_rows, asked.rank),
+        **ours(folder, members, weights_CM, batch, asked.batch_rows, asked.rank),
+    }
+    losses = {name: score() for name, score in sides.items()}
+    for name, found in losses.items():
+        apart = float((found - losses["separate"]).abs().max())
+        if apart > 1e-3 or float((found[0] - found[1]).abs().max()) < 1e-3:
+            sys.exit(f"{name}: losses differ by {apart:.2e}, or the candidates do not; nothing was timed")
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(asked.repeats):
+        for name, score in sides.items():
+            began = time.perf_counter()
+            score()
+            seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    making = peft_making(folder, members, asked.rank) * asked.candidates if asked.making else None
+    return {
+        "length": length,
+        "seconds": median,
+        "ratio": median["separate"] / median["blend"],
+        "ratio_of_fastest": min(seconds["separate"]) / min(seconds["blend"]),
+        "making_seconds": {"separate": making, "blend": stacking},
+        "ratio_with_making": None if making is None else (median["separate"] + making) / (median["blend"] + stacking),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16, help="held-out rows that every candidate is judged on")
+    parser.add_argument("--batch-rows", type=int, default=8, help="rows of one pass of a candidate, on all sides")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 128], help="tokens of a row")
+    parser.add_argument("--shapes", nargs="+", default=["tiny"], choices=["tiny", "wide"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--making", action="store_true", help="also time how PEFT makes a candidate")
+    parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "judge.json", help="also write JSON, by default here")
+    asked = parser.parse_args(arguments)
+    quieten()
+    torch.set_num_threads(asked.threads)
+    told, bases = [], shapes()
+    print(f"{asked.candidates} candidates of {asked.members} adapters of rank {asked.rank}, {asked.rows} rows; seconds")
+    print(f"{'base':<8}{'tokens':>7}{'separate':>10}{'one slot':>10}{'slots':>8}{'blend':>8}{'ratio':>8}{'with making':>13}")
+    for name in asked.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_base(bases[name], Path(folder))
+            for length in asked.lengths:
+                load = machine.load_now()
+                row = compare(Path(folder), bases[name], length, asked)
+                told.append({"base": name, "load_before": load, **row})
+                s = row["seconds"]
+                whole = "" if row["ratio_with_making"] is None else f"{row['ratio_with_making']:.1f}x"
+                print(
+                    f"{name:<8}{length:>7}{s['separate']:>10.3f}{s['one slot']:>10.3f}{s['slots']:>8.3f}{s['blend']:>8.3f}"
+                    f"{row['ratio']:>7.2f}x{whole:>13}",
+                    flush=True,
+                )
+    if asked.json:
+        settings = {key: value for key, value in vars(asked).items() if key != "json"}
+        write_json(asked.json, {"machine": machine.describe(), "settings": settings, "rows": told})
+
+
+if __name__ == "__main__":
+    main()

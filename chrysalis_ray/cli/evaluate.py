@@ -1,0 +1,69 @@
+"""`chrysalis evaluate`: what adapters from anywhere lose on held-out text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from chrysalis_ray.cli.arguments import Adapters, Json
+from chrysalis_ray.cli.outcome import print_json
+
+
+def evaluate(
+    adapters: Adapters,
+    genome: Annotated[
+        Path, typer.Option("--genome", metavar="RUN|DIR", help="A run directory, or the folder of a genome.", exists=True)
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="DIR", help="The folder of their base; that of the run if not given.", exists=True),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="Held-out text: select or report.")] = "select",
+    probe: Annotated[
+        list[Path] | None,
+        typer.Option("--probe", metavar="FILE", help="A YAML of questions with answers. Repeatable.", exists=True),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Judge LoRA adapters on the held-out text of a genome.
+
+    Loss, perplexity, bits per byte and accuracy of each, beside the base, in one packed pass. Writes nothing.
+
+    \b
+    chrysalis evaluate alice/ bob/ --genome runs/quickstart
+    chrysalis evaluate alice/ --base qwen3-0.6b/ --genome my-genome/ --split report
+    chrysalis evaluate alice/ --genome runs/quickstart --probe plurals.yaml
+    """
+    if split not in ("select", "report"):
+        raise typer.BadParameter(f"{split!r} is not a held-out split; select or report")
+    from chrysalis_ray.config.probes import read_probe
+
+    probes = [read_probe(path) for path in probe or ()]
+    from chrysalis_ray.evaluate.alone import evaluate_folders
+
+    found = evaluate_folders(adapters, genome, base, cast(Literal["select", "report"], split), probes)
+    if json:
+        print_json(found)
+    else:
+        print("\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """One line per candidate, the best first, and what diverged."""
+    lines = [f"{found['documents']} documents, {found['tokens']:,} tokens of {found['split']}; {found['base']}"]
+    lines.append(f"{'loss':>9}{'perplexity':>13}{'bits/byte':>11}{'accuracy':>10}{'against the base':>32}")
+    for name, told in sorted(found["candidates"].items(), key=lambda item: item[1]["loss"]):
+        bits = "-" if told["bits_per_byte"] is None else f"{told['bits_per_byte']:.4f}"
+        accuracy = "-" if told["accuracy"] is None else f"{told['accuracy']:.1%}"
+        apart = found["against_base"].get(name)
+        compared = f"{apart['mean']:+.4f} [{apart['low']:+.4f}, {apart['high']:+.4f}]" if apart else ""
+        lines.append(f"{told['loss']:>9.4f}{told['perplexity']:>13.2f}{bits:>11}{accuracy:>10}{compared:>32}  {name}")
+    for probe, answers in found["probes"].items():
+        lines.append(f"{probe}, right answers")
+        for name, told in answers.items():
+            per_byte = f", {told['accuracy_per_byte']:.1%} per byte" if "accuracy_per_byte" in told else ""
+            interval = f"[{told['low']:.1%}, {told['high']:.1%}] of {told['items']}"
+            lines.append(f"{told['accuracy']:>9.1%} {interval}{per_byte}  {name}")
+    return [*lines, *(f"  diverged: {name}" for name in found["diverged"])]

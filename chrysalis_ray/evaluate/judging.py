@@ -1,0 +1,115 @@
+"""Candidates of every kind on one frozen base: as many in a pass as there is room for, all on the same held-out rows.
+
+    adapter     a slot of the bank each; one of a higher rank than the bank's is a blend of itself alone
+    blend       weighted sums of adapters, which share the members' projections (`training/blend.py`)
+    mixture     nothing of its own: the losses of its members, token by token, give those of their mean probability
+
+Collective: every worker of a body calls it alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from chrysalis_ray.evaluate.heldout import Mixture, Scorer, judge_rows
+from chrysalis_ray.evaluate.inputs import keep_inputs
+from chrysalis_ray.evaluate.scores import DocumentScore
+from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
+from chrysalis_ray.training.pack import Pack
+
+if TYPE_CHECKING:
+    from chrysalis_ray.genome.tokens import TokenStore
+    from chrysalis_ray.seed.adapter import AdapterWeights
+
+Find = Callable[[str], Path]
+BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
+
+
+def judge_candidates(
+    pack: Pack,
+    tokens: TokenStore,
+    candidates: Sequence[Candidate],
+    split: str,
+    rows_per_domain: int,
+    find: Find = Path,
+) -> Rows:
+    """Every candidate's scores on the same held-out rows, in the order given. What the slots of `pack` held is lost.
+
+    `find` makes a path of what a candidate calls its folder.
+    """
+    # of every mixture the members that it has not heard yet
+    mixtures = {each.name: (Mixture(), {folder for folder, _ in each.members}) for each in candidates if each.made == "mixture"}
+    given = [each for each in candidates if each.made != "mixture"]
+    told = {each.folder for each in given if each.made == "adapter"}
+    untold = sorted({folder for _, folders in mixtures.values() for folder in folders} - told)
+    rows: Rows = {}
+    for group, score, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
+        hear = [(mixture, _take(folders, group)) for mixture, folders in mixtures.values()]
+        scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, batch_rows, [each for each in hear if each[1]])
+        rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
+    for name, (mixture, _) in mixtures.items():
+        rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
+    keep_inputs(pack, tokens, candidates, split, rows_per_domain, find)
+    return {each.name: rows[each.name] for each in candidates}
+
+
+def _take(folders: set[str], group: Sequence[Candidate]) -> list[int]:
+    """Where in a pass these adapters stand, each once; they are taken out of `folders`."""
+    places = []
+    for place, each in enumerate(group):
+        if each.made == "adapter" and each.folder in folders:
+            folders.remove(each.folder)
+            places.append(place)
+    return places
+
+
+def told_rows(scores: Sequence[DocumentScore]) -> list[Row]:
+    return [(s.domain, int(s.document), s.loss_sum, s.tokens, s.bytes, s.correct) for s in scores]
+
+
+def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[tuple[Sequence[Candidate], Scorer, int]]:
+    """The candidates in groups that are judged together, each ready to be scored, and the rows of a batch."""
+    from chrysalis_ray.seed.adapter import read_adapter
+    from chrysalis_ray.seed.streamed import open_adapter
+
+    slots, fitting, blended = pack.bank.slots, list[Candidate](), list[Candidate]()
+    for each in candidates:
+        high = each.folder is not None and open_adapter(find(each.folder)).rank > pack.bank.rank
+        (blended if high or each.made == "blend" else fitting).append(each)
+    for group in _groups(fitting, slots):
+        for slot, each in enumerate(group):
+            _place(pack, slot, None if each.folder is None else read_adapter(find(each.folder)))
+        yield group, partial(pack.judge, list(range(len(group)))), BATCH_ROWS
+    room = slots * BATCH_ROWS  # candidates times rows: no more memory than the slots need
+    for group in _groups(blended, room):
+        members = [each.members or ((each.folder or "", 1.0),) for each in group]
+        folders = sorted({folder for own in members for folder, _ in own})
+        weights_CM = torch.zeros(len(group), len(folders), dtype=torch.float64)
+        for candidate, own in enumerate(members):
+            for folder, weight in own:
+                weights_CM[candidate, folders.index(folder)] += weight
+        adapters = [open_adapter(find(folder)) for folder in folders]
+        blend = pack.blend([(adapter.factors, adapter.scale) for adapter in adapters], weights_CM)
+        yield group, partial(pack.judge_blend, blend), max(1, room // len(group))
+
+
+def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[Sequence[Candidate]]:
+    return (candidates[start : start + size] for start in range(0, len(candidates), size))
+
+
+def _place(pack: Pack, slot: int, adapter: AdapterWeights | None) -> None:
+    """Put an adapter into a slot for judging only; None is the bare base. A target that it lacks is a change of zero there."""
+    if adapter is None:
+        pack.clear(slot)
+        return
+    factors = dict(adapter.factors)
+    rank = next(iter(factors.values()))[0].shape[0]
+    for target in pack.bank.targets:
+        if target.name not in factors:
+            factors[target.name] = (torch.zeros(rank, target.in_features), torch.zeros(target.out_features, rank))
+    pack.load_adapter(slot, factors, adapter.scale)

@@ -1,0 +1,142 @@
+"""The judging and merging of a run, stage after stage: scores of the variants, merges, scores of those, what is told.
+
+    evaluation/select.json    seed, variants, then merges: these choose
+    evaluation/audit.json     what the variants look like beside each other, before anything is merged
+    merges/                   the merges, `merges.json` last
+    evaluation/report.json    seed, variants, what was chosen, and the mixture of all variants: these tell
+
+Who judges is a function from candidates to scores: the bodies of a run, or one process. What has its file is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import MIXTURE, read_json, write_json
+from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, needs_inputs, sound_scores
+from chrysalis_ray.evaluate.folders import Source, audit_sources
+from chrysalis_ray.evaluate.scores import read_report, read_select
+from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
+from chrysalis_ray.evaluate.verdict import make_verdict
+from chrysalis_ray.seed.adapter import adapter_sha256
+from chrysalis_ray.seed.streamed import open_adapter
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A trained population about to be judged. `variants` emerged from training; `tell` hears (stage, sentence), `record`
+    an entry for the journal."""
+
+    layout: RunLayout
+    experiment: Any
+    variants: Sequence[str]
+    judge: Judge
+    tell: Callable[[str, str], None]
+    record: Callable[[str, dict[str, Any]], None]
+
+    def scores(self, candidates: Sequence[Candidate], split: str) -> Rows:
+        return self.judge(candidates, split, self.experiment.evaluate.rows_per_domain)
+
+    def of_variants(self, names: Sequence[str]) -> list[Candidate]:
+        return [Candidate("seed"), *(Candidate(name, str(self.layout.adapter(name))) for name in names)]
+
+
+def judge_and_merge(judging: Judging) -> None:
+    """All of it, or what is left of it."""
+    judge_variants(judging)
+    audit_population(judging)
+    merge_population(judging)
+    judge_merges(judging)
+    tell_report(judging)
+
+
+def judge_variants(judging: Judging) -> None:
+    """Scores of the seed and every variant on select; one that diverged is left out."""
+    layout, names = judging.layout, judging.variants
+    if layout.select_scores.exists():
+        return
+    candidates = judging.of_variants(names)
+    if any(needs_inputs(spec) for spec in judging.experiment.merge):
+        candidates = with_inputs(candidates, layout)
+    scores = judging.scores(candidates, "select")
+    sound = sound_scores(layout, scores, "select", needed=["seed"])
+    write_json(layout.select_scores, {"split": "select", "candidates": sound})
+    diverged = [name for name in scores if name not in sound]
+    left_out = f"; {', '.join(diverged)} diverged and cannot be judged" if diverged else ""
+    judging.tell("judge", f"{len(names)} variants and the seed on the select split{left_out}")
+
+
+def audit_population(judging: Judging) -> None:
+    """Look at the variants before they are merged."""
+    layout = judging.layout
+    if layout.audit.exists():
+        return
+    folders = {"seed": layout.seed, **{name: layout.adapter(name) for name in judged(layout, judging.variants)}}
+    seed, *variants = [Source(name, path, open_adapter(path), adapter_sha256(path)) for name, path in folders.items()]
+    found = audit_sources(variants, seed)
+    write_json(layout.audit, found)
+    judging.tell("audit", found["findings"][0])
+
+
+def merge_population(judging: Judging) -> None:
+    """Every merge that the experiment asks for, of the variants that were judged."""
+    layout = judging.layout
+    if layout.merges_manifest.exists():
+        return
+    made = merge_candidates(
+        layout,
+        judging.experiment.merge,
+        judged(layout, judging.variants),
+        lambda candidates: judging.scores(candidates, "select"),
+        lambda line: judging.tell("merge", line),
+    )["candidates"]
+    for name, entry in made.items():
+        judging.record("population.merge", {"name": name, "weights": entry["weights"], "sha256": entry["sha256"]})
+    judging.tell("merge", ", ".join(f"{name} of {len(entry['weights'])}" for name, entry in made.items()))
+
+
+def judge_merges(judging: Judging) -> None:
+    """Add the merges to the select scores: the same rows, the same pass."""
+    layout = judging.layout
+    written = read_json(layout.select_scores)
+    names = [name for name in read_json(layout.merges_manifest)["candidates"] if name not in written["candidates"]]
+    if names:
+        scores = judging.scores([Candidate(name, str(layout.merge(name))) for name in names], "select")
+        written["candidates"] |= sound_scores(layout, scores, "select", needed=[])
+        write_json(layout.select_scores, written)
+        judging.tell("judge", f"{len(names)} merges on the select split")
+
+
+def tell_report(judging: Judging) -> None:
+    """Score what will be told on the report split: the seed, every variant, the one that was chosen, and what the variants
+    say together."""
+    layout = judging.layout
+    names = judged(layout, judging.variants)
+    choice = choice_on_select(layout, names, judging.experiment.evaluate.max_domain_loss)
+    candidates = judging.of_variants(names)
+    if choice.chosen not in {candidate.name for candidate in candidates}:
+        candidates.append(Candidate(choice.chosen, str(layout.merge(choice.chosen))))
+    together = [mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names])] if len(names) > 1 else []
+    scores = judging.scores([*candidates, *together], "report")
+    sound = sound_scores(layout, scores, "report", needed=["seed", choice.winner, choice.chosen])
+    write_json(layout.report_scores, {"split": "report", "candidates": sound})
+    judging.tell("report", f"{len(candidates)} candidates told on the report split")
+
+
+def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -> dict[str, Any]:
+    """The verdict on a run that was judged, written to its file. Needs nobody who judges."""
+    told, select, report = experiment.evaluate, read_select(layout.select_scores), read_report(layout.report_scores)
+    verdict = make_verdict(
+        choice_on_select(layout, judged(layout, variants), told.max_domain_loss),
+        report,
+        bootstrap_samples=told.bootstrap_samples,
+        confidence=told.confidence,
+        rng_seed=experiment.rng_seed,
+    ).to_json()
+    verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
+    verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
+    write_json(layout.verdict, verdict)
+    return verdict

@@ -1,0 +1,55 @@
+"""What is judged, by whom, and what comes back. Plain data: the body of a run and a single process judge alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from chrysalis_ray.core.layout import RunLayout
+
+Row = tuple[str, int, float, int, int | None, int | None]  # domain, document, loss sum in nats, tokens, bytes, hits
+Rows = dict[str, list[Row]]  # by candidate, all of the same documents in the same order
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter to judge: a PEFT folder that every worker can read, or None for the bare base.
+
+    With `members`, (folder, weight), it is made of several. A ``blend`` is the adapter sum of weight x delta, exact and never
+    written. A ``mixture`` is the mean of the members' probabilities, token by token; their weights are equal.
+
+    With `inputs`, a file, what an adapter feeds the modules of the base is written there, as far as the adapters `beside` it
+    read it.
+    """
+
+    name: str
+    folder: str | None = None
+    members: tuple[tuple[str, float], ...] = ()
+    made: Literal["adapter", "blend", "mixture"] = "adapter"
+    inputs: str | None = None
+    beside: tuple[str, ...] = ()
+
+
+# candidates, split, rows per domain -> their scores
+Judge = Callable[[Sequence[Candidate], str, int], Rows]
+
+
+def blend_of(name: str, folders: Sequence[str]) -> Candidate:
+    """The mean of the adapters' deltas."""
+    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "blend")
+
+
+def mixture_of(name: str, folders: Sequence[str]) -> Candidate:
+    """The mean of the adapters' probabilities."""
+    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "mixture")
+
+
+def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Candidate]:
+    """The same candidates; what each variant among them feeds the modules is measured as well."""
+    beside = (str(layout.seed), *(candidate.folder for candidate in candidates if candidate.folder is not None))
+    return [
+        candidate if candidate.folder is None
+        else replace(candidate, inputs=str(layout.inputs(candidate.name)), beside=beside)
+        for candidate in candidates
+    ]  # fmt: skip

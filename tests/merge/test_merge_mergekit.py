@@ -1,0 +1,286 @@
+"""Configs of mergekit: the same numbers as its arithmetic on dense weights, or a refusal that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chrysalis_ray.config.mergekit import KNOWN, OTHERWISE, read_mergekit
+from chrysalis_ray.core.errors import ConfigError, MergeError
+from chrysalis_ray.evaluate.folders import merge_folders
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj")
+OUT, IN = 9, 11
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Adapters a0, a1, a2 and a seed, in the working folder, as a config names them."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    common = {m: torch.randn(2, IN, generator=generator) for m in MODULES}
+    for name in ("a0", "a1", "a2", "seed"):
+        factors = {
+            m: (common[m] + 0.3 * torch.randn(2, IN, generator=generator), torch.randn(OUT, 2, generator=generator))
+            for m in MODULES
+        }
+        write_adapter(tmp_path / name, AdapterWeights("org/base", None, 2, 4.0, False, ("q_proj", "down_proj"), factors))
+    return tmp_path
+
+
+def merged(folder: Path, text: str, rank: str | None = "exact"):
+    (folder / "config.yaml").write_text(text)
+    recipe = read_mergekit(folder / "config.yaml", rank)
+    out = folder / "out"
+    merge_folders(recipe.adapters, recipe.spec, out, recipe.seed_adapter, recipe.given, base_model=recipe.base_model)
+    found = read_adapter(out)
+    return {m: found.delta(m).double() for m in MODULES}, recipe
+
+
+def deltas(folder: Path, names=("a0", "a1", "a2"), anchor=None):
+    """[N, out, in] of every module, from the anchor if there is one."""
+    adapters = [read_adapter(folder / name) for name in names]
+    seed = read_adapter(folder / anchor) if anchor else None
+    return {
+        m: torch.stack([a.delta(m).double() - (seed.delta(m).double() if seed else 0.0) for a in adapters]) for m in MODULES
+    }
+
+
+def assert_same(found, expected):
+    for m in MODULES:
+        torch.testing.assert_close(found[m], expected[m], atol=2e-5, rtol=1e-4)
+
+
+# mergekit 0.1.5, merge_methods/generalized_task_arithmetic.py and sparsify.py, written out on dense deltas
+def generalized(delta, weight, density=1.0, elect=False, normalize=False, reach=1.0):
+    kept = torch.zeros_like(delta)
+    for n in range(len(delta)):
+        k = max(1, int(density * delta[n].numel()))
+        places = delta[n].abs().reshape(-1).argsort(descending=True)[:k]
+        kept[n].view(-1)[places] = delta[n].reshape(-1)[places]
+    w = torch.tensor(weight, dtype=torch.float64)[:, None, None]
+    weighted = kept * w
+    mask = torch.ones_like(weighted)
+    if elect:
+        mask = (weighted.sign() == (weighted.sum(0) >= 0).double() * 2 - 1).double()
+    mixed, divisor = (weighted * mask).sum(0), (w * mask).sum(0)
+    divisor[divisor == 0] = 1
+    return reach * (mixed / divisor if normalize else mixed)
+
+
+def stock(delta):
+    unit = delta.flatten(1) / delta.flatten(1).norm(dim=1, keepdim=True)
+    count = len(delta)
+    cosine = ((unit @ unit.T).sum() - count) / (count * (count - 1))
+    return count * cosine / (1 + (count - 1) * cosine) * delta.mean(0)
+
+
+def config(method, weights=(2.0, 1.0, 0.5), base="org/base", per_model="", **parameters):
+    lines = [f"merge_method: {method}", *([f"base_model: {base}"] if base else []), "models:"]
+    for n, weight in enumerate(weights):
+        lines += [f"  - model: a{n}", f"    parameters: {{weight: {weight}{per_model}}}"]
+    written = ", ".join(f"{key.rstrip('_')}: {value}" for key, value in parameters.items())
+    return "\n".join([*lines, f"parameters: {{{written}}}", "dtype: bfloat16"]) + "\n"
+
+
+WEIGHTS = [2.0, 1.0, 0.5]
+
+
+def test_linear_is_the_weighted_mean(three):
+    found, recipe = merged(three, config("linear", base=None))
+    assert_same(found, {m: generalized(d, WEIGHTS, normalize=True) for m, d in deltas(three).items()})
+    assert recipe.adapters == ("a0", "a1", "a2")
+    assert any("bfloat16" in remark for remark in recipe.remarks)
+
+
+def test_weights_that_sum_to_one_need_no_normalising(three):
+    found, _ = merged(three, config("linear", (0.5, 0.25, 0.25), normalize="false"))
+    assert_same(found, {m: generalized(d, [0.5, 0.25, 0.25]) for m, d in deltas(three).items()})
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_task_arithmetic_is_lambda_times_the_weighted_sum(three, normalize):
+    found, _ = merged(three, config("task_arithmetic", normalize=str(normalize).lower(), lambda_=0.7))
+    assert_same(found, {m: generalized(d, WEIGHTS, normalize=normalize, reach=0.7) for m, d in deltas(three).items()})
+
+
+def test_a_model_of_weight_zero_and_the_base_among_the_models_change_nothing(three):
+    text = config("task_arithmetic", (2.0, 0.0, 0.5)).replace("models:\n", "models:\n  - model: org/base\n")
+    found, recipe = merged(three, text)
+    assert_same(found, {m: generalized(d, [2.0, 0.0, 0.5]) for m, d in deltas(three).items()})
+    assert recipe.adapters == ("a0", "a1", "a2")
+
+
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_ties_is_mergekits(three, density):
+    found, _ = merged(three, config("ties", per_model=f", density: {density}", lambda_=1.5, int8_mask="true"), rank="9")
+    expected = {m: generalized(d, WEIGHTS, density, True, True, 1.5) for m, d in deltas(three).items()}
+    assert_same(found, expected)
+
+
+def test_dare_that_drops_nothing_is_the_sum_or_the_elected_mean(three):
+    found, recipe = merged(three, config("dare_linear", lambda_=0.4), rank="9")
+    assert_same(found, {m: generalized(d, WEIGHTS, reach=0.4) for m, d in deltas(three).items()})
+    assert any("L1" in remark for remark in recipe.remarks)
+    (three / "out").rename(three / "before")
+    found, _ = merged(three, config("dare_ties", normalize="true"), rank="9")
+    assert_same(found, {m: generalized(d, WEIGHTS, elect=True, normalize=True) for m, d in deltas(three).items()})
+
+
+def test_model_stock_around_a_seed_is_mergekits(three):
+    text = "merge_method: model_stock\nbase_model: org/base+seed\nmodels:\n" + "".join(
+        f"  - model: org/base+a{n}\n" for n in range(3)
+    )
+    found, recipe = merged(three, text)
+    seed = read_adapter(three / "seed")
+    assert_same(found, {m: stock(d) + seed.delta(m).double() for m, d in deltas(three, anchor="seed").items()})
+    assert (recipe.seed_adapter, recipe.base_model) == ("seed", "org/base")
+    (three / "out").rename(three / "before")
+    plain, again = merged(three, text.replace("org/base+", ""))
+    assert_same(plain, found)
+    assert (again.seed_adapter, again.base_model) == ("seed", None)
+
+
+def test_filters_weigh_layers(three):
+    text = """
+merge_method: linear
+models:
+  - model: a0
+    parameters:
+      weight:
+        - {filter: self_attn.q_proj.weight, value: 3}
+        - {filter: layers.0, value: 0}
+        - value: 1
+  - model: a1
+    parameters: {weight: 1}
+  - model: a2
+    parameters:
+      weight: [{filter: self_attn.q_proj.weight, value: 0}, {filter: layers.0, value: 1}, {value: 0.5}]
+"""
+    found, _ = merged(three, text)
+    d = deltas(three)
+    expected = {m: generalized(d[m], [3, 1, 0], normalize=True) for m in MODULES if "q_proj" in m}
+    expected[MODULES[1]] = generalized(d[MODULES[1]], [0, 1, 1], normalize=True)
+    assert_same(found, expected)
+
+
+REFUSED = {
+    "a method of its own": (config("slerp"), "merge_method", "turns whole weights"),
+    "a typo": (config("tise"), "merge_method", "did you mean 'ties'"),
+    "no method": ("models: [{model: a0}]\n", "merge_method", "None is not known"),
+    "our word": (config("consensus"), "merge_method", "--strategy consensus"),
+    "no base": (config("ties", base=None), "base_model", "adds to a base"),
+    "slices": ("slices: []\nmerge_method: linear\n", "slices", "under `models`"),
+    "an unknown key": (config("linear") + "weigth: 1\n", "weigth", "unknown key"),
+    "a tokenizer": (config("linear") + "tokenizer_source: union\n", "tokenizer_source", "vocabulary"),
+    "an odd dtype": (config("linear").replace("bfloat16", "int3"), "dtype", "int3"),
+    "no models": ("merge_method: linear\nmodels: []\n", "models", "missing"),
+    "a model without a name": ("merge_method: linear\nmodels: [{modle: a}]\n", "models.0", "write `model: ADAPTER`"),
+    "no weight": ("merge_method: linear\nmodels: [{model: a0}]\n", "models.0", "weight is missing"),
+    "a negative weight": (config("linear", (1.0, -1.0)), "models.1.parameters.weight", "out of reach"),
+    "weights of nothing": (config("linear", (0.0, 0.0)), "models", "are 0"),
+    "a text for a weight": (config("linear", ("x", 1.0)), "models.0.parameters.weight", "'x' is no number"),
+    "a gradient": (config("linear", ([0, 1], 1.0)), "models.0.parameters.weight", "gradient"),
+    "a gradient of densities": (config("ties", per_model=", density: [0.1, 1]"), "density", "gradient"),
+    "sums that scale the base": (config("linear", normalize="false"), "parameters.normalize", "scale the base"),
+    "ties unnormalised": (config("ties", normalize="false"), "parameters.normalize", "divides"),
+    "dare_ties as it comes": (config("dare_ties"), "parameters.normalize", "divides"),
+    "ties rescaled": (config("ties", rescale="true"), "parameters.rescale", "as they are"),
+    "dare not rescaled": (config("dare_linear", rescale="false"), "parameters.rescale", "rescales"),
+    "a density of nothing": (config("ties", density=0), "parameters.density", "above 0"),
+    "a lambda below": (config("ties", lambda_=-1), "parameters.lambda", "out of reach"),
+    "no flag": (config("ties", normalize=1), "parameters.normalize", "neither true nor false"),
+    "another method's parameter": (config("linear", density=0.5), "parameters.density", "unknown here"),
+    "filter-wise": (
+        "merge_method: model_stock\nbase_model: b\nmodels: [{model: a0}]\nparameters: {filter_wise: true}\n",
+        "filter_wise", "whole module",
+    ),
+    "two densities": (
+        "merge_method: ties\nbase_model: b\nmodels: [{model: a0, parameters: {weight: 1, density: 0.5}},"
+        " {model: a1, parameters: {weight: 1}}]\n", "models.1.parameters.density", "densities differ",
+    ),
+    "filters that end nowhere": (
+        "merge_method: linear\nmodels: [{model: a0, parameters: {weight: [{filter: mlp, value: 1}]}}]\n",
+        "models.0.parameters.weight", "without a filter",
+    ),
+    "filters that differ": (
+        "merge_method: linear\nmodels: [{model: a0, parameters: {weight: [{filter: mlp, value: 1}, {value: 2}]}},"
+        " {model: a1, parameters: {weight: [{filter: attn, value: 1}, {value: 2}]}}]\n",
+        "models.1.parameters.weight", "filters differ",
+    ),
+    "a filter that is a pattern": (
+        "merge_method: linear\nmodels: [{model: a0, parameters: {weight: [{filter: 'a*[b]', value: 1}, {value: 2}]}}]\n",
+        "filter", "no part of a tensor",
+    ),
+    "two bases": ("merge_method: linear\nmodels: [{model: x+a0}, {model: y+a1}]\n", "models.1.model", "not 'x'"),
+    "filtered sums": (
+        "merge_method: task_arithmetic\nbase_model: b\nmodels: [{model: a0, parameters: {weight: [{filter: mlp, value: 1},"
+        " {value: 2}]}}]\n", "parameters.normalize", "normalize: true",
+    ),
+    "no YAML": ("merge_method: [", "config.yaml:", "not YAML"),
+    "a list": ("- a\n", "config.yaml:1", "mapping"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", REFUSED)
+def test_what_means_something_else_is_refused_by_its_key(tmp_path, wrong):
+    text, key, word = REFUSED[wrong]
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_mergekit(tmp_path / "config.yaml")
+    assert key in str(refused.value)
+    assert word in str(refused.value)
+
+
+def test_every_other_method_has_its_reason(tmp_path):
+    assert not set(KNOWN) & set(OTHERWISE)
+    for method in OTHERWISE:
+        (tmp_path / "config.yaml").write_text(config(method))
+        with pytest.raises(ConfigError, match="means something else"):
+            read_mergekit(tmp_path / "config.yaml")
+
+
+def test_dense_rules_have_a_rank_and_adapters_of_another_base_are_refused(three):
+    with pytest.raises(ConfigError, match="has full rank"):
+        merged(three, config("ties"))
+    with pytest.raises(ConfigError, match="rank"):
+        merged(three, config("linear"), rank="many")
+    with pytest.raises(MergeError, match="not of 'org/other'"):
+        merged(three, config("ties", base="org/other"), rank="9")
+    with pytest.raises(ConfigError, match="no such file"):
+        read_mergekit(three / "absent.yaml")
+    assert not (three / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock"])
+def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
+    """Its own operators, fed with base + delta; mergekit is no dependency of ours, and this says so where it is absent."""
+    pytest.importorskip("mergekit", reason="mergekit is not installed: pip install mergekit into an environment of its own")
+    from mergekit.merge_methods.base import TensorGroup
+    from mergekit.merge_methods.registry import get
+
+    base = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    weights = {} if method == "model_stock" else {"weight": dict(enumerate(WEIGHTS))}
+    settings = {
+        "ties": {"density": dict.fromkeys(range(3), 0.4), "lambda": 1.3}, "task_arithmetic": {"lambda": 0.6},
+        "dare_ties": {"normalize": True},
+    }.get(method, {})  # fmt: skip
+    expected = {}
+    for m, d in deltas(three).items():
+        if method == "linear":
+            group = TensorGroup.from_tensors([base + x for x in d])
+        else:
+            group = TensorGroup.from_tensors([base, *(base + x for x in d)], ids=["base", 0, 1, 2], base_index=0)
+        (whole,) = get(method)([group], parameters={**weights, **settings})
+        expected[m] = whole - base
+    text = {
+        "ties": config("ties", per_model=", density: 0.4", lambda_=1.3),
+        "task_arithmetic": config("task_arithmetic", lambda_=0.6),
+        "dare_ties": config("dare_ties", normalize="true"),
+        "model_stock": "merge_method: model_stock\nbase_model: org/base\nmodels: [{model: a0}, {model: a1}, {model: a2}]\n",
+    }.get(method) or config(method)
+    assert_same(merged(three, text, rank="9")[0], expected)

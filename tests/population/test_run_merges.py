@@ -1,0 +1,38 @@
+"""Merges that ask the body for more than a score: inputs of every variant, and a judge for every trial."""
+
+import json
+
+import pytest
+from garden import population
+
+pytestmark = pytest.mark.ray
+
+MERGES = (
+    "merge=[{method: winner}, {method: regmean, best_share: 1.0}, {method: regmean, name: searched, best_share: 1.0, weights: "
+    "searched, budget: 10}, {method: ensemble, name: layered, best_share: 1.0, weights: greedy_layers, layer_groups: 2}]"
+)
+
+
+def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
+    run = garden.run("merges", MERGES, "population.scheduler={type: fifo}")
+    made = json.loads((run / "merges" / "merges.json").read_text())
+    assert made["failed"] == {}
+    assert set(made["candidates"]) == {"winner", "regmean", "searched", "layered"}
+    names = sorted(population(run))
+    assert sorted(path.stem for path in (run / "evaluation" / "inputs").iterdir()) == names
+    assert 0.0 < made["candidates"]["regmean"]["notes"]["error_to_mean"] < 1.0
+    search = made["candidates"]["searched"]["search"]
+    state = json.loads((run / "evaluation" / "search-searched.json").read_text())
+    assert search["judged"] == state["judged"] <= 10
+    assert state["state"]["generation"] == 1
+    select = json.loads((run / "evaluation" / "select.json").read_text())["candidates"]
+
+    def loss(name):
+        domains = {}
+        for domain, _, total, tokens, *_ in select[name]:
+            domains.setdefault(domain, []).append((total, tokens))
+        return sum(sum(t for t, _ in rows) / sum(n for _, n in rows) for rows in domains.values()) / len(domains)
+
+    assert loss("searched") == pytest.approx(search["loss"], rel=1e-5)
+    assert loss("layered") <= min(loss(name) for name in names) + 1e-5
+    assert [path.name for path in (run / "merges").iterdir() if path.name.startswith(".")] == []
