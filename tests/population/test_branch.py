@@ -12,7 +12,7 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.genome.mix import MixPlan, shares_of
-from chrysalis_ray.population.branch import Branching, bank_rank, branch_population, read_branch, write_branch
+from chrysalis_ray.population.branch import Branching, branch_population, read_branch, write_branch
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
@@ -176,10 +176,3 @@ def test_a_variant_written_before_there_were_recipes_is_read():
     for name in ("optimizer", "momentum", "plus_ratio", "freeze_a", "dropout", "final_fraction", "decay_fraction"):
         del written["hyperparameters"][name]
     assert Variant.from_json(written) == branched()[0]
-
-
-def test_an_exact_merge_asks_for_no_room_in_the_bank() -> None:
-    """Its rank is not known before it is made; it is judged without a slot."""
-    asked = {rank: load_experiment(EXPERIMENTS / "quickstart.yaml", [f"merge.1.rank={rank}"]) for rank in ("exact", "4", "24")}
-    ranks = {rank: bank_rank(loaded) for rank, loaded in asked.items()}
-    assert ranks == {"exact": 8, "4": 8, "24": 24}
