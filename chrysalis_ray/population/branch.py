@@ -120,9 +120,9 @@ def branched_rank(loaded: LoadedExperiment) -> int:
 
 
 def bank_rank(loaded: LoadedExperiment) -> int:
-    """The rank every slot has room for: the largest that a variant or a merge asks for. An `exact` one is judged without."""
-    asked = [getattr(merge, "rank", None) for merge in loaded.experiment.merge]
-    return max([branched_rank(loaded), *(rank for rank in asked if isinstance(rank, int))])
+    """The rank every slot has room for: the largest that a variant or a merge asks for."""
+    asked = [rank for merge in loaded.experiment.merge if (rank := getattr(merge, "rank", None))]
+    return max([branched_rank(loaded), *asked])
 
 
 # values -------------------------------------------------------------------------------------------------------------
