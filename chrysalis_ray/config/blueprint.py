@@ -45,21 +45,25 @@ class PretrainedBase(Written):
 Base = Annotated[EmbeddedBase | PretrainedBase, Field(discriminator="type")]
 
 
-# Not among the inits, and why: the base of a pack is shared and frozen, and adapter zero must change nothing.
+# Not among the inits, and why: adapter zero must change nothing, and a moved base must be found again bit for bit.
 OTHER_INITS = {
-    "pissa": "moves the leading part of the base's weights into the adapter",
-    "olora": "moves a part of the base's weights into the adapter",
-    "corda": "moves a part of the base's weights into the adapter",
+    "corda": "needs a pass over data before peft can move a part of the base's weights into the adapter",
     "loftq": "quantises the base's weights and moves the error into the adapter",
     "lora_ga": "moves the first gradient out of the base's weights into the adapter",
     "milora": "moves the trailing part of the base's weights into the adapter",
 }
+# Inits that are peft's own: a part of the base's weights goes into the adapter.
+MOVED_INITS = {"pissa": "the leading part", "olora": "a part"}
 
 
 class Lora(Written):
-    """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero."""
+    """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero.
 
-    init: Literal["kaiming", "eva"] = "kaiming"
+    `use_dora` (arXiv 2402.09353), `lora_bias`, `modules_to_save` and the inits `pissa` (arXiv 2404.02948) and `olora` (arXiv
+    2406.01775) are those of peft; such variants train one after another, each alone on the base.
+    """
+
+    init: Literal["kaiming", "eva", "pissa", "olora"] = "kaiming"
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
@@ -69,14 +73,37 @@ class Lora(Written):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    use_dora: bool = False
+    lora_bias: bool = False
+    modules_to_save: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...] = ()  # trained whole, by the end of the name
 
     @field_validator("init", mode="before")
     @classmethod
     def _keeps_the_base(cls, init: object) -> object:
-        name = init.lower().replace("-", "_").partition("_niter")[0] if isinstance(init, str) else ""
+        name, _, iterations = init.lower().replace("-", "_").partition("_niter") if isinstance(init, str) else ("", "", "")
         if what := OTHER_INITS.get(name):
-            raise ValueError(f"{init!r} {what}, which all variants share; write eva or kaiming")
+            raise ValueError(f"{init!r} {what}; write eva or kaiming")
+        if iterations and name in MOVED_INITS:
+            raise ValueError(f"{init!r} draws at random where it looks; write {name}, which is exact, or eva or kaiming")
         return init
+
+    @property
+    def solo(self) -> str | None:
+        """Why a variant of this kind cannot share a base with others, None where it can."""
+        if self.use_dora:
+            return "DoRA divides by the norm of W + B A, row by row: no low-rank path beside a base that variants share"
+        if self.lora_bias:
+            return "lora_bias trains a vector beside B, for which a pack of A and B has no place"
+        if self.modules_to_save:
+            return f"{', '.join(self.modules_to_save)} are trained whole: parts of the base, which variants of a pack share"
+        if moved := MOVED_INITS.get(self.init):
+            return f"{self.init} moves {moved} of the base's weights into the adapter, and variants of a pack share the base"
+        return None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether what is left of a variant is a plain LoRA adapter. That of a moved base is: its rank doubles."""
+        return not (self.use_dora or self.lora_bias or self.modules_to_save)
 
 
 OptimizerType = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "sgd"]

@@ -16,6 +16,7 @@ from chrysalis_ray.config.population_checks import check_population, rows_at_onc
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
 from chrysalis_ray.config.search_checks import check_search
+from chrysalis_ray.config.solo_checks import check_solo
 from chrysalis_ray.config.yaml_tree import Node
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,7 +42,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     lines = [problem_at(tree, path, what) for path, what in here]
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded)):
+    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines

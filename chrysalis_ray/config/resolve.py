@@ -22,7 +22,8 @@ COSMETIC = ("description", "tracking")
 
 def resolve_body(experiment: Experiment, blueprint: Blueprint) -> BodyPatch:
     """Every field of the body, the experiment's over the blueprint's over `BODY_FLOOR`."""
-    patches = (BODY_FLOOR, blueprint.body, experiment.body)
+    floor = BODY_FLOOR.model_copy(update={"slots": 1}) if blueprint.lora.solo else BODY_FLOOR
+    patches = (floor, blueprint.body, experiment.body)
     fields: dict[str, Any] = {}
     for patch in patches:
         fields.update(patch.model_dump(exclude_none=True))

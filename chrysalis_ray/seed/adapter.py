@@ -100,6 +100,11 @@ def write_adapter(
         files[name] = content
     if card is not None:
         files[CARD] = card.encode()
+    return write_folder(folder, files)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> str:
+    """The files of an adapter, all at once; returns its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -162,7 +167,7 @@ def _config_bytes(weights: AdapterWeights, like: Path | Mapping[str, Any] | None
         "lora_dropout": weights.dropout,
         "fan_in_fan_out": weights.fan_in_fan_out,
     }
-    known = _peft_config() if like is None else _read_config(like) if isinstance(like, Path) else like
+    known = _peft_config() if like is None else read_config(like) if isinstance(like, Path) else like
     plain = {**known, **own}
     return (json.dumps(json.loads(canonical_json(plain)), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -194,7 +199,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
 
     Raises MergeError for what is not a plain LoRA, or not whole.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     rank, alpha, use_rslora = _geometry(folder, config)
     factors = _pair_factors(folder, _read_weights(folder))
     alphas = {module: _by_pattern(folder, config, "alpha_pattern", module, alpha) for module in factors}
@@ -224,7 +229,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise MergeError(f"{folder} holds no {CONFIG}", "give the folder that peft's save_pretrained wrote")
