@@ -24,6 +24,7 @@ from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
+    from chrysalis_ray.config.blueprint import Lora
     from chrysalis_ray.evaluate.heldout import DocumentScore
     from chrysalis_ray.genome.tokens import TokenStore
     from chrysalis_ray.seed.adapter import AdapterWeights
@@ -46,6 +47,7 @@ class BodyPlan:
     omega_name: str
     namespace: str
     number: int = 0  # which of the run's bodies
+    solo: Lora | None = None  # of what kind the adapters are, where no pack can hold them
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""
@@ -105,6 +107,7 @@ def grow(plan: BodyPlan) -> Flesh:
     from chrysalis_ray.training.base import load_base
     from chrysalis_ray.training.engine import make_engine
     from chrysalis_ray.training.pack import Pack
+    from chrysalis_ray.training.solo import SoloPack
     from chrysalis_ray.training.trunk import checkpoint_activations
 
     morphology = plan.morphology
@@ -116,7 +119,11 @@ def grow(plan: BodyPlan) -> Flesh:
         checkpoint_activations(model)
     virtual = morphology.virtual_workers
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual)
-    pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
+    pack = (
+        SoloPack(model, plan.solo, engine, morphology.lanes)
+        if plan.solo
+        else Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
+    )
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)  # of this thread, which waits for those of the shards; they set their own
     return Flesh(
@@ -243,9 +250,13 @@ def judge_turn(flesh: Flesh, turn: Turn) -> dict[str, list[tuple[str, int, float
 def load_candidate(flesh: Flesh, slot: int, candidate: Candidate) -> None:
     """Put an adapter's weights into a slot for judging only."""
     from chrysalis_ray.seed.adapter import read_adapter
+    from chrysalis_ray.seed.solo import is_plain, read_solo
+    from chrysalis_ray.training.solo import SoloPack
 
+    if isinstance(flesh.pack, SoloPack) and candidate.folder is not None and not is_plain(visible(candidate.folder)):
+        return flesh.pack.load_solo(slot, *read_solo(visible(candidate.folder), flesh.pack.lora))
     adapter = flesh.zero if candidate.folder is None else read_adapter(Path(visible(candidate.folder)))
-    flesh.pack.load_adapter(slot, adapter.factors, adapter.scale if candidate.folder is not None else 0.0)
+    return flesh.pack.load_adapter(slot, adapter.factors, adapter.scale if candidate.folder is not None else 0.0)
 
 
 def mean_loss(scores: Sequence[DocumentScore]) -> float | None:

@@ -75,7 +75,9 @@ class Lora(Written):
     )  # fmt: skip
     use_dora: bool = False
     lora_bias: bool = False
-    modules_to_save: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...] = ()  # trained whole, by the end of the name
+    modules_to_save: tuple[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...
+    ] = ()  # trained whole, by the end of the name
 
     @field_validator("init", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.merges import Merge, SeveralMerge
+from chrysalis_ray.config.merges import Merge, SeveralMerge, WinnerMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
@@ -17,7 +17,9 @@ from chrysalis_ray.evaluate.greedy import Judge, greedy_members, is_greedy
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.run import merge_modules
-from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
+from chrysalis_ray.merge.winner import winner_weights
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, read_config, write_adapter
+from chrysalis_ray.seed.solo import is_plain, release_adapter
 
 Rows = Mapping[str, Sequence[tuple[str, int, float, int]]]  # candidate -> (domain, document, loss sum in nats, tokens)
 
@@ -107,6 +109,8 @@ def _write_trial(layout: RunLayout, spec: Merge, losses: Mapping[str, float], me
 
 def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float]) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
+    if isinstance(spec, WinnerMerge) and not all(is_plain(layout.adapter(name)) for name in members):
+        return _winner_as_it_is(layout, spec, members, losses)
     alike = spec.model_copy(update={"weights": "uniform"}) if is_greedy(spec) else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
     zero = read_adapter(layout.seed)
@@ -135,6 +139,25 @@ def write_merge(layout: RunLayout, spec: Merge, members: Sequence[str], losses: 
         "spec": spec.model_dump(mode="json"),
         "weights": dict(zip(members, merged.weights, strict=True)),
         "sha256": write_adapter(layout.merge(spec.name), result),
+    }
+
+
+def _winner_as_it_is(
+    layout: RunLayout, spec: WinnerMerge, members: Sequence[str], losses: Mapping[str, float]
+) -> dict[str, Any]:
+    """The record of a winner that is more than low-rank deltas: its folder is copied."""
+    weights = dict(zip(members, winner_weights([losses[name] for name in members]), strict=True))
+    folder = layout.adapter(max(members, key=lambda name: weights[name]))
+    return {
+        "rank": read_config(folder)["r"],
+        "residual": 0.0,
+        "captured_energy": 1.0,
+        "per_module": {},
+        "notes": {"method": spec.method, "members": 1},
+        "method": spec.method,
+        "spec": spec.model_dump(mode="json"),
+        "weights": weights,
+        "sha256": release_adapter(folder, layout.merge(spec.name)),
     }
 
 

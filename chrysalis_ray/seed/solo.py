@@ -1,4 +1,4 @@
-"""Adapters that no pack can hold, worn by a base through plain peft: DoRA, biases, modules trained whole, inits that move the base.
+"""Adapters that no pack can hold, worn by a base through plain peft: DoRA, biases, whole modules, inits that move the base.
 
 Tensors have the names of peft's own files without their prefix: ``model.layers.0.self_attn.q_proj.lora_A.weight``,
 ``....lora_magnitude_vector``, ``model.norm.weight``. What is left of a variant is a PEFT folder that plain peft loads on the
@@ -13,20 +13,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import MergeError, ModelError
 from chrysalis_ray.core.records import Hyperparameters, canonical_json
 from chrysalis_ray.seed.adapter import (
-    CARD, CONFIG, PREFIX, WEIGHTS, AdapterWeights, read_adapter, read_config, weights_file, write_adapter, write_folder,
-)  # fmt: skip
-from chrysalis_ray.seed.linear import stored_transposed
+    CARD,
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    AdapterWeights,
+    read_adapter,
+    read_config,
+    weights_file,
+    write_adapter,
+    write_folder,
+)
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "default"  # peft's name of the only adapter
 FORM = ("use_dora", "lora_bias", "modules_to_save", "init")  # what of a blueprint's lora makes its variants solo
@@ -63,11 +73,18 @@ class Wardrobe:
         self.undress()
         own = hyperparameters
         moves = lora.init in MOVED_INITS and moved is None
-        kind = {"use_dora": lora.use_dora, "lora_bias": lora.lora_bias, "modules_to_save": list(lora.modules_to_save) or None}
         config = LoraConfig(
-            task_type="CAUSAL_LM", r=own.rank, lora_alpha=own.alpha, use_rslora=own.use_rslora,  # type: ignore[arg-type]
-            target_modules=list(lora.targets), lora_dropout=0.0, init_lora_weights=lora.init if moves else True, **kind,
-        )  # fmt: skip
+            task_type="CAUSAL_LM",
+            r=own.rank,
+            lora_alpha=own.alpha,  # type: ignore[arg-type]
+            use_rslora=own.use_rslora,
+            target_modules=list(lora.targets),
+            lora_dropout=0.0,
+            init_lora_weights=lora.init if lora.init in MOVED_INITS and moved is None else True,  # type: ignore[arg-type]
+            use_dora=lora.use_dora,
+            lora_bias=lora.lora_bias,
+            modules_to_save=list(lora.modules_to_save) or None,
+        )
         with quiet(), torch.random.fork_rng(devices=[]):  # the A that peft draws is replaced
             if moves or moved is not None:
                 self._keep(lora)
@@ -100,8 +117,10 @@ class Wardrobe:
 
     def _keep(self, lora: Lora) -> None:
         """Give the targets copies of their weights, which are about to be moved; `undress` brings the own ones back."""
+        from chrysalis_ray.seed.linear import stored_transposed
+
         for name, module in self._modules.items():
-            if any(name == target or name.endswith(f".{target}") for target in lora.targets):
+            if _is_target(name, lora):
                 if stored_transposed(module):
                     self.undress()
                     raise ModelError(
@@ -113,18 +132,17 @@ class Wardrobe:
 
     def _check(self, lora: Lora) -> None:
         """Every module to save must be there, stand apart from the targets, and be tied to nothing."""
-        from peft.tuners.lora import LoraLayer
         from peft.utils.other import ModulesToSaveWrapper
 
-        saved = {name: m for name, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+        saved = [name for name, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
         tied = getattr(self.model.config, "tie_word_embeddings", False)
         tables = (self._modules_of(self.model.get_input_embeddings()), self._modules_of(self.model.get_output_embeddings()))
         problem = None
         for wanted in lora.modules_to_save:
             if not any(name.endswith(wanted) for name in saved):
                 problem = f"lora.modules_to_save names {wanted!r}, and no module of the base ends so"
-        for name, wrapper in saved.items():
-            if any(isinstance(part, LoraLayer) for part in wrapper.modules()):
+        for name in saved:
+            if any(f"{part}.".startswith(f"{name}.") for part in self._modules if _is_target(part, lora)):
                 problem = f"{name} of lora.modules_to_save holds modules of lora.targets"
             elif tied and self._modules[name] in tables:
                 problem = f"{name} is tied: embedding and head of this base are one table, and cannot be trained apart"
@@ -177,6 +195,10 @@ def state_name(parameter: str) -> str:
     return parameter.removesuffix(".weight") if parameter.endswith(".lora_magnitude_vector.weight") else parameter
 
 
+def _is_target(module: str, lora: Lora) -> bool:
+    return any(module == target or module.endswith(f".{target}") for target in lora.targets)
+
+
 def _factors(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.lora_A[NAME].weight.data.clone(), layer.lora_B[NAME].weight.data.clone()
 
@@ -188,7 +210,7 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message=".*lora_bias=True. was passed but the targeted layer")
-        warnings.filterwarnings("ignore", message=".*[Tt]ie")
+        warnings.filterwarnings("ignore", message=".*LoRA tensor.s. have invalid shape")  # a bias is no matrix
         yield
 
 

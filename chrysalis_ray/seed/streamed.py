@@ -23,8 +23,8 @@ from chrysalis_ray.seed.adapter import (
     _geometry,
     _is_target,
     _named_targets,
-    read_config,
     _text,
+    read_config,
     weights_file,
 )
 from chrysalis_ray.seed.tensors import FLOATS, safetensors_header

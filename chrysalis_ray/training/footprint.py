@@ -11,6 +11,7 @@ from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
+from chrysalis_ray.training.alone import kept_activations, solo_parameters, twice_held
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
 from chrysalis_ray.training.plan import Memory, gib
@@ -45,11 +46,12 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     tokens = math.ceil(slots * lane_tokens(loaded))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
+    lora = loaded.blueprint.lora
     on_gpu = (body.gpus_per_worker or 0) > 0
     return Memory(
-        base=shard - offloaded + gathered,
+        base=shard - offloaded + gathered + twice_held(shape, lora) * width,
         bank=slots * slot_bytes(shape, loaded),
-        activations=tokens * kept,
+        activations=round(tokens * kept * kept_activations(lora, body.precision)),
         logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + offloaded if on_gpu else 0,
@@ -80,7 +82,8 @@ def lane_tokens(loaded: LoadedExperiment) -> float:
 
 def slot_bytes(shape: ModelShape, loaded: LoadedExperiment) -> int:
     """Bytes of one slot: weights, gradients, moments."""
-    return shape.lora_parameters(largest_rank(loaded), loaded.blueprint.lora.targets) * bank_bytes(loaded)
+    lora = loaded.blueprint.lora
+    return (shape.lora_parameters(largest_rank(loaded), lora.targets) + solo_parameters(shape, lora)) * bank_bytes(loaded)
 
 
 def bank_bytes(loaded: LoadedExperiment) -> int:

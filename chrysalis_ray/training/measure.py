@@ -51,6 +51,8 @@ def measure(
     that this machine cannot hold, and where not even one slot fits.
     """
     loaded = with_largest_steps(loaded)
+    if reason := loaded.blueprint.lora.solo:
+        raise ModelError(f"what is measured is a pack, and these variants train alone: {reason}", "plan without --measure")
     shape = shape_of(loaded.base)
     if shape is None:
         raise ModelError(

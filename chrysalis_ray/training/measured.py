@@ -153,7 +153,7 @@ def find_measurement(
 
     A file that cannot be read counts as none: to measure again replaces it.
     """
-    if shape is None or cache is None:
+    if shape is None or cache is None or loaded.blueprint.lora.solo:  # what is measured is a pack
         return None
     wanted, question = lane_of(loaded), question_of(loaded, shape, hardware)
     found = [told for path in cache.measurements(sha256_of(question)) if (told := _read(path)) is not None]

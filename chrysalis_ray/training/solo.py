@@ -1,8 +1,8 @@
 """A pack of one: a variant whose adapter cannot share a base with others, worn by the base through plain peft.
 
-What peft trains of it stands in one row, A and saved matrices first, so that all else is what it is for a packed variant: lanes,
-sums over workers, clip, optimizer, schedule, the guard against numbers that are not finite, scores, seeds. Only the forward
-pass is peft's own. Variants of such a population take this slot one after another.
+What peft trains of it stands in one row, A and saved matrices first, so that all else is what it is for a packed variant:
+lanes, sums over workers, clip, optimizer, schedule, the guard against numbers that are not finite, scores, seeds. Only the
+forward pass is peft's own. Variants of such a population take this slot one after another.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class SoloShard(Shard):
         losses = [hidden_ND.new_zeros(0, dtype=self.window.bank.flat_SP.dtype)]
         for part in labelled.chunks(CHUNK):
             rows, labels = hidden_ND[labelled.index_K[part]], labelled.labels_K[part]
-            losses.append(checkpoint(_dense_losses, rows, labels, self.head, use_reentrant=False))  # type: ignore[arg-type]
+            losses.append(checkpoint(_dense_losses, rows, labels, self.head, use_reentrant=False))
         losses_K = torch.cat(losses)
         return (losses_K * labelled.weights_K.to(losses_K.dtype)).sum(), losses_K.detach()
 
@@ -271,6 +271,7 @@ def moved_in(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Moved | 
     ending = ".lora_A.weight"
     modules = [name.removesuffix(ending) for name in tensors if name.startswith("initial/") and name.endswith(ending)]
     factors = {
-        module.removeprefix("initial/"): (tensors[f"{module}{ending}"], tensors[f"{module}.lora_B.weight"]) for module in modules
+        module.removeprefix("initial/"): (tensors[f"{module}{ending}"], tensors[f"{module}.lora_B.weight"])
+        for module in modules
     }
     return Moved(factors, float(meta["initial_scale"]))
