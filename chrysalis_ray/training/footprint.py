@@ -50,7 +50,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     on_gpu = (body.gpus_per_worker or 0) > 0
     return Memory(
         base=shard - offloaded + gathered + twice_held(shape, lora) * width,
-        bank=slots * slot_bytes(shape, loaded),
+        bank=bank_memory(shape, loaded, slots),
         activations=round(tokens * kept * kept_activations(lora, body.precision)),
         logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
@@ -66,7 +66,7 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
     on_gpu, held = (loaded.body.gpus_per_worker or 0) > 0, measured.holding
     return Memory(
         base=held.base,
-        bank=slots * max(held.per_slot, slot_bytes(shape, loaded)),
+        bank=max(slots * held.per_slot, bank_memory(shape, loaded, slots)),
         activations=round(slots * lane_tokens(loaded) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
@@ -78,6 +78,18 @@ def lane_tokens(loaded: LoadedExperiment) -> float:
     """Tokens that one variant brings to a micro-step, on one worker."""
     lanes = loaded.blueprint.lanes
     return (lanes.rows_per_microstep or lanes.rows_per_step) / (loaded.body.workers or 1) * lanes.sequence_length
+
+
+def bank_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int) -> int:
+    """Bytes of so many slots on one worker: weights and gradients of all, moments of its own."""
+    each, workers = slot_bytes(shape, loaded), loaded.body.workers or 1
+    plain = each * BANK_BYTES // bank_bytes(loaded)
+    return slots * plain + shared_out(slots, workers) * (each - plain)
+
+
+def shared_out(slots: int, workers: int) -> int:
+    """The most slots whose optimizer one of several workers keeps."""
+    return math.ceil(slots / workers)
 
 
 def slot_bytes(shape: ModelShape, loaded: LoadedExperiment) -> int:

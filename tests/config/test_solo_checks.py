@@ -1,4 +1,4 @@
-"""A blueprint whose variants cannot be packed: what does not go with it is refused with the reason, and its body has one slot."""
+"""A blueprint whose variants cannot be packed: what does not go with it is refused with the reason; its body has one slot."""
 
 from pathlib import Path
 

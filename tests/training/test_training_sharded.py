@@ -52,13 +52,19 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
         f"fixed={tiny_base}",
         f"strict={tiny_base}",
         f"strict-sharded={tiny_base}",
+        f"solo={tiny_base}",
     )
+
+
+OWN = ("own_share", "moments")  # what differs from worker to worker
 
 
 def assert_equal(found: list[Result], expected: Result) -> None:
     """Every worker within 1e-6 of `expected` (relative, for losses of several nats), and all workers the same bits."""
     for worker in found:
         for name, value in expected.items():
+            if name in OWN:
+                continue
             assert (worker[name] - value).abs().max().item() <= 1e-6 * max(1.0, value.abs().max().item()), name
             assert torch.equal(worker[name], found[0][name]), name
 
@@ -85,7 +91,7 @@ def test_an_untied_head_is_sharded_offloaded_and_gathered(two_workers: list[list
 
 def assert_same_bits(found: list[Result], expected: Result) -> None:
     for worker in found:
-        assert all(torch.equal(worker[name], value) for name, value in expected.items() if name != "own_share")
+        assert all(torch.equal(worker[name], value) for name, value in expected.items() if name not in OWN)
 
 
 def test_virtual_workers_give_the_same_bits_on_one_worker_and_on_two(two_workers: list[list[Result]], tiny_base: Path) -> None:
@@ -93,7 +99,21 @@ def test_virtual_workers_give_the_same_bits_on_one_worker_and_on_two(two_workers
     strict = train_case("strict", tiny_base)
     assert_same_bits(two_workers[5], strict)
     assert_same_bits(two_workers[6][1:], two_workers[6][0])
-    assert_equal(two_workers[6], {name: value for name, value in strict.items() if name != "own_share"})
+    assert_equal(two_workers[6], strict)
+
+
+def test_a_solo_variant_is_the_same_on_two_workers(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    assert_equal(two_workers[7], train_case("solo", tiny_base))
+
+
+def test_every_worker_keeps_the_moments_of_its_own_slots_alone(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    """And the bits are those of one worker that keeps them all: seeds hold every moment, and strict ones are equal above."""
+    for case in (0, 1, 5, 6):
+        first, second = (worker["moments"].item() for worker in two_workers[case])
+        assert first == 2 * second > 0  # slots 0 and 2, and slot 1
+    whole = train_case("strict", tiny_base)
+    assert whole["moments"].item() == 1.5 * two_workers[5][0]["moments"].item()
+    assert [worker["moments"].item() > 0 for worker in two_workers[7]] == [True, False]
 
 
 @pytest.mark.slow
