@@ -120,10 +120,10 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
     from chrysalis_ray.body.cluster import check_address
     from chrysalis_ray.population.search import check_installed
     from chrysalis_ray.report.tracking import check_tracking
-    from chrysalis_ray.training.hardware import check_quantisation
+    from chrysalis_ray.training.hardware import check_machine
 
     check_installed(loaded.experiment.population)
-    check_quantisation(loaded.body.quantization)
+    check_machine(loaded.body)
     check_tracking(loaded.experiment.tracking.wandb)
     check_address(address)
 

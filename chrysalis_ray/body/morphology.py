@@ -26,6 +26,7 @@ class Morphology:
     slots: int = 8
     zero_stage: int = 0
     offload: str = "none"
+    nvme_path: str | None = None
     precision: str = "fp32"
     quantization: str = "none"
     attention: str = "sdpa"

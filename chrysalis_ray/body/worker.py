@@ -118,7 +118,8 @@ def grow(plan: BodyPlan) -> Flesh:
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
     virtual = morphology.virtual_workers
-    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual)
+    disk = morphology.nvme_path
+    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual, disk)
     pack = (
         SoloPack(model, plan.solo, engine, morphology.lanes)
         if plan.solo

@@ -195,7 +195,8 @@ class BodyPatch(Written):
     cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None  # auto: the planner chooses
     zero_stage: Literal[0, 3] | None = None
-    offload: Literal["none", "cpu"] | None = None
+    offload: Literal["none", "cpu", "nvme"] | None = None
+    nvme_path: Annotated[str, Field(min_length=1)] | None = None  # a folder on a fast disk of every node, for offload: nvme
     precision: Literal["fp32", "bf16"] | None = None
     quantization: Literal["none", "nf4", "int8"] | None = None
     attention: Literal["sdpa", "flash"] | None = None

@@ -102,8 +102,9 @@ def _targets(blueprint: Blueprint) -> Iterator[Finding]:
 
 def _lone_body(blueprint: Blueprint, tree: Node) -> Iterator[Finding]:
     yield from _truth_as_number(tree)
-    if blueprint.body.offload == "cpu" and blueprint.body.zero_stage == 0:
-        yield ("body", "offload"), "cpu offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
+    offload = blueprint.body.offload
+    if offload in ("cpu", "nvme") and blueprint.body.zero_stage == 0:
+        yield ("body", "offload"), f"{offload} offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
 
 
 def _truth_as_number(tree: Node) -> Iterator[Finding]:
@@ -118,21 +119,28 @@ def _truth_as_number(tree: Node) -> Iterator[Finding]:
 def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
     body = loaded.body
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
-    if body.zero_stage == 3 and workers == 1 and body.offload != "cpu":
+    if body.zero_stage == 3 and workers == 1 and body.offload == "none":
         yield (
             ("body", "zero_stage"),
             "3 shards the base over workers, and workers is 1; set workers: 2 or more, or offload: cpu",
         )
-    if body.offload == "cpu" and body.zero_stage != 3:
+    if body.offload in ("cpu", "nvme") and body.zero_stage != 3:
         yield (
             ("body", "offload"),
-            f"cpu offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
+            f"{body.offload} offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
         )
     if body.offload == "cpu" and gpus == 0:
         yield (
             ("body", "offload"),
             ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
         )
+    if (body.offload == "nvme") != (body.nvme_path is not None):
+        lack = (
+            "offload: nvme needs a folder" if body.offload == "nvme" else f"nvme_path is for offload: nvme, not {body.offload}"
+        )
+        yield ("body", "nvme_path"), f"{lack}; write both, such as nvme_path: /nvme/chrysalis, or neither"
+    elif body.nvme_path is not None and not Path(body.nvme_path).is_absolute():
+        yield ("body", "nvme_path"), f"{body.nvme_path} is not absolute; a folder that every node has was meant"
     if body.virtual_workers and body.virtual_workers % workers:
         yield (
             ("body", "virtual_workers"),

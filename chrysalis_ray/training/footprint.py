@@ -25,6 +25,8 @@ LOGITS_CHUNK = 1024
 GPU_CONTEXT, CPU_PROCESS = int(0.6 * GIB), int(0.7 * GIB)
 # What Ray adds to a process that has imported all else a worker imports, which is where a measurement begins.
 RAY_IN_A_WORKER = 160 << 20
+# Shards of a parameter that DeepSpeed holds at once of a base that lies on a disk.
+NVME_BUFFERS = 5
 # A safety margin on what may be used.
 USABLE = 0.92
 # Held-out rows of each slot in one pass of scoring (`evaluate/heldout.py`).
@@ -42,7 +44,9 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     if body.zero_stage == 3:  # a shard, and two layers (or the embedding) gathered: the one at work and the one fetched ahead
         shard = math.ceil(whole / workers)
         gathered = max(2 * shape.layer_parameters, shape.embedding_parameters) * width
-    offloaded = shard if body.offload == "cpu" else 0
+    offloaded = shard if body.offload in ("cpu", "nvme") else 0
+    buffers = NVME_BUFFERS * max(shape.embedding_parameters, shape.layer_parameters) * width // workers
+    in_memory = offloaded if body.offload == "cpu" else buffers if body.offload == "nvme" else 0
     tokens = math.ceil(slots * lane_tokens(loaded))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
@@ -54,7 +58,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
         activations=round(tokens * kept * kept_activations(lora, body.precision)),
         logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
-        host=CPU_PROCESS + offloaded if on_gpu else 0,
+        host=CPU_PROCESS + in_memory if on_gpu else 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, asked without torch: processors, memory, GPUs, and the package that a quantised base needs."""
+"""What this machine has, asked without torch: processors, memory, GPUs, and the packages that a body needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.core.errors import ModelError
 
 GIB = 1 << 30
@@ -40,6 +41,15 @@ class Hardware:
         gpus = f", {self.gpus} x {self.gpu_name or 'GPU'} of {self.gpu_memory / GIB:.0f} GiB" if self.gpus else ", no GPU"
         nodes = f"{self.nodes} nodes: " if self.nodes > 1 else ""
         return f"{nodes}{self.cpus} CPU cores, {self.memory / GIB:.1f} GiB{gpus}"
+
+
+def check_machine(body: BodyPatch) -> None:
+    """Raise ModelError where this machine lacks what a body needs and what would show only after the work."""
+    check_quantisation(body.quantization)
+    if body.offload == "nvme":
+        from chrysalis_ray.training.engine import check_nvme
+
+        check_nvme()
 
 
 def check_quantisation(kind: str | None) -> None:

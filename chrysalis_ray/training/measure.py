@@ -53,6 +53,8 @@ def measure(
     loaded = with_largest_steps(loaded)
     if reason := loaded.blueprint.lora.solo:
         raise ModelError(f"what is measured is a pack, and these variants train alone: {reason}", "plan without --measure")
+    if loaded.body.offload == "nvme":
+        raise ModelError("a base on a disk is not measured", "plan without --measure")
     shape = shape_of(loaded.base)
     if shape is None:
         raise ModelError(

@@ -2,12 +2,13 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo
+CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo | nvme
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,13 +55,13 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
         return train_solo(base)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    offload = "cpu" if case == "offloaded" else "none"
+    offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
     replicated = case in ("whole", "batches", "fixed", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
-        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual)
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=tempfile.gettempdir())
     pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" or virtual else "compacted")
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from sharded_worker import train_case
 
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.engine import ShardedEngine, check_nvme
+
 WORKER = Path(__file__).with_name("sharded_worker.py")
 Result = dict[str, torch.Tensor]
 
@@ -121,6 +124,37 @@ def test_virtual_workers_give_the_same_bits_on_four(two_workers: list[list[Resul
     plain, sharded = run(tmp_path, 4, f"strict={tiny_base}", f"strict-sharded={tiny_base}")
     assert_same_bits(plain, two_workers[5][0])
     assert_same_bits(sharded, two_workers[6][0])
+
+
+def has_libaio() -> bool:
+    try:
+        check_nvme(torch.device("cpu"))
+    except ModelError:
+        return False
+    return True
+
+
+def test_a_base_on_a_disk_is_refused_in_the_words_of_deepspeed_or_is_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    """Its async_io needs libaio, with headers. Nothing is compiled to find that out."""
+    if has_libaio():
+        (found,) = run(tmp_path, 2, f"nvme={tiny_base}")
+        return assert_equal(found, train_case("whole", tiny_base))
+    engine = ShardedEngine(torch.device("cpu"), "nvme", "fp32", nvme_path=str(tmp_path))
+    with pytest.raises(ModelError, match="async_io requires the dev libaio"):
+        engine.prepare(torch.nn.Linear(30, 7))
+    assert not any(tmp_path.iterdir())
+    return None
+
+
+def test_deepspeed_takes_the_settings_of_a_base_on_a_disk(tiny_base: Path, tmp_path: Path) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    engine = ShardedEngine(torch.device("cpu"), "nvme", "bf16", nvme_path=str(tmp_path))
+    trunk = torch.nn.Linear(30, 7)
+    zero = DeepSpeedZeroConfig(**engine._settings(trunk)["zero_optimization"])
+    assert zero.offload_param is not None
+    assert (zero.stage, zero.offload_param.device, zero.offload_param.nvme_path) == (3, "nvme", tmp_path)
+    assert zero.offload_param.buffer_size == 210
 
 
 @pytest.mark.slow
