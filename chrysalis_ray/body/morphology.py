@@ -32,6 +32,7 @@ class Morphology:
     attention: str = "sdpa"
     lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
+    compile: bool = False
     threads: int | None = None
     virtual_workers: int | None = None
 

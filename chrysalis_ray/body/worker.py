@@ -120,11 +120,15 @@ def grow(plan: BodyPlan) -> Flesh:
     virtual = morphology.virtual_workers
     disk = morphology.nvme_path
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual, disk)
-    pack = (
-        SoloPack(model, plan.solo, engine, morphology.lanes)
-        if plan.solo
-        else Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
-    )
+    if plan.solo:
+        pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
+    else:
+        shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
+        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+    if morphology.compile:
+        from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
+
+        compile_layers(pack)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)  # of this thread, which waits for those of the shards; they set their own
     return Flesh(

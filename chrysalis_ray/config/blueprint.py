@@ -202,6 +202,7 @@ class BodyPatch(Written):
     attention: Literal["sdpa", "flash"] | None = None
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
+    compile: bool | None = None  # torch.compile for what lies between the packed modules
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
 

@@ -42,7 +42,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     lines = [problem_at(tree, path, what) for path, what in here]
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *_truth_as_number(blueprint_tree)]
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
+    for path, what in (*_body(loaded), *_base_in_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
@@ -134,13 +134,6 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "offload"),
             ("cpu offload moves the base off a GPU, but gpus_per_worker is 0; set gpus_per_worker: 1 or offload: none"),
         )
-    if (body.offload == "nvme") != (body.nvme_path is not None):
-        lack = (
-            "offload: nvme needs a folder" if body.offload == "nvme" else f"nvme_path is for offload: nvme, not {body.offload}"
-        )
-        yield ("body", "nvme_path"), f"{lack}; write both, such as nvme_path: /nvme/chrysalis, or neither"
-    elif body.nvme_path is not None and not Path(body.nvme_path).is_absolute():
-        yield ("body", "nvme_path"), f"{body.nvme_path} is not absolute; a folder that every node has was meant"
     if body.virtual_workers and body.virtual_workers % workers:
         yield (
             ("body", "virtual_workers"),
@@ -171,6 +164,24 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield (
             ("body", "gpus_per_worker"),
             (f"{workers} workers would share a GPU, which NCCL refuses; write gpus_per_worker: 1, or workers: 1"),
+        )
+
+
+def _base_in_body(loaded: LoadedExperiment) -> Iterator[Finding]:
+    """Where the base lies, and what is compiled of it."""
+    body = loaded.body
+    if (body.offload == "nvme") != (body.nvme_path is not None):
+        lack = (
+            "offload: nvme needs a folder" if body.offload == "nvme" else f"nvme_path is for offload: nvme, not {body.offload}"
+        )
+        yield ("body", "nvme_path"), f"{lack}; write both, such as nvme_path: /nvme/chrysalis, or neither"
+    elif body.nvme_path is not None and not Path(body.nvme_path).is_absolute():
+        yield ("body", "nvme_path"), f"{body.nvme_path} is not absolute; a folder that every node has was meant"
+    if body.compile and (body.lanes != "fixed" or body.zero_stage == 3 or loaded.blueprint.lora.solo):
+        missing = "a pack of fixed lanes" if body.lanes != "fixed" or loaded.blueprint.lora.solo else "zero_stage: 0"
+        yield (
+            ("body", "compile"),
+            f"shapes and modules must stay as they are compiled: that needs {missing}; write that",
         )
 
 

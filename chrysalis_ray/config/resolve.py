@@ -13,7 +13,7 @@ from chrysalis_ray.core.records import sha256_of
 # The body that stands when neither file says anything: one CPU worker. `threads` stays open: the worker then takes its CPUs.
 BODY_FLOOR = BodyPatch(
     count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
-    quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False,
+    quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False, compile=False,
 )  # fmt: skip
 
 # Words for people and for W&B: changing them does not make it another run.

@@ -58,6 +58,7 @@ _EXPERIMENT_NAMES: dict[str, str] = {
     "body.offload": "offload_param",
     "body.precision": "bf16 fp16 dtype torch_dtype",
     "body.activation_checkpointing": "gradient_checkpointing",
+    "body.compile": "torch_compile",
     "body.quantization": "load_in_4bit load_in_8bit quantization_bit quantization_config quantization_method",
     "population.tokens_per_variant": "num_train_epochs num_epochs epochs max_steps max_tokens steps",
     "population.variants": "num_samples population_size n_variants",

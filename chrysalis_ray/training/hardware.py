@@ -46,10 +46,28 @@ class Hardware:
 def check_machine(body: BodyPatch) -> None:
     """Raise ModelError where this machine lacks what a body needs and what would show only after the work."""
     check_quantisation(body.quantization)
+    if body.compile:
+        check_compiler(on_gpu=(body.gpus_per_worker or 0) > 0)
     if body.offload == "nvme":
         from chrysalis_ray.training.engine import check_nvme
 
         check_nvme()
+
+
+def check_compiler(*, on_gpu: bool) -> None:
+    """Raise ModelError where torch.compile has nothing to compile with: a C++ compiler, on a GPU triton and a C compiler."""
+    wanted = ("gcc", "cc", "clang") if on_gpu else ("g++", "c++", "clang++")
+    own = os.environ.get("CC" if on_gpu else "CXX")
+    if not any(shutil.which(name) for name in (own, *wanted) if name):
+        raise ModelError(
+            f"body.compile needs a {'C' if on_gpu else 'C++'} compiler, and none of {', '.join(wanted)} is on the PATH",
+            "install one (apt install g++) on every node, or leave compile out",
+        )
+    if on_gpu and find_spec("triton") is None:
+        raise ModelError(
+            "body.compile needs the package triton on a GPU, and it is not installed",
+            "pip install triton, or leave compile out",
+        )
 
 
 def check_quantisation(kind: str | None) -> None:
