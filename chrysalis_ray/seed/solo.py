@@ -209,6 +209,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # refused a moment later
         warnings.filterwarnings("ignore", message=".*lora_bias=True. was passed but the targeted layer")
         warnings.filterwarnings("ignore", message=".*LoRA tensor.s. have invalid shape")  # a bias is no matrix
         yield
