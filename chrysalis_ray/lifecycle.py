@@ -117,10 +117,10 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
     from chrysalis_ray.body.cluster import check_address
     from chrysalis_ray.population.search import check_installed
     from chrysalis_ray.report.tracking import check_tracking
-    from chrysalis_ray.training.hardware import check_quantisation
+    from chrysalis_ray.training.hardware import check_machine
 
     check_installed(loaded.experiment.population)
-    check_quantisation(loaded.body.quantization)
+    check_machine(loaded.body)
     check_tracking(loaded.experiment.tracking.wandb)
     check_address(address)
 
@@ -235,6 +235,7 @@ def bodies_for(
         rows_per_report=loaded.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
         namespace="",
+        solo=loaded.blueprint.lora if loaded.blueprint.lora.solo else None,
     )
     tell = partial(run.story.stage, "body")
     return awakened(plan, layout, loaded.experiment.population, variants, address, tell)
@@ -297,13 +298,14 @@ def emerge(run: Run, verdict: dict[str, Any]) -> None:
     """The chosen adapter with its card and its lineage: a PEFT folder that needs nothing of this package."""
     from chrysalis_ray.report.card import imago_card
     from chrysalis_ray.report.lineage import lineage
-    from chrysalis_ray.seed.adapter import adapter_sha256, read_adapter, write_adapter
+    from chrysalis_ray.seed.adapter import adapter_sha256
+    from chrysalis_ray.seed.solo import release_adapter
 
     chosen, merged = verdict["chosen"], verdict["kind"] == "merge"
     if run.layout.lineage.exists() and read_json(run.layout.lineage)["imago"]["sha256"] == adapter_sha256(run.layout.imago):
         return run.story.stage("imago", f"{chosen} in {run.layout.imago}")
-    adapter = read_adapter(run.layout.merge(chosen) if merged else run.layout.adapter(chosen))
-    write_adapter(run.layout.imago, adapter, card=imago_card(run.layout.root))
+    source = run.layout.merge(chosen) if merged else run.layout.adapter(chosen)
+    release_adapter(source, run.layout.imago, card=imago_card(run.layout.root))
     write_json(run.layout.lineage, lineage(run.layout.root))
     run.record("imago", {"chosen": chosen, "kind": verdict["kind"]})
     return run.story.stage("imago", f"{chosen} in {run.layout.imago}")

@@ -26,11 +26,13 @@ class Morphology:
     slots: int = 8
     zero_stage: int = 0
     offload: str = "none"
+    nvme_path: str | None = None
     precision: str = "fp32"
     quantization: str = "none"
     attention: str = "sdpa"
     lanes: Literal["compacted", "fixed"] = "compacted"
     activation_checkpointing: bool = False
+    compile: bool = False
     threads: int | None = None
     virtual_workers: int | None = None
 

@@ -23,6 +23,7 @@ from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
+    from chrysalis_ray.config.blueprint import Lora
     from chrysalis_ray.evaluate.heldout import DocumentScore
     from chrysalis_ray.genome.tokens import TokenStore
     from chrysalis_ray.seed.adapter import AdapterWeights
@@ -45,6 +46,7 @@ class BodyPlan:
     omega_name: str
     namespace: str
     number: int = 0  # which of the run's bodies
+    solo: Lora | None = None  # of what kind the adapters are, where no pack can hold them
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""
@@ -104,6 +106,7 @@ def grow(plan: BodyPlan) -> Flesh:
     from chrysalis_ray.training.base import load_base
     from chrysalis_ray.training.engine import make_engine
     from chrysalis_ray.training.pack import Pack
+    from chrysalis_ray.training.solo import SoloPack
     from chrysalis_ray.training.trunk import checkpoint_activations
 
     morphology = plan.morphology
@@ -114,8 +117,17 @@ def grow(plan: BodyPlan) -> Flesh:
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
     virtual = morphology.virtual_workers
-    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual)
-    pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=threads)
+    disk = morphology.nvme_path
+    engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual, disk)
+    if plan.solo:
+        pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
+    else:
+        shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
+        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+    if morphology.compile:
+        from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
+
+        compile_layers(pack)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)  # of this thread, which waits for those of the shards; they set their own
     return Flesh(

@@ -45,21 +45,25 @@ class PretrainedBase(Written):
 Base = Annotated[EmbeddedBase | PretrainedBase, Field(discriminator="type")]
 
 
-# Not among the inits, and why: the base of a pack is shared and frozen, and adapter zero must change nothing.
+# Not among the inits, and why: adapter zero must change nothing, and a moved base must be found again bit for bit.
 OTHER_INITS = {
-    "pissa": "moves the leading part of the base's weights into the adapter",
-    "olora": "moves a part of the base's weights into the adapter",
-    "corda": "moves a part of the base's weights into the adapter",
+    "corda": "needs a pass over data before peft can move a part of the base's weights into the adapter",
     "loftq": "quantises the base's weights and moves the error into the adapter",
     "lora_ga": "moves the first gradient out of the base's weights into the adapter",
     "milora": "moves the trailing part of the base's weights into the adapter",
 }
+# Inits that are peft's own: a part of the base's weights goes into the adapter.
+MOVED_INITS = {"pissa": "the leading part", "olora": "a part"}
 
 
 class Lora(Written):
-    """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero."""
+    """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero.
 
-    init: Literal["kaiming", "eva"] = "kaiming"
+    `use_dora` (arXiv 2402.09353), `lora_bias`, `modules_to_save` and the inits `pissa` (arXiv 2404.02948) and `olora` (arXiv
+    2406.01775) are those of peft; such variants train one after another, each alone on the base.
+    """
+
+    init: Literal["kaiming", "eva", "pissa", "olora"] = "kaiming"
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
@@ -69,14 +73,39 @@ class Lora(Written):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    use_dora: bool = False
+    lora_bias: bool = False
+    modules_to_save: tuple[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...
+    ] = ()  # trained whole, by the end of the name
 
     @field_validator("init", mode="before")
     @classmethod
     def _keeps_the_base(cls, init: object) -> object:
-        name = init.lower().replace("-", "_").partition("_niter")[0] if isinstance(init, str) else ""
+        name, _, iterations = init.lower().replace("-", "_").partition("_niter") if isinstance(init, str) else ("", "", "")
         if what := OTHER_INITS.get(name):
-            raise ValueError(f"{init!r} {what}, which all variants share; write eva or kaiming")
+            raise ValueError(f"{init!r} {what}; write eva or kaiming")
+        if iterations and name in MOVED_INITS:
+            raise ValueError(f"{init!r} draws at random where it looks; write {name}, which is exact, or eva or kaiming")
         return init
+
+    @property
+    def solo(self) -> str | None:
+        """Why a variant of this kind cannot share a base with others, None where it can."""
+        if self.use_dora:
+            return "DoRA divides by the norm of W + B A, row by row: no low-rank path beside a base that variants share"
+        if self.lora_bias:
+            return "lora_bias trains a vector beside B, for which a pack of A and B has no place"
+        if self.modules_to_save:
+            return f"{', '.join(self.modules_to_save)} are trained whole: parts of the base, which variants of a pack share"
+        if moved := MOVED_INITS.get(self.init):
+            return f"{self.init} moves {moved} of the base's weights into the adapter, and variants of a pack share the base"
+        return None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether what is left of a variant is a plain LoRA adapter. That of a moved base is: its rank doubles."""
+        return not (self.use_dora or self.lora_bias or self.modules_to_save)
 
 
 OptimizerType = Literal["adamw", "adam", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "sgd"]
@@ -166,12 +195,14 @@ class BodyPatch(Written):
     cpus_per_worker: Annotated[float, Field(gt=0.0, le=1024.0)] | None = None
     slots: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None  # auto: the planner chooses
     zero_stage: Literal[0, 3] | None = None
-    offload: Literal["none", "cpu"] | None = None
+    offload: Literal["none", "cpu", "nvme"] | None = None
+    nvme_path: Annotated[str, Field(min_length=1)] | None = None  # a folder on a fast disk of every node, for offload: nvme
     precision: Literal["fp32", "bf16"] | None = None
     quantization: Literal["none", "nf4", "int8"] | None = None
     attention: Literal["sdpa", "flash"] | None = None
     lanes: Literal["compacted", "fixed"] | None = None
     activation_checkpointing: bool | None = None
+    compile: bool | None = None  # torch.compile for what lies between the packed modules
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
 
@@ -185,7 +216,7 @@ class OpenBody(BodyPatch):
     count: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None  # type: ignore[assignment]
     workers: Count | Auto | None = None  # type: ignore[assignment]
     zero_stage: Literal[0, 3, "auto"] | None = None  # type: ignore[assignment]
-    offload: Literal["none", "cpu", "auto"] | None = None  # type: ignore[assignment]
+    offload: Literal["none", "cpu", "nvme", "auto"] | None = None  # type: ignore[assignment]
     activation_checkpointing: bool | Auto | None = None  # type: ignore[assignment]
 
 

@@ -18,6 +18,7 @@ from chrysalis_ray.config.problems import Finding, Location, problem_at, suggest
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
 from chrysalis_ray.config.search_checks import check_search
 from chrysalis_ray.config.selection import check_selection
+from chrysalis_ray.config.solo_checks import check_solo
 from chrysalis_ray.config.yaml_tree import Node
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -45,7 +46,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *check_selection(loaded.blueprint)]
     there += _truth_as_number(blueprint_tree)
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_lanes(loaded), *_chat_template(loaded)):
+    for path, what in (*_body(loaded), *_base_in_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
@@ -105,8 +106,9 @@ def _targets(blueprint: Blueprint) -> Iterator[Finding]:
 
 def _lone_body(blueprint: Blueprint, tree: Node) -> Iterator[Finding]:
     yield from _truth_as_number(tree)
-    if blueprint.body.offload == "cpu" and blueprint.body.zero_stage == 0:
-        yield ("body", "offload"), "cpu offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
+    offload = blueprint.body.offload
+    if offload in ("cpu", "nvme") and blueprint.body.zero_stage == 0:
+        yield ("body", "offload"), f"{offload} offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
 
 
 def _truth_as_number(tree: Node) -> Iterator[Finding]:
@@ -121,15 +123,15 @@ def _truth_as_number(tree: Node) -> Iterator[Finding]:
 def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
     body = loaded.body
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
-    if body.zero_stage == 3 and workers == 1 and body.offload != "cpu" and not {"workers", "offload"} & set(loaded.open):
+    if body.zero_stage == 3 and workers == 1 and body.offload == "none" and not {"workers", "offload"} & set(loaded.open):
         yield (
             ("body", "zero_stage"),
             "3 shards the base over workers, and workers is 1; set workers: 2 or more, or offload: cpu",
         )
-    if body.offload == "cpu" and body.zero_stage != 3 and "zero_stage" not in loaded.open:
+    if body.offload in ("cpu", "nvme") and body.zero_stage != 3 and "zero_stage" not in loaded.open:
         yield (
             ("body", "offload"),
-            f"cpu offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
+            f"{body.offload} offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
         )
     if body.offload == "cpu" and gpus == 0:
         yield (
@@ -166,6 +168,24 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield (
             ("body", "gpus_per_worker"),
             (f"{workers} workers would share a GPU, which NCCL refuses; write gpus_per_worker: 1, or workers: 1"),
+        )
+
+
+def _base_in_body(loaded: LoadedExperiment) -> Iterator[Finding]:
+    """Where the base lies, and what is compiled of it."""
+    body = loaded.body
+    if (body.offload == "nvme") != (body.nvme_path is not None):
+        lack = (
+            "offload: nvme needs a folder" if body.offload == "nvme" else f"nvme_path is for offload: nvme, not {body.offload}"
+        )
+        yield ("body", "nvme_path"), f"{lack}; write both, such as nvme_path: /nvme/chrysalis, or neither"
+    elif body.nvme_path is not None and not Path(body.nvme_path).is_absolute():
+        yield ("body", "nvme_path"), f"{body.nvme_path} is not absolute; a folder that every node has was meant"
+    if body.compile and (body.lanes != "fixed" or body.zero_stage == 3 or loaded.blueprint.lora.solo):
+        missing = "a pack of fixed lanes" if body.lanes != "fixed" or loaded.blueprint.lora.solo else "zero_stage: 0"
+        yield (
+            ("body", "compile"),
+            f"shapes and modules must stay as they are compiled: that needs {missing}; write that",
         )
 
 

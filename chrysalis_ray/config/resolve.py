@@ -14,7 +14,7 @@ from chrysalis_ray.core.records import sha256_of
 # The body that stands when neither file says anything: one CPU worker. `threads` stays open: the worker then takes its CPUs.
 BODY_FLOOR = BodyPatch(
     count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
-    quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False,
+    quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False, compile=False,
 )  # fmt: skip
 
 # What the planner chooses where it is `auto`, beside `slots`; until then the floor stands in its place.
@@ -26,7 +26,8 @@ COSMETIC = ("description", "tracking")
 
 def written_body(experiment: Experiment, blueprint: Blueprint) -> OpenBody:
     """Every field of the body, the experiment's over the blueprint's over `BODY_FLOOR`; some may be `auto`."""
-    patches = (BODY_FLOOR, blueprint.body, experiment.body)
+    floor = BODY_FLOOR.model_copy(update={"slots": 1}) if blueprint.lora.solo else BODY_FLOOR
+    patches = (floor, blueprint.body, experiment.body)
     fields: dict[str, Any] = {}
     for patch in patches:
         fields.update(patch.model_dump(exclude_none=True))

@@ -16,6 +16,8 @@ _BLUEPRINT_NAMES: dict[str, str] = {
     "lora.plus_ratio": "loraplus_lr_ratio lora_plus_lr_ratio lora_plus_ratio loraplus_ratio",
     "lora.freeze_a": "lora_fa use_lora_fa freeze_lora_a",
     "lora.dropout": "lora_dropout",
+    "lora.use_dora": "dora peft_use_dora lora_use_dora",
+    "lora.modules_to_save": "lora_modules_to_save additional_target",
     "lora.targets": "lora_target lora_target_modules lora_target_linear target_modules",
     "base.model": (
         "base_model model_name_or_path model_name model_id pretrained_model_name_or_path model hf_model_id checkpoint_dir"
@@ -56,6 +58,7 @@ _EXPERIMENT_NAMES: dict[str, str] = {
     "body.offload": "offload_param",
     "body.precision": "bf16 fp16 dtype torch_dtype",
     "body.activation_checkpointing": "gradient_checkpointing",
+    "body.compile": "torch_compile",
     "body.quantization": "load_in_4bit load_in_8bit quantization_bit quantization_config quantization_method",
     "population.tokens_per_variant": "num_train_epochs num_epochs epochs max_steps max_tokens steps",
     "population.variants": "num_samples population_size n_variants",
@@ -115,23 +118,11 @@ CONVERSIONS: dict[str, str] = {
     "seed": "`seed` is the state of a variant, never a random number",
 }
 
-_DORA = (
-    "DoRA divides by the norm of W + B A, row by row: its delta is not low-rank beside a base that variants share, so that it "
-    "can be neither packed nor merged; leave it out, or train it alone with peft"
-)
-_WHOLE_MODULES = (
-    "modules that are trained whole are parts of the base, which variants share, and no low-rank deltas to merge; leave it "
-    "out, or train it alone with peft"
-)
 _OTHER_KIND = "the adapters of a pack are rows of LoRA factors; other kinds of peft are trained alone with peft"
 
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
     "trust_remote_code": "code from a model repository is never run",
-    "use_dora": _DORA,
-    "peft_use_dora": _DORA,
-    "modules_to_save": _WHOLE_MODULES,
-    "lora_modules_to_save": _WHOLE_MODULES,
     "use_vera": _OTHER_KIND,
     "use_oft": _OTHER_KIND,
     "peft_type": _OTHER_KIND,

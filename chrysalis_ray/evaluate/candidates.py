@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from chrysalis_ray.config.merges import JUDGED, EnsembleMerge, Merge, RegmeanMerge, SeveralMerge
+from chrysalis_ray.config.merges import JUDGED, EnsembleMerge, Merge, RegmeanMerge, SeveralMerge, WinnerMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
@@ -20,7 +20,9 @@ from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
 from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
-from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, write_adapter
+from chrysalis_ray.merge.winner import winner_weights
+from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, read_config, write_adapter
+from chrysalis_ray.seed.solo import is_plain, release_adapter
 
 OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
 AHEAD = 2  # decisions of a greedy soup whose trials share a pass: three of them fill two cores where one leaves one idle
@@ -196,6 +198,8 @@ def write_merge(
     layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float], by_module: ModuleWeights | None = None
 ) -> dict[str, Any]:
     """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
+    if isinstance(spec, WinnerMerge) and not all(is_plain(layout.adapter(name)) for name in members):
+        return _winner_as_it_is(layout, spec, members, losses)
     found = isinstance(spec, SeveralMerge) and spec.weights in JUDGED
     alike = spec.model_copy(update={"weights": "uniform"}) if found else spec
     adapters = [read_adapter(layout.adapter(name)) for name in members]
@@ -228,6 +232,25 @@ def write_merge(
         "spec": spec.model_dump(mode="json"),
         "weights": dict(zip(members, merged.weights, strict=True)),
         "sha256": write_adapter(layout.merge(spec.name), result),
+    }
+
+
+def _winner_as_it_is(
+    layout: RunLayout, spec: WinnerMerge, members: Sequence[str], losses: Mapping[str, float]
+) -> dict[str, Any]:
+    """The record of a winner that is more than low-rank deltas: its folder is copied."""
+    weights = dict(zip(members, winner_weights([losses[name] for name in members]), strict=True))
+    folder = layout.adapter(max(members, key=lambda name: weights[name]))
+    return {
+        "rank": read_config(folder)["r"],
+        "residual": 0.0,
+        "captured_energy": 1.0,
+        "per_module": {},
+        "notes": {"method": spec.method, "members": 1},
+        "method": spec.method,
+        "spec": spec.model_dump(mode="json"),
+        "weights": weights,
+        "sha256": release_adapter(folder, layout.merge(spec.name)),
     }
 
 

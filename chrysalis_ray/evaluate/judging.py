@@ -4,7 +4,7 @@
     blend       weighted sums of adapters, which share the members' projections (`training/blend.py`)
     mixture     nothing of its own: the losses of its members, token by token, give those of their mean probability
 
-Collective: every worker of a body calls it alike.
+A solo body wears one candidate after the other. Collective: every worker of a body calls it alike.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from chrysalis_ray.evaluate.inputs import keep_inputs
 from chrysalis_ray.evaluate.scores import DocumentScore
 from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.solo import SoloPack
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import TokenStore
@@ -77,6 +78,11 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
     from chrysalis_ray.seed.adapter import read_adapter
     from chrysalis_ray.seed.streamed import open_adapter
 
+    if isinstance(pack, SoloPack):
+        for each in candidates:
+            _wear(pack, each, find)
+            yield [each], partial(pack.judge, [0]), BATCH_ROWS
+        return
     slots, fitting, blended = pack.bank.slots, list[Candidate](), list[Candidate]()
     for each in candidates:
         high = each.folder is not None and open_adapter(find(each.folder)).rank > pack.bank.rank
@@ -100,6 +106,27 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
 
 def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[Sequence[Candidate]]:
     return (candidates[start : start + size] for start in range(0, len(candidates), size))
+
+
+def _wear(pack: SoloPack, candidate: Candidate, find: Find) -> None:
+    """Put a candidate on the base of a solo body; a sum of plain adapters is one of all their ranks."""
+    from chrysalis_ray.seed.adapter import read_adapter
+    from chrysalis_ray.seed.solo import is_plain, read_solo
+
+    if candidate.made == "blend":
+        members = [(read_adapter(find(folder)), weight) for folder, weight in candidate.members]
+        factors = {
+            name: (
+                torch.cat([member.factors[name][0] for member, _ in members]),
+                torch.cat([member.factors[name][1] * (weight * member.scale) for member, weight in members], 1),
+            )
+            for name in members[0][0].factors
+        }
+        pack.load_adapter(0, factors, 1.0)
+    elif candidate.folder is None or is_plain(find(candidate.folder)):
+        _place(pack, 0, None if candidate.folder is None else read_adapter(find(candidate.folder)))
+    else:
+        pack.load_solo(0, *read_solo(find(candidate.folder), pack.lora))
 
 
 def _place(pack: Pack, slot: int, adapter: AdapterWeights | None) -> None:

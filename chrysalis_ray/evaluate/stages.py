@@ -22,6 +22,7 @@ from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
 from chrysalis_ray.evaluate.verdict import make_verdict
 from chrysalis_ray.seed.adapter import adapter_sha256
+from chrysalis_ray.seed.solo import is_plain
 from chrysalis_ray.seed.streamed import open_adapter
 
 
@@ -75,6 +76,8 @@ def audit_population(judging: Judging) -> None:
     if layout.audit.exists():
         return
     folders = {"seed": layout.seed, **{name: layout.adapter(name) for name in judged(layout, judging.variants)}}
+    if not all(is_plain(folder) for folder in folders.values()):
+        return  # more than low-rank deltas: only the winner can come of them
     seed, *variants = [Source(name, path, open_adapter(path), adapter_sha256(path)) for name, path in folders.items()]
     found = audit_sources(variants, seed)
     write_json(layout.audit, found)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.core.errors import VariantLost
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.records import Variant, read_json, write_json
+from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from chrysalis_ray.seed.adapter import AdapterWeights
 
 
@@ -19,25 +21,34 @@ def harvest_population(layout: RunLayout, standing: Mapping[str, dict[str, Any]]
 
     A variant that failed or was evicted also rests in `failed/` with its reason.
     """
-    from chrysalis_ray.seed.adapter import read_adapter, write_adapter
+    from chrysalis_ray.seed.adapter import read_adapter
 
     zero = read_adapter(layout.seed)
     for variant_id, row in standing.items():
         if row["state"] in ("failed", "evicted"):
             write_json(layout.failed / f"{variant_id}.json", {"variant_id": variant_id, **row})
         if "seed" in row:
-            adapter = adapter_of(layout, row, zero)
-            row["adapter_sha256"] = write_adapter(layout.adapter(variant_id), adapter, like=layout.seed)
+            row["adapter_sha256"] = _write_folder(layout, variant_id, row, zero)
     write_json(layout.population_manifest, {"variants": standing, **facts})
 
 
-def adapter_of(layout: RunLayout, row: Mapping[str, Any], zero: AdapterWeights) -> AdapterWeights:
-    """The adapter in a variant's newest seed. Raises StoreCorrupt when its bytes do not match their hash."""
-    from chrysalis_ray.seed.adapter import AdapterWeights
+def _write_folder(layout: RunLayout, variant_id: str, row: Mapping[str, Any], zero: AdapterWeights) -> str:
+    """The adapter in a variant's newest seed as a folder. Raises StoreCorrupt when its bytes do not match their hash."""
+    from chrysalis_ray.seed.adapter import write_adapter
+    from chrysalis_ray.seed.solo import write_solo
     from chrysalis_ray.seed.soul import unpack_seed
 
-    tensors, _ = unpack_seed(Store(layout.store).get(row["seed"]))
+    tensors, meta = unpack_seed(Store(layout.store).get(row["seed"]))
     settings = Variant.from_json(row["variant"]).hyperparameters
+    if "solo" in meta:
+        return write_solo(layout.adapter(variant_id), tensors, meta, settings, layout.seed)
+    return write_adapter(layout.adapter(variant_id), adapter_of(tensors, settings, zero), like=layout.seed)
+
+
+def adapter_of(tensors: Mapping[str, Tensor], settings: Hyperparameters, zero: AdapterWeights) -> AdapterWeights:
+    """The adapter in the tensors of a packed variant's seed."""
+    from chrysalis_ray.seed.adapter import AdapterWeights
+
     factors = {
         module: (tensors[f"weight/{module}.lora_A"].float(), tensors[f"weight/{module}.lora_B"].float())
         for module in zero.factors

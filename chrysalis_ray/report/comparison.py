@@ -16,6 +16,7 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import MIXTURE, Epigenome, Variant
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.mixes import ResolvedMix, asked_shares, resolved_mix
+from chrysalis_ray.report.planned import plan_and_run
 from chrysalis_ray.report.reading import GenomeSummary, genome_summary, mapping, number, numbers, public_manifest
 from chrysalis_ray.report.scores import Interval, Scores
 
@@ -183,6 +184,7 @@ def read_run(root: Path) -> Comparison:
     genome = genome_summary(layout.genome)
     population = public_manifest(layout.population_manifest) or {}
     variants = _variants(layout, population, scores, tokens_by_domain(layout))
+    planned, measured = plan_and_run(layout, population)
     return Comparison(
         root=str(layout.root),
         name=str(run.get("name", layout.root.name)),
@@ -202,8 +204,8 @@ def read_run(root: Path) -> Comparison:
         verdict=_verdict(scores.verdict),
         wall_seconds=number(population.get("wall_seconds")),
         turns=population.get("turns"),
-        planned=numbers(run.get("plan")),
-        measured=numbers(population.get("measured")),
+        planned=planned,
+        measured=measured,
         has_imago=layout.imago.is_dir() and layout.lineage.is_file(),
         seed_metrics=scores.metrics.get(SEED, {}),
         bound=scores.intervals.get(MIXTURE),

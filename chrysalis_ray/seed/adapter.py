@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder, write_bytes
+from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, write_bytes
+from chrysalis_ray.seed.placing import put_in_place
 from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, unique_keys, write_floats
 
 CONFIG = "adapter_config.json"
@@ -103,39 +104,29 @@ def write_adapter(
         files[name] = content
     if card is not None:
         files[CARD] = card.encode()
+    return write_folder(folder, files, lambda path: _write_weights(path, weights, shapes))
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], stream_weights: Callable[[Path], str] | None = None) -> str:
+    """The files of an adapter, all at once; returns its name. `stream_weights` writes the weights that are not among `files`,
+    and returns their sha256."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         building.chmod(0o755)
-        weights_sha256 = _write_weights(building / WEIGHTS, weights, shapes)
+        hashes = {WEIGHTS: stream_weights(building / WEIGHTS)} if stream_weights else {}
         for name, content in files.items():
             write_bytes(building / name, content)
-        _put_in_place(building, folder)
+            hashes[name] = sha256(content).hexdigest()
+        put_in_place(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return sha256_of({CONFIG: sha256(files[CONFIG]).hexdigest(), WEIGHTS: weights_sha256})
+    return sha256_of({name: hashes[name] for name in (CONFIG, WEIGHTS)})
 
 
 def adapter_sha256(folder: Path) -> str:
     """The name of an adapter: sha256 over the hashes of its config and its weights."""
     return sha256_of({name: sha256_of_file(folder / name) for name in (CONFIG, WEIGHTS)})
-
-
-def _put_in_place(building: Path, folder: Path) -> None:
-    """Rename `building` to `folder`. A folder cannot be replaced by rename, so that an older one first steps aside."""
-    if folder.exists() or folder.is_symlink():
-        if folder.is_symlink() or not folder.is_dir():
-            raise MergeError(f"{folder} exists and is not a folder", "move it away")
-        for old in folder.iterdir():
-            if not (building / old.name).exists():
-                (shutil.copytree if old.is_dir() else shutil.copy2)(old, building / old.name)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-        folder.rename(aside / "folder")
-        building.rename(folder)
-        shutil.rmtree(aside)
-    else:
-        building.rename(folder)
-    sync_folder(folder.parent)
 
 
 def _checked_shapes(weights: AdapterWeights) -> dict[str, tuple[int, ...]]:
@@ -171,7 +162,7 @@ def _config_bytes(weights: AdapterWeights, like: Path | Mapping[str, Any] | None
         "lora_dropout": weights.dropout,
         "fan_in_fan_out": weights.fan_in_fan_out,
     }
-    known = _peft_config() if like is None else _read_config(like) if isinstance(like, Path) else like
+    known = _peft_config() if like is None else read_config(like) if isinstance(like, Path) else like
     plain = {**known, **own}
     return (json.dumps(json.loads(canonical_json(plain)), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -211,7 +202,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
 
     Raises MergeError for what is not a plain LoRA, or not whole.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     rank, alpha, use_rslora = _geometry(folder, config)
     factors = _pair_factors(folder, _read_weights(folder))
     alphas = {module: _by_pattern(folder, config, "alpha_pattern", module, alpha) for module in factors}
@@ -241,7 +232,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise MergeError(f"{folder} holds no {CONFIG}", "give the folder that peft's save_pretrained wrote")

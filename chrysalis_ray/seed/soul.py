@@ -4,6 +4,9 @@ Tensors are logical and unpadded: ``weight/<module>.lora_A`` [rank, in], ``weigh
 moments of the optimizer that `meta` names (``exp_avg/...`` and ``exp_avg_sq/...`` of adamw), of the same shapes. The rest
 (position, step, hyperparameters, epigenome ...) is one canonical JSON string in the metadata, so that equal seeds have equal
 bytes. Format 1, written when every optimizer was adamw, is read as well.
+
+A variant whose adapter no pack can hold (`solo.py`) has ``weight/<name>`` and moments under the names of peft's own files, of
+any shape, and ``initial/<name>`` for what was moved out of the base; its `meta` says of which kind it is under ``solo``.
 """
 
 from __future__ import annotations
@@ -23,12 +26,13 @@ from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
 FORMAT = "chrysalis.seed/2"
 ADAMW_ONLY = "chrysalis.seed/1"
 KINDS = ("weight", *sorted({name for names in MOMENTS.values() for name in names}))
+SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial)/(?P<name>{MODULE.pattern})")
 KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
 
 
 def pack_seed(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> bytes:
     """Bytes of a seed. Raises VariantLost where a tensor or a number of `meta` is not finite, ValueError for wrong keys."""
-    problem = _problem(tensors, meta.get("optimizer", "adamw"))
+    problem = _problem_of(tensors, meta, meta.get("optimizer", "adamw"))
     if problem:
         raise ValueError(problem)
     who = meta.get("variant_id", "the variant")
@@ -50,10 +54,40 @@ def unpack_seed(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     if not known or not isinstance(envelope.get("meta"), dict):
         raise StoreCorrupt(f"these bytes are not a {FORMAT}", "go back to the cut before")
     meta = envelope["meta"]
-    problem = _problem(tensors, meta.get("optimizer", "adamw") if envelope["format"] == FORMAT else "adamw")
+    problem = _problem_of(tensors, meta, meta.get("optimizer", "adamw") if envelope["format"] == FORMAT else "adamw")
     if problem:
         raise StoreCorrupt(f"a seed cannot be read: {problem}", "go back to the cut before")
     return tensors, meta
+
+
+def _problem_of(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], optimizer: Any) -> str | None:
+    """What is wrong with a seed, or None."""
+    return _solo_problem(tensors, optimizer) if "solo" in meta else _problem(tensors, optimizer)
+
+
+def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:
+    moments = MOMENTS.get(optimizer) if isinstance(optimizer, str) else None
+    if moments is None:
+        return f"its optimizer {optimizer!r} is none of {', '.join(MOMENTS)}"
+    kinds: dict[str, dict[str, torch.Size]] = {}
+    for name, tensor in tensors.items():
+        match = SOLO_KEY.fullmatch(name)
+        if match is None:
+            return f"tensor {name!r} is not part of a seed"
+        if tensor.dtype not in (torch.float32, torch.float64):
+            return f"tensor {name!r} is {tensor.dtype}, not a float"
+        kinds.setdefault(match["kind"], {})[match["name"]] = tensor.shape
+    weights, initial = kinds.pop("weight", {}), kinds.pop("initial", {})
+    if not weights:
+        return "it holds no weights"
+    if kinds and sorted(kinds) != sorted(moments):
+        return f"it has the moments {', '.join(sorted(kinds))}, {optimizer} has {', '.join(moments)}"
+    for kind, shapes in kinds.items():
+        if shapes != weights:
+            return f"its {kind} are not those of its weights"
+    if initial and initial != {name: shape for name, shape in weights.items() if ".lora_" in name}:
+        return "what was moved out of the base does not have the shapes of A and B"
+    return None
 
 
 def _problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:

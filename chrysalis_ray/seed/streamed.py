@@ -23,8 +23,8 @@ from chrysalis_ray.seed.adapter import (
     _geometry,
     _is_target,
     _named_targets,
-    _read_config,
     _text,
+    read_config,
     weights_file,
 )
 from chrysalis_ray.seed.tensors import FLOATS, is_finite, safetensors_header
@@ -76,7 +76,7 @@ def open_adapter(folder: Path) -> AdapterWeights:
     `rank` is the largest of any module, `scale` that of the config; per-module ranks and alphas are folded into the factors.
     Raises MergeError for what is not a plain LoRA, or not whole.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     rank, alpha, use_rslora = _geometry(folder, config)
     path = weights_file(folder)
     places = _pair_places(folder, _places(path))

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import CompressedLinear
 
+NVME_BUFFERS = 5  # shards of a parameter in main memory at once, DeepSpeed's own default
+
 
 class Engine(Protocol):
     rank: int
@@ -47,11 +49,17 @@ class Engine(Protocol):
 
 
 def make_engine(
-    zero_stage: int, offload: str, precision: str, device: torch.device | str, virtual_workers: int | None = None
+    zero_stage: int,
+    offload: str,
+    precision: str,
+    device: torch.device | str,
+    virtual_workers: int | None = None,
+    nvme_path: str | None = None,
 ) -> Engine:
     """The engine of this worker. World and rank come from torch.distributed where it is initialised, else it is alone.
 
-    `zero_stage` 0 replicates the base, 3 shards it; `offload` "cpu" keeps the shards in host memory. With `virtual_workers`
+    `zero_stage` 0 replicates the base, 3 shards it; `offload` "cpu" keeps the shards in host memory, "nvme" in files
+    below `nvme_path`. With `virtual_workers`
     the arithmetic is that of so many workers, to the bit, however many there are. Raises ModelError for what DeepSpeed cannot
     do: other stages (the base has no gradients and no optimizer to shard) and fp64.
     """
@@ -61,7 +69,7 @@ def make_engine(
         raise ModelError(f"zero_stage {zero_stage} shards nothing of a frozen base", "use 0 (replicate) or 3 (shard)")
     if precision not in ("fp32", "bf16"):
         raise ModelError(f"ZeRO-3 does not run in {precision}", "use precision fp32 or bf16, or zero_stage 0")
-    return ShardedEngine(torch.device(device), offload, precision, virtual_workers=virtual_workers)
+    return ShardedEngine(torch.device(device), offload, precision, virtual_workers=virtual_workers, nvme_path=nvme_path)
 
 
 class ReplicatedEngine:
@@ -121,6 +129,7 @@ class ShardedEngine(ReplicatedEngine):
         precision: str,
         persist: int = 100_000,
         virtual_workers: int | None = None,
+        nvme_path: str | None = None,
     ) -> None:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -128,14 +137,17 @@ class ShardedEngine(ReplicatedEngine):
         self.offload = offload
         self.precision = precision
         self.persist = persist
+        self.nvme_path = nvme_path
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         if any(isinstance(module, CompressedLinear) for module in trunk.modules()):
             raise ModelError("ZeRO-3 does not shard a quantised base", "set zero_stage: 0, or quantization: none")
         deepspeed = _deepspeed(self.device)
+        if self.offload == "nvme":
+            check_nvme(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        engine, *_ = deepspeed.initialize(model=trunk, config=self._settings(), dist_init_required=False)
+        engine, *_ = deepspeed.initialize(model=trunk, config=self._settings(trunk), dist_init_required=False)
         self._engine = engine  # it owns the hooks
         # not the engine itself: its output hook forbids loss.backward(), and it would expect an optimizer
         return engine.module
@@ -143,15 +155,37 @@ class ShardedEngine(ReplicatedEngine):
     def gather(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
         return _deepspeed(self.device).zero.GatheredParameters(list(parameters))
 
-    def _settings(self) -> dict[str, object]:
+    def _settings(self, trunk: nn.Module) -> dict[str, object]:
         zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": self.persist}
         if self.offload == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        if self.offload == "nvme":
+            zero["offload_param"] = {
+                "device": "nvme",
+                "nvme_path": self.nvme_path,
+                "pin_memory": self.device.type == "cuda",
+                "buffer_count": NVME_BUFFERS,
+                "buffer_size": max(-(-parameter.numel() // self.world) for parameter in trunk.parameters()),
+            }
         return {
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": self.precision == "bf16"},
             "zero_optimization": zero,
         }
+
+
+def check_nvme(device: torch.device | None = None) -> None:
+    """Raise ModelError, in DeepSpeed's own words, where it cannot read and write parameters on a disk. Nothing is built."""
+    _deepspeed(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    builder, said = AsyncIOBuilder(), list[str]()
+    builder.warning = said.append
+    if not builder.is_compatible(verbose=True):
+        raise ModelError(
+            f"DeepSpeed cannot offload to a disk here: {' '.join(said) or 'its async_io is not compatible with this machine'}",
+            "install libaio with its headers (libaio-dev) on every node, or set offload: cpu",
+        )
 
 
 def _deepspeed(device: torch.device) -> Any:

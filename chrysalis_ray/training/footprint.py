@@ -11,6 +11,7 @@ from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
+from chrysalis_ray.training.alone import kept_activations, solo_parameters, twice_held
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
 from chrysalis_ray.training.plan import Memory, gib
@@ -24,6 +25,8 @@ LOGITS_CHUNK = 1024
 GPU_CONTEXT, CPU_PROCESS = int(0.6 * GIB), int(0.7 * GIB)
 # What Ray adds to a process that has imported all else a worker imports, which is where a measurement begins.
 RAY_IN_A_WORKER = 160 << 20
+# Shards of a parameter that DeepSpeed holds at once of a base that lies on a disk.
+NVME_BUFFERS = 5
 # A safety margin on what may be used.
 USABLE = 0.92
 # Held-out rows of each slot in one pass of scoring (`evaluate/heldout.py`).
@@ -41,18 +44,21 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     if body.zero_stage == 3:  # a shard, and two layers (or the embedding) gathered: the one at work and the one fetched ahead
         shard = math.ceil(whole / workers)
         gathered = max(2 * shape.layer_parameters, shape.embedding_parameters) * width
-    offloaded = shard if body.offload == "cpu" else 0
+    offloaded = shard if body.offload in ("cpu", "nvme") else 0
+    buffers = NVME_BUFFERS * max(shape.embedding_parameters, shape.layer_parameters) * width // workers
+    in_memory = offloaded if body.offload == "cpu" else buffers if body.offload == "nvme" else 0
     tokens = math.ceil(slots * lane_tokens(loaded))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
+    lora = loaded.blueprint.lora
     on_gpu = (body.gpus_per_worker or 0) > 0
     return Memory(
-        base=shard - offloaded + gathered,
-        bank=slots * slot_bytes(shape, loaded),
-        activations=tokens * kept,
+        base=shard - offloaded + gathered + twice_held(shape, lora) * width,
+        bank=bank_memory(shape, loaded, slots),
+        activations=round(tokens * kept * kept_activations(lora, body.precision)),
         logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
-        host=CPU_PROCESS + offloaded if on_gpu else 0,
+        host=CPU_PROCESS + in_memory if on_gpu else 0,
     )
 
 
@@ -64,7 +70,7 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
     on_gpu, held = (loaded.body.gpus_per_worker or 0) > 0, measured.holding
     return Memory(
         base=held.base,
-        bank=slots * max(held.per_slot, slot_bytes(shape, loaded)),
+        bank=max(slots * held.per_slot, bank_memory(shape, loaded, slots)),
         activations=round(slots * lane_tokens(loaded) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
@@ -78,9 +84,22 @@ def lane_tokens(loaded: LoadedExperiment) -> float:
     return (lanes.rows_per_microstep or lanes.rows_per_step) / (loaded.body.workers or 1) * lanes.sequence_length
 
 
+def bank_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int) -> int:
+    """Bytes of so many slots on one worker: weights and gradients of all, moments of its own."""
+    each, workers = slot_bytes(shape, loaded), loaded.body.workers or 1
+    plain = each * BANK_BYTES // bank_bytes(loaded)
+    return slots * plain + shared_out(slots, workers) * (each - plain)
+
+
+def shared_out(slots: int, workers: int) -> int:
+    """The most slots whose optimizer one of several workers keeps."""
+    return math.ceil(slots / workers)
+
+
 def slot_bytes(shape: ModelShape, loaded: LoadedExperiment) -> int:
     """Bytes of one slot: weights, gradients, moments."""
-    return shape.lora_parameters(largest_rank(loaded), loaded.blueprint.lora.targets) * bank_bytes(loaded)
+    lora = loaded.blueprint.lora
+    return (shape.lora_parameters(largest_rank(loaded), lora.targets) + solo_parameters(shape, lora)) * bank_bytes(loaded)
 
 
 def bank_bytes(loaded: LoadedExperiment) -> int:

@@ -1,4 +1,4 @@
-"""What this machine has, asked without torch: processors, memory, GPUs, and the package that a quantised base needs."""
+"""What this machine has, asked without torch: processors, memory, GPUs, and the packages that a body needs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.core.errors import ModelError
 
 GIB = 1 << 30
@@ -40,6 +41,33 @@ class Hardware:
         gpus = f", {self.gpus} x {self.gpu_name or 'GPU'} of {self.gpu_memory / GIB:.0f} GiB" if self.gpus else ", no GPU"
         nodes = f"{self.nodes} nodes: " if self.nodes > 1 else ""
         return f"{nodes}{self.cpus} CPU cores, {self.memory / GIB:.1f} GiB{gpus}"
+
+
+def check_machine(body: BodyPatch) -> None:
+    """Raise ModelError where this machine lacks what a body needs and what would show only after the work."""
+    check_quantisation(body.quantization)
+    if body.compile:
+        check_compiler(on_gpu=(body.gpus_per_worker or 0) > 0)
+    if body.offload == "nvme":
+        from chrysalis_ray.training.engine import check_nvme
+
+        check_nvme()
+
+
+def check_compiler(*, on_gpu: bool) -> None:
+    """Raise ModelError where torch.compile has nothing to compile with: a C++ compiler, on a GPU triton and a C compiler."""
+    wanted = ("gcc", "cc", "clang") if on_gpu else ("g++", "c++", "clang++")
+    own = os.environ.get("CC" if on_gpu else "CXX")
+    if not any(shutil.which(name) for name in (own, *wanted) if name):
+        raise ModelError(
+            f"body.compile needs a {'C' if on_gpu else 'C++'} compiler, and none of {', '.join(wanted)} is on the PATH",
+            "install one (apt install g++) on every node, or leave compile out",
+        )
+    if on_gpu and find_spec("triton") is None:
+        raise ModelError(
+            "body.compile needs the package triton on a GPU, and it is not installed",
+            "pip install triton, or leave compile out",
+        )
 
 
 def check_quantisation(kind: str | None) -> None:

@@ -146,6 +146,15 @@ def keep_measurement(cache: CacheLayout, measurement: Measurement) -> Path:
     return path
 
 
+def unmeasured(loaded: LoadedExperiment) -> str | None:
+    """Why a body like this is not measured, None where it is."""
+    if reason := loaded.blueprint.lora.solo:
+        return f"what is measured is a pack, and these variants train alone: {reason}"
+    if loaded.body.offload == "nvme":
+        return "a base on a disk is not measured"
+    return "compiled layers are not measured" if loaded.body.compile else None
+
+
 def find_measurement(
     loaded: LoadedExperiment, shape: ModelShape | None, hardware: Hardware, cache: CacheLayout | None
 ) -> Measurement | None:
@@ -153,7 +162,7 @@ def find_measurement(
 
     A file that cannot be read counts as none: to measure again replaces it.
     """
-    if shape is None or cache is None:
+    if shape is None or cache is None or unmeasured(loaded):
         return None
     wanted, question = lane_of(loaded), question_of(loaded, shape, hardware)
     found = [told for path in cache.measurements(sha256_of(question)) if (told := _read(path)) is not None]

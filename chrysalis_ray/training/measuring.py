@@ -37,7 +37,7 @@ from chrysalis_ray.training.base import DTYPES, load_base
 from chrysalis_ray.training.embedded import LENGTH, ROWS, build, pretrain
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.fitting import Scored, fit
-from chrysalis_ray.training.footprint import SCORED_ROWS
+from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
 from chrysalis_ray.training.measured import Lane, Point
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
@@ -257,7 +257,8 @@ class Bench:
         each = max(last.peak - first.peak, 0) / more if more else max(first.peak - self.loaded, 0)
         bank = self.pack.bank
         moments = len(self.pack.occupant(0).optimizer.moments())
-        per_slot = bank.row_size * bank.flat_SP.element_size() * (2 + moments)
+        own = shared_out(self.order.slots, self.order.workers) / self.order.slots
+        per_slot = round(bank.row_size * bank.flat_SP.element_size() * (2 + moments * own))
         seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
         base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
         return {
@@ -278,7 +279,9 @@ class Bench:
 
     def keep_seconds(self, rank: int) -> float:
         """A seed taken out of its slot, packed and put into a store."""
-        if rank:
+        if rank:  # the others hand over what they keep of it
+            for _ in range(REPEATS):
+                self.pack.harvest(0)
             return 0.0
         with tempfile.TemporaryDirectory(dir=self.order.folder) as folder:
             store, seconds = Store(Path(folder)), []

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-STATUS = Path("/proc/self/status")
+PROC = Path("/proc")
+STATUS = PROC / "self/status"
+PRIVATE = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
 
 
 def peak_memory(device: torch.device) -> int:
     """The most that was held so far: allocated by torch on a GPU; else resident in main memory, shared libraries with it.
 
-    0 where the system does not tell.
+    On a CPU forks of this process are counted with it, by what they share with nobody. 0 where the system does not tell.
     """
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return _told("VmHWM") or _most_resident()
+    return (_told("VmHWM") or _most_resident()) + sum(own_peak(process) for process in descendants())
+
+
+def own_peak(process: int) -> int:
+    """The most that another process held alone: its peak less the pages it shares now. 0 for one that is gone."""
+    folder = PROC / str(process)
+    shares = _told("Rss", folder / "smaps_rollup") - sum(_told(key, folder / "smaps_rollup") for key in PRIVATE)
+    return max(_told("VmHWM", folder / "status") - shares, 0)
+
+
+def descendants() -> list[int]:
+    """The processes that this one has started and those that they have, as long as they live."""
+    children: dict[int, list[int]] = {}
+    for path in PROC.glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found = children.get(os.getpid(), [])
+    for process in found:  # which grows
+        found += children.get(process, [])
+    return found
 
 
 def resident_memory(device: torch.device) -> int:
@@ -60,10 +85,10 @@ def limit_memory(room: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _told(key: str) -> int:
-    """A field of /proc/self/status in bytes, 0 where there is none."""
+def _told(key: str, file: Path = STATUS) -> int:
+    """A field of /proc/self/status, or a file like it, in bytes; 0 where there is none."""
     try:
-        lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)

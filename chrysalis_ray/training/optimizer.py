@@ -101,6 +101,10 @@ class SlotOptimizer:
         self._torch.step()
         self.updates += 1
 
+    def follow(self) -> None:
+        """A step that another worker makes: it sends the moved row, and keeps the moments."""
+        self.updates += 1
+
     def moments(self) -> dict[str, Tensor]:
         """What the class remembers of every number (`MOMENTS`), row-shaped; empty before the first update.
 

@@ -25,6 +25,7 @@ from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
+from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
@@ -41,6 +42,7 @@ class Occupant:
 
     variant: Variant
     optimizer: SlotOptimizer
+    owner: int | None = None  # the one of several workers that keeps its moments and makes its steps
     optimizer_step: int = 0  # also the position in its data
     skipped: int = 0
     skipped_in_a_row: int = 0
@@ -114,27 +116,34 @@ class Pack:
         row, rank = self._row_of[slot], variant.hyperparameters.rank
         self.bank.pack(_part(tensors, "weight"), rank, self.bank.flat_SP[row])
         optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self.bank.gflat_SP[row], self.bank.first_b)
+        owner = owner_of(slot, self.engine.world)
         if meta.get("optimizer", "adamw") == optimizer.kind:
-            self._remember(optimizer, tensors, meta, rank)
+            self._remember(optimizer, tensors, meta, rank, owner)
         self._occupy(slot, variant)
         self._occupants[slot] = Occupant(
             variant=variant,
             optimizer=optimizer,
+            owner=owner,
             optimizer_step=steps_of(variant, meta),
             skipped=int(meta.get("skipped", 0)),
             skipped_in_a_row=int(meta.get("skipped_in_a_row", 0)),
             domain_tokens=dict(meta.get("domain_tokens", {})),
         )
 
-    def _remember(self, optimizer: SlotOptimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rank: int) -> None:
+    def _remember(
+        self, optimizer: SlotOptimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rank: int, owner: int | None
+    ) -> None:
         """Give an optimizer the moments of a seed. One that has updates but no moments is that of sgd without momentum."""
-        moments = {}
+        moments, updates = {}, int(meta.get("updates", meta["optimizer_step"]))
+        if owner not in (None, self.engine.rank):
+            optimizer.updates = updates
+            return
         for name in MOMENTS[optimizer.kind]:
             if part := _part(tensors, name):
                 moments[name] = torch.empty(self.bank.row_size, dtype=self.bank.flat_SP.dtype, device=self.bank.flat_SP.device)
                 self.bank.pack(part, rank, moments[name])
         if moments or optimizer.kind == "sgd":
-            optimizer.restore(moments, meta.get("scalars", {}), int(meta.get("updates", meta["optimizer_step"])))
+            optimizer.restore(moments, meta.get("scalars", {}), updates)
 
     def clone(self, source: int, target: int, variant: Variant) -> None:
         """Make `variant` in slot `target` a full copy of what slot `source` holds: weights, moments, position."""
@@ -245,13 +254,14 @@ class Pack:
         """Logical views of a slot's weights and moments, and its meta."""
         occupant = self.occupant(slot)
         row = self._row_of[slot]
-        parts = {"weight": self.bank.flat_SP[row], **occupant.optimizer.moments()}
+        moments, scalars = optimizer_state(occupant.optimizer, self.bank.flat_SP[row], occupant.owner)
+        parts = {"weight": self.bank.flat_SP[row], **moments}
         tensors = {
             f"{part}/{name}": tensor
             for part, row_P in parts.items()
             for name, tensor in self.bank.unpack(row_P, self.bank.ranks[row]).items()
         }
-        return tensors, occupant.to_json()
+        return tensors, {**occupant.to_json(), **({"scalars": scalars} if scalars else {})}
 
     def _move(self, slot: int, row: int) -> None:
         """Bring a slot into a row; what stood there takes the row it leaves."""

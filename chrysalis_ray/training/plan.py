@@ -147,7 +147,7 @@ def _memory_lines(memory: Memory, body: BodyPatch, measured: str | None) -> list
     parts = (("base", memory.base), ("adapters, gradients, moments", memory.bank), ("activations", memory.activations),
              ("logits chunk", memory.logits), ("process", memory.process))  # fmt: skip
     shown = ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
-    beside = f"; and {gib(memory.host)} of main memory" if body.offload == "cpu" and memory.host else ""
+    beside = f"; and {gib(memory.host)} of main memory" if body.offload != "none" and memory.host else ""
     how = f"; measured on this machine, {measured}" if measured else ""
     return [f"memory per worker: {gib(memory.total)} ({shown}){beside}{how}"]
 

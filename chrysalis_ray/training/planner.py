@@ -117,10 +117,12 @@ def _notes(
         notes.append(
             f"memory and time follow once the config.json of {model} is on this machine (a folder, or the hub's cache)"
         )
+    if reason := loaded.blueprint.lora.solo:
+        notes.append(_solo_note(reason, variants, body.count or 1))
     notes.append(_search_note(loaded.experiment.population))
     if choice.why:
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
-    if time is not None:
+    if time is not None and not loaded.blueprint.lora.solo:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0, slots))
     if measured is not None:
         notes += _measured_notes(loaded, measured)
@@ -147,6 +149,12 @@ def _measured_notes(loaded: LoadedExperiment, measured: Measurement) -> list[str
     if measured.slots < measured.asked:
         notes.append(f"{measured.asked} slots ran out of memory when measured; {measured.slots} did not")
     return notes
+
+
+def _solo_note(reason: str, variants: int, bodies: int) -> str:
+    """That these variants share nothing at once."""
+    one = "one after another" if bodies == 1 else f"one after another in {bodies} bodies"
+    return f"a solo body: {reason}; {variants} variants train {one}, each by plain peft, and only start-up is shared"
 
 
 def _search_note(population: Population) -> str:

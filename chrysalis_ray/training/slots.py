@@ -47,6 +47,8 @@ def choose_slots(
     scheduler allow are compared by seconds per variant. One is the answer where packing would not save a tenth of them.
     """
     written, population = loaded.body.slots, loaded.experiment.population
+    if loaded.blueprint.lora.solo:
+        return SlotChoice(1)
     if written != "auto":
         return SlotChoice(written or 1)
     allowed = allowed_slots(population, bodies_of(loaded))

@@ -23,6 +23,7 @@ from chrysalis_ray.training.apart import Apart
 from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, takes
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
+from chrysalis_ray.training.owners import share
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
@@ -170,8 +171,8 @@ def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microst
 def move(shard: Shard, sums: Sums, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str) -> Tensor:
     """Move the variants whose steps are `complete`: sum over workers, clip, step. Returns the gradient norms [N] of all rows.
 
-    Workers sum exactly the rows that move. In "fixed" lanes row by row: in which order three workers add up a number
-    depends on where in a message it stands, and must not on who else moves.
+    Workers sum exactly the rows that move, the owner of each steps and sends it to the others. In "fixed" lanes they sum row by
+    row: in which order three workers add up a number depends on where in a message it stands, and must not on who else moves.
     """
     gradients = sums.gradients_NP
     due = [row for row, step in enumerate(complete) if step is not None]
@@ -183,9 +184,14 @@ def move(shard: Shard, sums: Sums, seats: Sequence[Seat | None], complete: Seque
     drop_frozen(gradients, shard.window.bank.first_b, [own is not None and own.freeze_a for own in moving])
     norms = slot_norms(gradients)
     clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in moving])
-    for seat, step, finite in zip(seats, complete, torch.isfinite(norms).tolist(), strict=True):
-        if seat and step:
-            step_variant(seat.occupant, step, finite)
+    owned: dict[int, int] = {}  # rows that one of several workers moves, and which
+    for row, (seat, step, finite) in enumerate(zip(seats, complete, torch.isfinite(norms).tolist(), strict=True)):
+        moves = seat is not None and step is not None and step_variant(seat.occupant, step, finite, shard.engine.rank)
+        if seat is not None and moves and seat.occupant.owner is not None:
+            owned[row] = seat.occupant.owner
+    if owned:
+        bank, first = shard.window.bank, shard.window.rows.start
+        share([bank.flat_SP[first + row] for row in owned], list(owned.values()))
     return norms
 
 
@@ -212,10 +218,17 @@ def strided_gradients() -> Iterator[None]:
         yield
 
 
-def step_variant(occupant: Occupant, step: LaneStep, finite: bool) -> None:
-    """Move one variant by its own optimizer, or skip a step whose gradient is not finite; either way its data moves on."""
-    if finite and not occupant.evicted:
-        occupant.optimizer.step(current_learning_rate(occupant))
+def step_variant(occupant: Occupant, step: LaneStep, finite: bool, rank: int = 0) -> bool:
+    """Move one variant by its own optimizer, or skip a step whose gradient is not finite; either way its data moves on.
+
+    On a worker of another `rank` than the owner's the row stands still until it comes from there. Says whether it moves.
+    """
+    moves = finite and not occupant.evicted
+    if moves:
+        if occupant.owner in (None, rank):
+            occupant.optimizer.step(current_learning_rate(occupant))
+        else:
+            occupant.optimizer.follow()
         occupant.skipped_in_a_row = 0
     else:
         occupant.skipped += 1
@@ -223,6 +236,7 @@ def step_variant(occupant: Occupant, step: LaneStep, finite: bool) -> None:
     occupant.optimizer_step += 1
     for domain, labels in step.labels_by_domain().items():
         occupant.domain_tokens[domain] = occupant.domain_tokens.get(domain, 0) + labels
+    return moves
 
 
 def current_learning_rate(occupant: Occupant) -> float:

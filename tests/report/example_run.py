@@ -103,9 +103,11 @@ def write_branch(layout: RunLayout) -> list[Variant]:
             "experiment": experiment,
             "experiment_sha256": sha256_of(experiment),
             "run_id": "7f3ad001",
-            "plan": {"seconds": 140.0, "peak_gigabytes": 1.9},
         },
     )
+    said = {"body": {"gpus_per_worker": 0.0}, "memory": {"total": 700 << 20, "process": 500 << 20},
+            "time": {"train_expected": 120.0, "expected": 140.0}}  # fmt: skip
+    write_json(layout.plan, {"said": said, "came": {"peak_memory": 650 << 20, "wall_seconds": 150.0}})
     write_bytes(layout.experiment_yaml, b"# chrysalis run experiments/quickstart.yaml\nname: quickstart\nblueprint: tiny\n")
     shard = b"PAR1 text of the genome PAR1"
     write_bytes(layout.genome / "shards" / "code-train.parquet", shard)
@@ -176,11 +178,9 @@ def write_training(layout: RunLayout, variants: list[Variant]) -> None:
             "reason": {"stopped": "ASHA: not in the best half at report 4", "evicted": "loss is NaN"}.get(state),
             "chunks": reports[state],
             "adapter_sha256": adapter_sha256,
+            "metrics": {"peak_memory": (640 + reports[state]) << 20},
         }
-    write_json(
-        layout.population_manifest,
-        {"variants": ends, "wall_seconds": 131.5, "turns": 8, "measured": {"seconds": 131.5, "peak_gigabytes": 1.7}},
-    )
+    write_json(layout.population_manifest, {"variants": ends, "wall_seconds": 131.5, "train_seconds": 110.0, "turns": 8})
 
 
 def _metrics(losses: dict[str, float]) -> dict[str, dict[str, float | None]]:

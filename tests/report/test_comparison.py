@@ -10,6 +10,7 @@ from chrysalis_ray.core.records import Change, Epigenome, Variant, read_json, wr
 from chrysalis_ray.report.comparison import read_run
 from chrysalis_ray.report.metrics import append_metrics
 from chrysalis_ray.report.mixes import asked_shares, resolved_mix, shares_now
+from chrysalis_ray.report.planned import RUN, TRAINING, WORKER
 
 
 def test_a_whole_run(judged: RunLayout) -> None:
@@ -23,7 +24,8 @@ def test_a_whole_run(judged: RunLayout) -> None:
     assert comparison.verdict.chosen == "ensemble"
     assert comparison.wall_seconds == 131.5
     assert comparison.seed_loss > losses[-1]
-    assert comparison.planned == {"seconds": 140.0, "peak_gigabytes": 1.9}
+    assert comparison.planned == {TRAINING: 120.0, WORKER: 700.0, RUN: 140.0}
+    assert comparison.measured == {TRAINING: 110.0, WORKER: 648.0, RUN: 150.0}
     json.dumps(comparison.to_json(), allow_nan=False)
 
 

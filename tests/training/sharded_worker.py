@@ -2,40 +2,72 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded
+CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo | nvme
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from training_texts import new_pack, place_fresh, text_tokens, variant
+from training_texts import PROJECTIONS, new_pack, place_fresh, text_tokens, variant
 
+from chrysalis_ray.config.blueprint import Lora
+from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine, ShardedEngine
+from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import train_chunk
+
+
+def train_solo(base: Path) -> dict[str, torch.Tensor]:
+    """The seed of a DoRA variant after a few steps, resumed once in between."""
+    torch.set_num_threads(1)
+    model = load_base(base, "fp32")
+    lora = Lora(use_dora=True, modules_to_save=("norm",), targets=PROJECTIONS)
+    pack, own = SoloPack(model, lora, ReplicatedEngine(torch.device("cpu"))), variant(0, rank=4, epsilon=1e-4)
+    shapes = {target.name: target for target in find_targets(load_base(base, "fp32"), PROJECTIONS)}
+    zero = {f"weight/{name}.lora_A": torch.full((4, shape.in_features), 0.01) for name, shape in shapes.items()}
+    tokens = text_tokens(base)
+    pack.place(0, own, zero, {"optimizer_step": 0})
+    for _ in range(2):
+        train_chunk(pack, [0], tokens, 3)  # type: ignore[arg-type]
+        tensors, meta = pack.harvest(0)
+        pack.place(0, own, tensors, meta)
+    return {**tensors, "scores": pack.score([0], tokens.batch([("code", 0)], "select")), "moments": own_moments(pack)}
+
+
+def own_moments(pack: Pack) -> torch.Tensor:
+    """Numbers that this worker keeps in optimizers."""
+    counts = (tensor.numel() for seat in pack._occupants.values() for tensor in seat.optimizer.moments().values())
+    return torch.tensor(float(sum(counts)))
 
 
 def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
+    if case == "solo":
+        return train_solo(base)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    offload = "cpu" if case == "offloaded" else "none"
+    offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
     replicated = case in ("whole", "batches", "fixed", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
-        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual)
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=tempfile.gettempdir())
     pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" or virtual else "compacted")
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up
-        member = variant(index, rank=(8, 4, 2)[index], epsilon=1e-4)
+        kind = ("adamw", "nadam", "sgd")[index] if case == "batches" else "adamw"
+        member = variant(index, rank=(8, 4, 2)[index], epsilon=1e-4, optimizer=kind, momentum=0.0)
         place_fresh(pack, index, replace(member, rows_per_step=sizes[index]))
     tokens = text_tokens(base)
     result, losses = {}, []
@@ -43,11 +75,16 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
         metrics = train_chunk(pack, [0, 1, 2], tokens, steps, at_once)  # type: ignore[arg-type]
         losses.append([metric.train_loss for metric in metrics])
         result.setdefault("gradient", pack.bank.gflat_SP.clone())
+        for slot in range(3):  # what is kept apart is put together in a seed, and taken apart again
+            pack.place(slot, pack.occupant(slot).variant, *pack.harvest(slot))
     train_chunk(pack, [2, 0], tokens, 2, at_once)  # type: ignore[arg-type]
     result["scores"] = pack.score([0, 1, 2], tokens.batch([("code", 0), ("prose", 1)], "select"))  # type: ignore[arg-type]
     result["losses"] = torch.tensor(losses, dtype=torch.float64)
     for slot in range(3):
-        result |= {f"{slot}/{name}": tensor for name, tensor in pack.harvest(slot)[0].items()}
+        tensors, meta = pack.harvest(slot)
+        result |= {f"{slot}/{name}": tensor for name, tensor in tensors.items()}
+        result[f"{slot}/counted"] = torch.tensor([meta["updates"], *meta.get("scalars", {}).values()], dtype=torch.float64)
+    result["moments"] = own_moments(pack)
     if not replicated:
         parameters = list(pack.shards.all[0].trunk.parameters())
         result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.forecast import came, expected, said_and_came, settle_plan
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import keep_measurement
-from chrysalis_ray.training.memory import peak_memory, resident_memory
+from chrysalis_ray.training.memory import descendants, peak_memory, resident_memory
 from chrysalis_ray.training.pace import Pace
 from chrysalis_ray.training.planner import plan
 
@@ -85,6 +86,30 @@ def test_on_a_gpu_the_context_is_not_what_torch_counts() -> None:
         "memory of a worker: plan said 9.0 GiB, 8.0 GiB came (measured 2026-11-28)"
     )
     assert said_and_came({**said, "memory": None}, {"peak_memory": 8 << 30}) is None
+
+
+def test_forks_are_counted_by_what_they_hold_alone() -> None:
+    """A fork that fills memory of its own counts with it, one that looks at what its parent filled does not."""
+    import torch
+
+    cpu, ours = torch.device("cpu"), torch.ones(64 << 20, dtype=torch.uint8)
+    before = peak_memory(cpu)
+    for own, least, most in ((0, 0, 24 << 20), (96 << 20, 96 << 20, 130 << 20)):
+        told, tell = os.pipe()
+        hold, release = os.pipe()
+        process = os.fork()
+        if process == 0:
+            held = bytearray(own)
+            os.write(tell, bytes([int(ours[0]) + len(held[:1])]))
+            os.read(hold, 1)
+            os._exit(0)
+        os.read(told, 1)
+        assert process in descendants()
+        counted = peak_memory(cpu) - before
+        os.write(release, b".")
+        os.waitpid(process, 0)
+        assert least <= counted <= most
+    assert process not in descendants()
 
 
 def test_a_peak_is_never_below_what_is_held() -> None:

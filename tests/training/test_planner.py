@@ -118,6 +118,14 @@ def test_zero_shards_the_base_and_not_the_adapters() -> None:
     assert sixteen.activations < eight.activations  # type: ignore[union-attr]
 
 
+def test_workers_share_the_moments_out_but_not_the_gradients() -> None:
+    path = EXPERIMENTS / "quickstart.yaml"
+    one, two = (plan(load_experiment(path, [f"body.workers={count}"]), CLUSTER).memory for count in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.bank == one.bank * 12 // 16  # of 16 bytes a parameter 8 are moments
+
+
 def test_offload_moves_the_shard_to_main_memory() -> None:
     path = EXPERIMENTS / "two_nodes.yaml"
     kept = plan(load_experiment(path), CLUSTER).memory

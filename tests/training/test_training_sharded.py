@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from sharded_worker import train_case
 
+from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.engine import ShardedEngine, check_nvme
+
 WORKER = Path(__file__).with_name("sharded_worker.py")
 Result = dict[str, torch.Tensor]
 
@@ -52,13 +55,19 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
         f"fixed={tiny_base}",
         f"strict={tiny_base}",
         f"strict-sharded={tiny_base}",
+        f"solo={tiny_base}",
     )
+
+
+OWN = ("own_share", "moments")  # what differs from worker to worker
 
 
 def assert_equal(found: list[Result], expected: Result) -> None:
     """Every worker within 1e-6 of `expected` (relative, for losses of several nats), and all workers the same bits."""
     for worker in found:
         for name, value in expected.items():
+            if name in OWN:
+                continue
             assert (worker[name] - value).abs().max().item() <= 1e-6 * max(1.0, value.abs().max().item()), name
             assert torch.equal(worker[name], found[0][name]), name
 
@@ -85,7 +94,7 @@ def test_an_untied_head_is_sharded_offloaded_and_gathered(two_workers: list[list
 
 def assert_same_bits(found: list[Result], expected: Result) -> None:
     for worker in found:
-        assert all(torch.equal(worker[name], value) for name, value in expected.items() if name != "own_share")
+        assert all(torch.equal(worker[name], value) for name, value in expected.items() if name not in OWN)
 
 
 def test_virtual_workers_give_the_same_bits_on_one_worker_and_on_two(two_workers: list[list[Result]], tiny_base: Path) -> None:
@@ -93,7 +102,21 @@ def test_virtual_workers_give_the_same_bits_on_one_worker_and_on_two(two_workers
     strict = train_case("strict", tiny_base)
     assert_same_bits(two_workers[5], strict)
     assert_same_bits(two_workers[6][1:], two_workers[6][0])
-    assert_equal(two_workers[6], {name: value for name, value in strict.items() if name != "own_share"})
+    assert_equal(two_workers[6], strict)
+
+
+def test_a_solo_variant_is_the_same_on_two_workers(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    assert_equal(two_workers[7], train_case("solo", tiny_base))
+
+
+def test_every_worker_keeps_the_moments_of_its_own_slots_alone(two_workers: list[list[Result]], tiny_base: Path) -> None:
+    """And the bits are those of one worker that keeps them all: seeds hold every moment, and strict ones are equal above."""
+    for case in (0, 1, 5, 6):
+        first, second = (worker["moments"].item() for worker in two_workers[case])
+        assert first == 2 * second > 0  # slots 0 and 2, and slot 1
+    whole = train_case("strict", tiny_base)
+    assert whole["moments"].item() == 1.5 * two_workers[5][0]["moments"].item()
+    assert [worker["moments"].item() > 0 for worker in two_workers[7]] == [True, False]
 
 
 @pytest.mark.slow
@@ -101,6 +124,37 @@ def test_virtual_workers_give_the_same_bits_on_four(two_workers: list[list[Resul
     plain, sharded = run(tmp_path, 4, f"strict={tiny_base}", f"strict-sharded={tiny_base}")
     assert_same_bits(plain, two_workers[5][0])
     assert_same_bits(sharded, two_workers[6][0])
+
+
+def has_libaio() -> bool:
+    try:
+        check_nvme(torch.device("cpu"))
+    except ModelError:
+        return False
+    return True
+
+
+def test_a_base_on_a_disk_is_refused_in_the_words_of_deepspeed_or_is_the_same(tiny_base: Path, tmp_path: Path) -> None:
+    """Its async_io needs libaio, with headers. Nothing is compiled to find that out."""
+    if has_libaio():
+        (found,) = run(tmp_path, 2, f"nvme={tiny_base}")
+        return assert_equal(found, train_case("whole", tiny_base))
+    engine = ShardedEngine(torch.device("cpu"), "nvme", "fp32", nvme_path=str(tmp_path))
+    with pytest.raises(ModelError, match="async_io requires the dev libaio"):
+        engine.prepare(torch.nn.Linear(30, 7))
+    assert not any(tmp_path.iterdir())
+    return None
+
+
+def test_deepspeed_takes_the_settings_of_a_base_on_a_disk(tiny_base: Path, tmp_path: Path) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    engine = ShardedEngine(torch.device("cpu"), "nvme", "bf16", nvme_path=str(tmp_path))
+    trunk = torch.nn.Linear(30, 7)
+    zero = DeepSpeedZeroConfig(**engine._settings(trunk)["zero_optimization"])
+    assert zero.offload_param is not None
+    assert (zero.stage, zero.offload_param.device, zero.offload_param.nvme_path) == (3, "nvme", tmp_path)
+    assert zero.offload_param.buffer_size == 210
 
 
 @pytest.mark.slow

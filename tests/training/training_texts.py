@@ -29,6 +29,7 @@ class Rows:
     position_ids: np.ndarray
     labels: np.ndarray
     document: np.ndarray
+    bytes: None = None  # how much text each token stands for is not known here
 
 
 class TextTokens:

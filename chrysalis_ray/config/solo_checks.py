@@ -1,0 +1,73 @@
+"""Whether a blueprint whose variants cannot share a base fits the body, the search space and the merges around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
+from chrysalis_ray.config.population import Choice, Grid
+from chrysalis_ray.config.problems import Finding
+from chrysalis_ray.config.resolve import LoadedExperiment
+
+
+def check_solo(loaded: LoadedExperiment) -> Iterator[Finding]:
+    """Every problem, as (path in the file where it was written, what is wrong and meant)."""
+    lora = loaded.blueprint.lora
+    if lora.solo is None:
+        return
+    yield from _kinds(loaded, lora)
+    yield from _body(loaded, lora.solo)
+    if not lora.is_low_rank:
+        yield from _merges(loaded, lora)
+    for position, merge in enumerate(loaded.experiment.merge):
+        if lora.is_low_rank and merge.method == "regmean":
+            yield (
+                ("merge", position, "method"),
+                "regmean asks what variants feed the modules, which is measured in a pack; leave it out here",
+            )
+
+
+def _kinds(loaded: LoadedExperiment, lora: Lora) -> Iterator[Finding]:
+    if lora.init in MOVED_INITS and not lora.is_low_rank:
+        yield (
+            ("lora", "init"),
+            f"{lora.init} moves the base, and what is left of such a variant is a plain LoRA only without use_dora, lora_bias "
+            "and modules_to_save; write init: kaiming, or leave those out",
+        )
+    if lora.use_dora and lora.lora_bias:
+        yield ("lora", "lora_bias"), "peft's DoRA has no lora_bias; leave one of the two out"
+    drawn = loaded.experiment.population.search.freeze_a
+    may_freeze = lora.freeze_a or (isinstance(drawn, (Choice, Grid)) and True in drawn.values)
+    if may_freeze and lora.modules_to_save:
+        yield ("lora", "freeze_a"), "freeze_a trains B alone, modules_to_save whole modules; leave one of the two out"
+
+
+def _body(loaded: LoadedExperiment, reason: str) -> Iterator[Finding]:
+    body = loaded.body
+    if body.slots not in (1, "auto"):
+        yield ("body", "slots"), f"{body.slots} variants cannot be packed: {reason}; write slots: 1 (they train in turn)"
+    if body.zero_stage == 3:
+        yield (
+            ("body", "zero_stage"),
+            "3 shards the frozen base, and here peft puts what is trained into its modules; write zero_stage: 0",
+        )
+    if body.quantization != "none":
+        yield (
+            ("body", "quantization"),
+            f"peft is given the base's linear modules as they are, not {body.quantization}; write quantization: none",
+        )
+
+
+def _merges(loaded: LoadedExperiment, lora: Lora) -> Iterator[Finding]:
+    """Only the winner is no sum of deltas."""
+    what = "use_dora" if lora.use_dora else "lora_bias" if lora.lora_bias else "modules_to_save"
+    for position, merge in enumerate(loaded.experiment.merge):
+        if merge.method != "winner":
+            written = "merge" in loaded.experiment.model_fields_set
+            yield (
+                ("merge", position, "method") if written else ("merge",),
+                f"{merge.method} adds up low-rank deltas, and variants with {what} are more than that; "
+                "write merge: [{method: winner}]",
+            )
+            if not written:
+                return

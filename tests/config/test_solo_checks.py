@@ -1,0 +1,61 @@
+"""A blueprint whose variants cannot be packed: what does not go with it is refused with the reason; its body has one slot."""
+
+from pathlib import Path
+
+import pytest
+
+from chrysalis_ray.config.loading import load_experiment
+from chrysalis_ray.core.errors import ConfigError
+from chrysalis_ray.training.hardware import Hardware
+from chrysalis_ray.training.planner import plan
+
+DORA = "blueprint.lora.use_dora=true"
+WINNER = "merge=[{method: winner}]"
+ONE = "body={slots: 1}"
+
+
+def refused(good: Path, *settings: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(good, list(settings))
+    return "\n".join(caught.value.problems)
+
+
+def test_a_pack_of_dora_is_refused_with_the_reason(good: Path) -> None:
+    assert "4 variants cannot be packed: DoRA divides by the norm" in refused(good, DORA, WINNER)
+    said = refused(good, DORA, ONE)
+    assert "merge.1.method: ensemble adds up low-rank deltas" in said
+    assert "merge.2.method: consensus adds up" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("blueprint.lora.init=pissa", DORA), "moves the base"),
+        (("blueprint.lora.lora_bias=true", DORA), "peft's DoRA has no lora_bias"),
+        (("blueprint.lora.modules_to_save=[norm]", "blueprint.lora.freeze_a=true"), "freeze_a trains B alone"),
+        ((DORA, "body={slots: 1, workers: 2, zero_stage: 3}"), "peft puts what is trained into its modules"),
+        ((DORA, "body={slots: 1, quantization: nf4}"), "peft is given the base's linear modules as they are"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: tuple[str, ...], words: str, good: Path) -> None:
+    assert words in refused(good, ONE, WINNER, *settings)
+
+
+def test_a_moved_base_leaves_plain_adapters_that_can_be_merged(good: Path) -> None:
+    assert load_experiment(good, ["blueprint.lora.init=olora", ONE]).blueprint.lora.is_low_rank
+
+
+def test_a_body_that_says_nothing_has_one_slot_and_plan_says_why(good: Path) -> None:
+    blueprint = good.with_name("blueprint.yaml")
+    blueprint.write_text(blueprint.read_text().replace("  slots: 4\n", ""))
+    assert load_experiment(good).body.slots == 8
+    loaded = load_experiment(good, [DORA, WINNER])
+    assert loaded.body.slots == 1
+    planned = plan(loaded, Hardware.local())
+    packed = plan(load_experiment(good, [ONE]), Hardware.local())
+    assert any("DoRA" in note and "4 variants train one after another" in note for note in planned.notes)
+    assert planned.memory is not None
+    assert packed.memory is not None
+    assert planned.memory.activations == 3 * packed.memory.activations
+    assert planned.memory.bank > packed.memory.bank
+    assert plan(load_experiment(good, [DORA, WINNER, "body={slots: auto}"]), Hardware.local()).slots_used == 1
