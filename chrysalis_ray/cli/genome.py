@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ def check_place(folder: Path) -> None:
         raise GenomeError(f"{folder} is the genome of a run, which its variants stand on", "give --out another folder")
     if folder.exists() and not folder.is_dir():
         raise GenomeError(f"{folder} is a file", "give --out a folder")
-    known = {"manifest.json", "shards", "state.json", ".lock"}
+    known = {"manifest.json", "shards", "state.json", ".lock", "forgotten.jsonl"}
     strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
     if strangers:
         raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")
@@ -222,6 +223,9 @@ def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
     if found:
         names = ", ".join(f"{row['doc_id'][:16]} ({row['path']})" for row in found[:3])
         raise GenomeError(f"{len(found)} documents are {wanted!r}: {names}", "name one by its whole id")
+    for stone in genome.manifest["content"].get("forgotten", []):
+        if wanted in (stone["doc_id"], stone.get("path")) or (len(wanted) >= 6 and stone["doc_id"].startswith(wanted)):
+            raise GenomeError(f"{wanted!r} was forgotten on {stone['date']}: {stone['reason']}")
     near = [row["path"] for row in rows if wanted and wanted in row["path"]][:3]
     raise GenomeError(
         f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
@@ -257,6 +261,8 @@ def lines_of(genome: Genome) -> list[str]:
         pinned += [f"{len(source['submodules'])} submodules not followed"] if "submodules" in source else []
         pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]
         lines.append(f"  from {written['type']} {name}: " + ", ".join([f"{source['documents']} documents", *pinned]))
+    for (day, reason), count in sorted(Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()):
+        lines.append(f"  forgotten on {day}: {count} documents ({reason})")
     if excluded := content["recipe"].get("exclude"):
         lines.append(f"  kept from training: {', '.join(excluded)}")
     return lines

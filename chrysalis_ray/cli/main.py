@@ -14,6 +14,7 @@ import typer
 from chrysalis_ray import __version__
 from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.doctor import doctor
+from chrysalis_ray.cli.forget import forget_documents
 from chrysalis_ray.cli.genome import (
     build_genome,
     diff_genomes,
@@ -47,6 +48,7 @@ GENOME_VERBS: dict[str, Callable[..., None]] = {
     "diff": diff_genomes,
     "export": export_genome,
     "exposure": tell_exposure,
+    "forget": forget_documents,
 }
 
 

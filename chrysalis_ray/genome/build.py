@@ -3,6 +3,7 @@
     manifest.json                  written last; without it there is no genome
     shards/<domain>-<part>.parquet    a document per row, by doc_id; zstd. The part is a split, or ``excluded``
     state.json                     a cache: how the sources looked, so that an unchanged source is not read again
+    forgotten.jsonl                where it was made to forget: its tombstones (`tombstones.py`), which a rebuild honours
 
 `manifest.json` holds ``genome_id``, ``created`` (time), ``shards`` (name -> sha256, bytes, rows) and ``content``: format,
 recipe and its sha256, what each source was pinned to, Merkle root, totals per domain and part, what was skipped and why,
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,7 @@ from chrysalis_ray.genome.sealing import (
 )
 from chrysalis_ray.genome.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
+from chrysalis_ray.genome.tombstones import Tombstone, check_gone, check_left, standing, write_tombstones
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -100,8 +102,9 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
     """
     recipe = recipe_of(spec)
     if (folder / "manifest.json").is_file():
-        existing = read_manifest(folder)
-        if existing["content"]["recipe_sha256"] == sha256_of(recipe):
+        existing = read_manifest(folder)["content"]
+        forgotten = standing(folder, existing, forget_list(spec, relative_to))
+        if existing["recipe_sha256"] == sha256_of(recipe) and existing.get("forgotten", []) == forgotten:
             return open_genome(folder)
     return _seal(spec, folder, relative_to, processes)
 
@@ -123,31 +126,46 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
 def _seal(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None) -> Genome:
     """Read all sources and write the genome, its manifest last. Shards that would come out the same stay as they are, and a
     genome that is there stands until all of the new one is on disk."""
-    recipe = recipe_of(spec)
+    before = _manifest_before(folder)
+    tombstones = standing(folder, before.get("content", {}), forget_list(spec, relative_to))
     found, sources = _collect(spec, relative_to)
     documents, parts = _divide(found, spec, processes)
-    content = _content(recipe, documents, parts, sources)
-    genome_id = sha256_of(content)
-    before = _shards_before(folder)
+    content = content_of(recipe_of(spec), documents, parts, sources, tombstones)
+    return write_genome(folder, content, documents, before.get("shards", {}))
+
+
+def write_genome(
+    folder: Path, content: Mapping[str, Any], documents: Iterable[Document], shards_before: Mapping[str, Any]
+) -> Genome:
+    """Write the documents that `content` lists, their shards, and the manifest last."""
+    parts = {row["doc_id"]: row["split"] for row in content["documents"]}
     by_shard: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
-        by_shard[shard_name(document.domain, parts[document.doc_id])].append(document)
+        if document.doc_id in parts:  # else it was forgotten
+            by_shard[shard_name(document.domain, parts[document.doc_id])].append(document)
     for left_over in (folder / "shards").glob(f"*{DRAFT}"):  # by a build that was killed
         left_over.unlink()
-    shards = {name: write_shard(folder / name, members, before.get(name)) for name, members in sorted(by_shard.items())}
+    shards = {name: write_shard(folder / name, of_it, shards_before.get(name)) for name, of_it in sorted(by_shard.items())}
+    write_tombstones(folder, content.get("forgotten", ()))
     (folder / "manifest.json").unlink(missing_ok=True)  # from here to the end, a moment, there is no genome
     place_shards(folder, shards)
+    genome_id = sha256_of(content)
     manifest = {"genome_id": genome_id, "created": datetime.now(UTC).isoformat(), "shards": shards, "content": content}
     write_bytes(folder / "manifest.json", _manifest_text(manifest).encode())
     return Genome(folder, genome_id, manifest)
 
 
-def _shards_before(folder: Path) -> dict[str, Any]:
-    """What the manifest in `folder` says of its shards; nothing where there is none, or none that can be believed."""
+def _manifest_before(folder: Path) -> dict[str, Any]:
+    """The manifest in `folder`; empty where there is none, or none that can be believed."""
     try:
-        return read_manifest(folder)["shards"]
+        return read_manifest(folder)
     except GenomeError:
         return {}
+
+
+def forget_list(spec: GenomeSpec, relative_to: Path) -> Path | None:
+    """Where the experiment's own list of tombstones lies, if it names one."""
+    return None if spec.forget is None else relative_to / Path(spec.forget).expanduser()
 
 
 def open_genome(folder: Path) -> Genome:
@@ -169,6 +187,7 @@ def verify_genome(folder: Path) -> Genome:
     rows = manifest["content"]["documents"]
     if root_of_documents(rows) != manifest["content"]["merkle_root"]:
         raise GenomeCorrupt(f"{folder / 'manifest.json'}: the Merkle root does not follow from the documents", REBUILD)
+    check_gone(manifest["content"])
     check_documents(folder, rows)
     check_shards(folder, manifest["shards"])
     return Genome(folder, manifest["genome_id"], manifest)
@@ -273,11 +292,18 @@ def _divide(documents: Sequence[Document], spec: GenomeSpec, processes: int | No
     return marked, parts
 
 
-def _content(
-    recipe: Mapping[str, Any], documents: Sequence[Document], parts: Mapping[str, str], sources: Sequence[Mapping[str, Any]]
+def content_of(
+    recipe: Mapping[str, Any],
+    documents: Sequence[Document],
+    parts: Mapping[str, str],
+    sources: Sequence[Mapping[str, Any]],
+    tombstones: Sequence[Tombstone] = (),
 ) -> dict[str, Any]:
-    """The hashed part of the manifest."""
-    rows = [row_of(document, parts[document.doc_id]) for document in documents]
+    """The hashed part of the manifest: of `documents` those without a tombstone."""
+    gone = {stone["doc_id"] for stone in tombstones}
+    rows = [row_of(document, parts[document.doc_id]) for document in documents if document.doc_id not in gone]
+    if gone:
+        check_left(rows, tombstones)
     totals: dict[str, dict[str, dict[str, int]]] = {}
     licences: dict[str, set[str]] = defaultdict(set)
     marks: dict[str, Counter[str]] = defaultdict(Counter)
@@ -290,7 +316,7 @@ def _content(
         marks[row["domain"]].update(tuple(row.get("marks", ())))
     skipped = sum((Counter(source["skipped"]) for source in sources), Counter())
     skipped["duplicate"] = sum(source["documents"] for source in sources) - len(documents)
-    return {
+    content = {
         "format": FORMAT,
         "recipe": recipe,
         "recipe_sha256": sha256_of(recipe),
@@ -302,6 +328,7 @@ def _content(
         "skipped": {reason: count for reason, count in sorted(skipped.items()) if count},
         "documents": rows,
     }
+    return {**content, "forgotten": list(tombstones)} if tombstones else content
 
 
 def row_of(document: Document, part: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ FROZEN = {
     "genome diff": ["BEFORE", "AFTER", "--help", "--json", "-h"],
     "genome export": ["DIRECTORY", "--help", "--out", "-h"],
     "genome exposure": ["RUN_DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
+    "genome forget": ["DIRECTORY", "DOCUMENT...", "--help", "--json", "--licence", "--out", "--reason", "--runs", "--source",
+                      "-h"],
 }  # fmt: skip
 
 
