@@ -190,8 +190,10 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
     from chrysalis_ray.population.branch import Branching
+    from chrysalis_ray.population.mixes import heard_domains
 
-    return Branching(run.experiment, run.loaded.blueprint, genome.domains, seed_sha256, genome.genome_id, base["sha256"])
+    domains = heard_domains(run.experiment, genome.domains, base["parameters"], run.story.stage)
+    return Branching(run.experiment, run.loaded.blueprint, domains, seed_sha256, genome.genome_id, base["sha256"])
 
 
 def branch(run: Run, branching: Branching) -> list[Variant]:

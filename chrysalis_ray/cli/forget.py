@@ -41,9 +41,9 @@ def forget_documents(
 ) -> None:
     """Make the next genome without some documents.
 
-    DIRECTORY stays as it is. The new genome keeps a tombstone of each document (hash, path, reason, date), never its text, and
-    a build into its folder, or with `genome.forget: FOLDER/forgotten.jsonl`, leaves them out too. Adapters of the runs in --runs
-    that learned from them are named: their weights are not unlearned.
+    DIRECTORY stays as it is. The new genome keeps a tombstone of each document (hash, path, reason, date), never its text; a
+    build into its folder, or with `genome.forget: FOLDER/forgotten.jsonl`, leaves them out too. Adapters of the runs in
+    --runs that learned from them are named: their weights are not unlearned.
 
     \b
     chrysalis genome forget runs/quickstart notes/3.txt --reason "asked by its author" --out genomes/clean
@@ -55,7 +55,7 @@ def forget_documents(
 
     folder, here = out.absolute(), genome_folder(directory)
     genome = open_genome(here)
-    chosen = [find_document(genome, wanted) for wanted in documents or ()]
+    chosen: list[Mapping[str, Any]] = [find_document(genome, wanted) for wanted in documents or ()]
     chosen += [row for name in source or () for row in of_source(genome, name)]
     chosen += [row for pattern in licence or () for row in of_licence(genome, pattern)]
     rows = list({row["doc_id"]: row for row in chosen}.values())

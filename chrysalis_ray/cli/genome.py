@@ -239,6 +239,17 @@ def summary(genome: Genome) -> dict[str, Any]:
     return {"genome_id": genome.genome_id, "created": genome.manifest["created"], **content}
 
 
+def completeness(told: dict[str, Any]) -> list[str]:
+    """How much of what hub records should say they say."""
+    missing = sorted(told["missing"].items(), key=lambda entry: (-entry[1], entry[0]))
+    lacking = ", ".join(f"{name} {count} times" for name, count in missing)
+    share = told["filled"] / told["wanted"] if told["wanted"] else 0.0
+    return [
+        f"complete to {share:.0%}" + (f" (missing: {lacking})" if lacking else ""),
+        f"{told['incomplete']} incomplete, {told['denied']} without consent to training",
+    ]
+
+
 def lines_of(genome: Genome) -> list[str]:
     """What `show` tells, for people."""
     from chrysalis_ray.genome.documents import PARTS
@@ -259,9 +270,13 @@ def lines_of(genome: Genome) -> list[str]:
         pinned += [f"sha256 {source['sha256']}"] if "sha256" in source else []
         pinned += [f"{len(source['packages'])} packages"] if "packages" in source else []
         pinned += [f"{len(source['submodules'])} submodules not followed"] if "submodules" in source else []
+        pinned += [f"{shot['domain']} is {shot['snapshot']} ({shot['commit'][:12]})" for shot in source.get("snapshots", [])]
+        pinned += completeness(source["records"]) if "records" in source else []
         pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]
         lines.append(f"  from {written['type']} {name}: " + ", ".join([f"{source['documents']} documents", *pinned]))
-    for (day, reason), count in sorted(Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()):
+    for (day, reason), count in sorted(
+        Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()
+    ):
         lines.append(f"  forgotten on {day}: {count} documents ({reason})")
     if excluded := content["recipe"].get("exclude"):
         lines.append(f"  kept from training: {', '.join(excluded)}")

@@ -87,7 +87,14 @@ class DatasetSource(Records):
 
 
 Source = Annotated[
-    PythonSource | FolderSource | JsonlSource | DatasetSource | GitSource | HistorySource | ArchiveSource | PackagesSource
+    PythonSource
+    | FolderSource
+    | JsonlSource
+    | DatasetSource
+    | GitSource
+    | HistorySource
+    | ArchiveSource
+    | PackagesSource
     | RecordsSource,
     Field(discriminator="type"),
 ]

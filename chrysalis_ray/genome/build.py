@@ -26,8 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
+from chrysalis_ray.config.genome import ALWAYS_EXCLUDED
+from chrysalis_ray.config.histories import history_domains
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
+from chrysalis_ray.genome.denial import denier, joined_marks, kept_denials
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
 from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
 from chrysalis_ray.genome.licences import joined
@@ -203,6 +206,8 @@ def recipe_of(spec: GenomeSpec) -> dict[str, Any]:
         "exclude": sorted(set(spec.exclude)),
         "marks": MARKS_VERSION,
     }
+    if spec.use_denied:
+        recipe["use_denied"] = sorted((denial.model_dump(mode="json") for denial in spec.use_denied), key=sha256_of)
     if any(isinstance(source, PythonSource) for source in spec.sources):
         recipe["python"] = python_identity()
     return recipe
@@ -248,20 +253,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[dict[str, Any]]]:
     """All documents by (domain, path, doc_id), each content once, and a line about every source."""
+    denied = denier(spec.use_denied, relative_to)
     found: list[Document] = []
     lines = []
     for source in spec.sources:
         skipped: Counter[str] = Counter()
         facts: dict[str, Any] = {}
-        documents = list(read_source(source, relative_to, skipped, facts))
+        documents = list(denied(read_source(source, relative_to, skipped, facts)))
         found += documents
         left_out = {reason: count for reason, count in sorted(skipped.items()) if count}
         told = {"recipe": recipe_of_source(source), **facts, "documents": len(documents), "skipped": left_out}
         lines.append(told)
-    found.sort(key=lambda document: (document.domain, document.path, document.doc_id, document.source_key, document.licence))
+    old = set(history_domains(spec))  # what a history shares with another source belongs to that
+    found.sort(
+        key=lambda document: (
+            document.domain in old, document.domain, document.path, document.doc_id, document.source_key, document.licence,
+        )
+    )  # fmt: skip
     unique: dict[str, Document] = {}
     for document in found:
-        unique.setdefault(document.doc_id, document)
+        unique[document.doc_id] = kept_denials(unique.get(document.doc_id, document), document)
     lost = sorted({document.domain for document in found} - {document.domain for document in unique.values()})
     if lost:
         raise GenomeError(
@@ -272,18 +283,21 @@ def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[
 
 
 def _divide(documents: Sequence[Document], spec: GenomeSpec, processes: int | None) -> tuple[list[Document], dict[str, str]]:
-    """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``."""
-    marked, sketches = scan(documents, processes)
+    """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``
+    or ``use_denied``."""
+    scanned, sketches = scan(documents, processes)
+    marked = joined_marks(documents, scanned)
+    barred = {*spec.exclude, *ALWAYS_EXCLUDED}
     kin = kinship(marked, sketches)
-    for index, original in near_duplicate_marks(marked, kin.near_duplicates, spec.exclude).items():
+    for index, original in near_duplicate_marks(marked, kin.near_duplicates, barred).items():
         marked[index] = replace(marked[index], marks={**marked[index].marks, "near_duplicate": original})
-    heard = [document for document in marked if not set(document.marks) & set(spec.exclude)]
+    heard = [document for document in marked if not set(document.marks) & barred]
     silent = sorted({document.domain for document in marked} - {document.domain for document in heard})
     if silent:
         counts = Counter(mark for document in marked if document.domain == silent[0] for mark in document.marks)
         raise GenomeError(
             f"domain {silent[0]!r} has no document that `genome.exclude` leaves in: "
-            + ", ".join(f"{count} {mark}" for mark, count in sorted(counts.items()) if mark in spec.exclude),
+            + ", ".join(f"{count} {mark}" for mark, count in sorted(counts.items()) if mark in barred),
             "take a mark out of `exclude`, or give the domain other text",
         )
     splits = assign_splits(heard, kin.groups, spec.split.select, spec.split.report)

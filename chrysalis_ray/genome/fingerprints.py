@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
-from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, is_object_id
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, RecordsSource, is_object_id
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
 from chrysalis_ray.genome.git_objects import resolve
 from chrysalis_ray.genome.git_source import located_url
@@ -31,6 +31,8 @@ def fingerprints(spec: GenomeSpec, relative_to: Path) -> list[str] | None:
         if look is None:
             return None
         found.append(sha256_of([source.model_dump(mode="json"), look]))
+    lists = [spec.forget, *(denial.robots for denial in spec.use_denied)]
+    found += [sha256_of(_stats([(path, located(path, relative_to))])) for path in lists if path is not None]
     return sorted(found)
 
 
@@ -60,8 +62,10 @@ def _look(source: Source, relative_to: Path) -> object:
     if isinstance(source, FolderSource):
         root = located(source.path, relative_to)
         return _stats((name, root / name) for name in sorted(matching_files(root, source.glob)))
-    if isinstance(source, JsonlSource | ArchiveSource):
+    if isinstance(source, JsonlSource | ArchiveSource | RecordsSource):
         return _stats([(source.path, located(source.path, relative_to))])
+    if isinstance(source, HistorySource):
+        return [_look(source.at(number), relative_to) for number in range(len(source.snapshots))]
     if isinstance(source, GitSource):
         if is_object_id(source.commit):
             return source.commit

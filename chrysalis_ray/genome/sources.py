@@ -17,13 +17,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
-from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, PackedSource, RecordsSource
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.archives import read_archive
 from chrysalis_ray.genome.chat import conversation_text
 from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document
 from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.globs import matches
+from chrysalis_ray.genome.history import read_history
+from chrysalis_ray.genome.hub_records import read_records
 from chrysalis_ray.genome.licences import tagged
 from chrysalis_ray.genome.packages import read_packages
 from chrysalis_ray.genome.python_text import read_python
@@ -37,12 +39,17 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str], facts:
     if isinstance(source, PythonSource):
         yield from read_python(source, skipped)
         return
+    if isinstance(source, HistorySource):
+        yield from read_history(source, relative_to, skipped, facts)
+        return
     if isinstance(source, FolderSource):
         documents = read_folder(source, relative_to, skipped)
     elif isinstance(source, JsonlSource):
         documents = read_jsonl(source, relative_to, skipped)
     elif isinstance(source, PackedSource):
         documents = _read_packed(source, relative_to, skipped, facts)
+    elif isinstance(source, RecordsSource):
+        documents = read_records(source, located(source.path, relative_to), skipped, facts)
     else:
         documents = read_dataset(source, relative_to, skipped)
     limit = None if source.max_megabytes is None else int(source.max_megabytes * 1_000_000)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import DirichletMixes, Epigenomes, LevelMixes, SimplexGridMixes
 from chrysalis_ray.core.records import Epigenome, sha256_of
 from chrysalis_ray.population.words import LEVEL
+
+
+def heard_domains(
+    experiment: Experiment, domains: tuple[str, ...], parameters: int, tell: Callable[[str, str], None]
+) -> tuple[str, ...]:
+    """The domains that mixes are made of for a base of so many parameters; why some are left out is told."""
+    heard, why = heard_by_default(experiment, domains, parameters)
+    if why is not None:
+        tell("mixes", why)
+    return heard
 
 
 def mix_count(spec: Epigenomes, domains: Sequence[str]) -> int | None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from chrysalis_ray.config.checks import domains_of
+from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import HyperBand, LevelMixes, Pb2, Pbt, Population
 from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -210,6 +211,9 @@ def _notes(
             f"memory and time follow once the config.json of {model} is on this machine (a folder, or the hub's cache)"
         )
     notes.append(_search_note(loaded.experiment.population))
+    domains = domains_of(loaded.experiment.genome)
+    if silent := heard_by_default(loaded.experiment, domains, shape.parameters if shape else None)[1]:
+        notes.append(silent)
     if choice.why:
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
     if time is not None:

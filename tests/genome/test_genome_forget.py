@@ -53,7 +53,9 @@ def rows_of(genome, *paths):
 
 
 def trained(genome, domain):
-    return [row["path"] for row in genome.manifest["content"]["documents"] if (row["domain"], row["split"]) == (domain, "train")]
+    return [
+        row["path"] for row in genome.manifest["content"]["documents"] if (row["domain"], row["split"]) == (domain, "train")
+    ]
 
 
 def bytes_below(folder):
@@ -173,7 +175,7 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_is_written(place, genom
         with pytest.raises(GenomeError, match=words_of_it):
             forget(genome, chosen, place / "g2", reason, day)
     assert not (place / "g2").exists()
-    with pytest.raises(GenomeError, match="a genome in .* already"):
+    with pytest.raises(GenomeError, match=r"a genome in .* already"):
         forget(genome, rows_of(genome, trained(genome, "notes")[0]), genome.folder, "why", DAY)
     assert open_genome(genome.folder).genome_id == genome.genome_id
 
