@@ -161,10 +161,11 @@ def pin_base(run: Run, genome: Genome) -> dict[str, Any]:
 
 
 def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
-    from chrysalis_ray.genome.tokens import tokenize_genome
+    from chrysalis_ray.genome.token_cache import shared_tokens
 
-    length = run.loaded.blueprint.lanes.sequence_length
-    tokens = tokenize_genome(genome, Path(base["path"]), run.layout.tokens, length, run.loaded.chat_template)
+    length, tell = run.loaded.blueprint.lanes.sequence_length, partial(run.story.stage, "tokens")
+    place, template = run.layout.tokens, run.loaded.chat_template
+    tokens = shared_tokens(genome, Path(base["path"]), run.cache, place, length, template, tell)
     total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
     run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
 
