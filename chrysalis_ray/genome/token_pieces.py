@@ -120,8 +120,8 @@ def in_the_making(
     pieces: Sequence[Piece], total: int, encoding: Encoding, processes: int | None, tell: Tell
 ) -> Iterator[Callable[[Sequence[Piece]], Ids]]:
     """A function that waits for some of `pieces`, in their order, and gives their ids. Those whose files are there are not made
-    again. `processes` is chosen by the work and the machine if None; `tell` hears now and then how much of `total` bytes of text
-    is done."""
+    again. `processes` is chosen by the work and the machine if None; `tell` hears now and then how much of `total` bytes of
+    text is done."""
     missing = [piece for piece in pieces if not piece.file.is_file()]
     work = sum(piece.text_bytes for piece in missing)
     if processes is None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,17 @@ def files_of(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def note_pieces(monkeypatch, made):
+    """Have the names of all pieces that this process makes from now on in `made`."""
+    make_piece = token_pieces.make_piece
+
+    def noted(piece, encoding):
+        make_piece(piece, encoding)
+        made.append(piece.file.name)
+
+    monkeypatch.setattr(token_pieces, "make_piece", noted)
+
+
 # making
 
 
@@ -96,17 +108,23 @@ def test_several_processes_change_no_byte_and_tell_how_far_they_are(
     monkeypatch.setattr(token_pieces, "TOLD_EVERY", 0.0)
     told = []
     assert tokenize_genome(genome, tokenizer_folder, tmp_path / "t", LENGTH, None, told.append, processes=2).manifest == whole
-    assert (
-        told[-1]
-        == f"100% of {sum(r['bytes'] for r in genome.manifest['content']['documents']) / 1e6:.1f} MB tokenised by 2 processes"
-    )
+    megabytes = sum(row["bytes"] for row in genome.manifest["content"]["documents"]) / 1e6
+    assert told[-1] == f"100% of {megabytes:.1f} MB tokenised by 2 processes"
     shares = [int(line.partition("%")[0]) for line in told]
     assert shares == sorted(shares)
     assert len(shares) > 10
 
 
 def test_an_error_in_a_process_is_the_error_that_is_raised(tmp_path, tokenizer_folder, small_pieces):  # noqa: F811
-    """The whole tree of errors crosses process borders: a conversation that the template refuses, in the second piece."""
+    genome = make_genome(tmp_path, notes=[300] * 20)
+    (genome.folder / "shards" / "notes-train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(GenomeCorrupt, match="cannot be read as a shard"):
+        tokenize_genome(genome, tokenizer_folder, tmp_path / "t", LENGTH, None, quiet, processes=2)
+    assert not (tmp_path / "t" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_conversations_in_several_processes(tmp_path, small_pieces):
     base = save_tokenizer(tmp_path / "base", MARKED)
     lines = [json.dumps({"messages": messages}) for messages in conversations()]
     (tmp_path / "talk.jsonl").write_text("\n".join(lines))
@@ -118,7 +136,6 @@ def test_an_error_in_a_process_is_the_error_that_is_raised(tmp_path, tokenizer_f
     refusing.write_text("{{ raise_exception('not this one') }}")
     with pytest.raises(GenomeError, match="cannot render this conversation: not this one"):
         tokenize_genome(genome, base, tmp_path / "refused", 96, refusing, quiet, processes=2)
-    assert not (tmp_path / "refused" / "manifest.json").exists()
 
 
 # kills
@@ -130,7 +147,7 @@ class Killed(BaseException):
 
 def test_a_stop_at_any_write_is_gone_on_from(tmp_path, genome, tokenizer_folder, whole, monkeypatch):  # noqa: F811
     """Stop before the n-th file is put in its place, for every n; then go on. What was done is not done again."""
-    monkeypatch.setattr(token_pieces, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(token_pieces, "PIECE_BYTES", 8000)
     replace, left = os.replace, [0]
 
     def counted(source, target):
@@ -141,10 +158,7 @@ def test_a_stop_at_any_write_is_gone_on_from(tmp_path, genome, tokenizer_folder,
 
     stops, made = 0, []
     monkeypatch.setattr(records.os, "replace", counted)
-    make_piece = token_pieces.make_piece
-    monkeypatch.setattr(
-        token_pieces, "make_piece", lambda piece, encoding: (make_piece(piece, encoding), made.append(piece.file.name))
-    )
+    note_pieces(monkeypatch, made)
     for allowed in range(100):
         folder, left[0] = tmp_path / str(allowed), allowed
         made.clear()
@@ -257,8 +271,6 @@ def test_two_runs_have_the_same_files_and_another_length_its_own(tmp_path, genom
 
 
 def test_a_run_stays_whole_when_the_cache_is_emptied_and_an_old_one_as_it_is(tmp_path, genome, tokenizer_folder, whole):  # noqa: F811
-    import shutil
-
     share(genome, tokenizer_folder, tmp_path, "one")
     shutil.rmtree(tmp_path / ".cache")
     assert verify_tokens(tmp_path / "one" / "tokens").manifest == whole
@@ -295,10 +307,8 @@ def test_a_stop_between_links_is_made_good(tmp_path, genome, tokenizer_folder, w
 
 
 def test_runs_that_come_at_once_make_them_once(tmp_path, genome, tokenizer_folder, whole, small_pieces, monkeypatch):  # noqa: F811
-    made, make_piece = [], token_pieces.make_piece
-    monkeypatch.setattr(
-        token_pieces, "make_piece", lambda piece, encoding: (make_piece(piece, encoding), made.append(piece.file))
-    )
+    made = []
+    note_pieces(monkeypatch, made)
     stores, errors = {}, []
 
     def run(name):
