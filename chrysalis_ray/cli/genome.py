@@ -58,6 +58,7 @@ def build_genome(
 def check_place(folder: Path) -> None:
     """Raises GenomeError where a genome must not be built: among other files, or under the variants of a run."""
     from chrysalis_ray.core.errors import GenomeError
+    from chrysalis_ray.core.records import is_draft
 
     run = RunLayout(folder.parent)
     if run.genome == folder and run.run_manifest.exists():
@@ -65,7 +66,8 @@ def check_place(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise GenomeError(f"{folder} is a file", "give --out a folder")
     known = {"manifest.json", "shards", "state.json", ".lock", "forgotten.jsonl"}
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    there = [path for path in folder.iterdir() if not is_draft(path)] if folder.is_dir() else []
+    strangers = sorted(path.name for path in there if path.name not in known)
     if strangers:
         raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")
 

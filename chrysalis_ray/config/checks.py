@@ -40,6 +40,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *(_base(loaded.experiment.base) if loaded.experiment.base else ()),
         *_local_base(loaded),
         *_sources(loaded.experiment.genome, loaded.folder),
+        *_lists(loaded.experiment.genome, loaded.folder),
         *_kinds(loaded.experiment.genome),
         *check_search(loaded, domains_of(loaded.experiment.genome)),
         *check_population(loaded),
@@ -218,6 +219,20 @@ def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
                 (f"{source.glob!r} leaves the folder; write a pattern below it, e.g. '**/*.md', and the folder as `path`"),
             )
         yield from _source_path(source, (*at, "path"), folder)
+
+
+def _lists(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
+    """The files beside the sources: what was forgotten, and who denies what."""
+    named: list[tuple[Location, str | None, str]] = [
+        (("genome", "forget"), genome.forget, "a list such as forgotten.jsonl"),
+        *(
+            (("genome", "use_denied", place, "robots"), denial.robots, "a file in the manner of robots.txt")
+            for place, denial in enumerate(genome.use_denied)
+        ),
+    ]
+    for at, path, meant in named:
+        if path is not None and not (folder / Path(path).expanduser()).is_file():
+            yield at, f"no file {folder / Path(path).expanduser()} (paths start at the experiment's folder); {meant} was meant"
 
 
 def _kinds(genome: GenomeSpec) -> Iterator[Finding]:

@@ -268,6 +268,7 @@ def _collect(spec: GenomeSpec, relative_to: Path) -> tuple[list[Document], list[
     found.sort(
         key=lambda document: (
             document.domain in old, document.domain, document.path, document.doc_id, document.source_key, document.licence,
+            document.evidence, sorted(document.marks.items()),
         )
     )  # fmt: skip
     unique: dict[str, Document] = {}

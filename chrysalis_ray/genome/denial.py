@@ -37,8 +37,8 @@ def denier(denials: Sequence[Denial], relative_to: Path) -> Callable[[Iterable[D
 
     def marked(documents: Iterable[Document]) -> Iterable[Document]:
         for document in documents:
-            why = next((found for rule in rules if (found := rule(document)) is not None), None)
-            yield document if why is None else replace(document, marks={MARK: why, **document.marks})
+            reasons = sorted({why for rule in rules if (why := rule(document)) is not None})
+            yield replace(document, marks={MARK: "; ".join(reasons), **document.marks}) if reasons else document
 
     return marked
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
 from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, RecordsSource, is_object_id
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
+from chrysalis_ray.genome.documents import shown_path
 from chrysalis_ray.genome.git_objects import resolve
 from chrysalis_ray.genome.git_source import located_url
 from chrysalis_ray.genome.packages import installed_files
@@ -78,6 +79,8 @@ def _look(source: Source, relative_to: Path) -> object:
 
 def _look_of_dataset(source: DatasetSource, relative_to: Path) -> object:
     folder = located(source.path, relative_to)
+    if folder.is_file():
+        return _stats([(source.path, folder)])
     if folder.is_dir():
         return _stats((name, folder / name) for name in sorted(matching_files(folder, "**/*")))
     return source.revision
@@ -90,5 +93,6 @@ def _stats(files: Iterable[tuple[str, Path]]) -> list[list[object]]:
             seen: os.stat_result | None = path.stat()
         except OSError:
             seen = None
-        found.append([name, *((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino) if seen else ())])
+        shown = shown_path(os.fsencode(name))
+        found.append([shown, *((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino) if seen else ())])
     return found

@@ -5,7 +5,9 @@ from collections import Counter
 
 import pytest
 from test_genome_git import git, words
+from typer.testing import CliRunner
 
+from chrysalis_ray.cli.main import app
 from chrysalis_ray.config.experiment import Experiment, GenomeSpec
 from chrysalis_ray.config.genome import HistorySource
 from chrysalis_ray.config.histories import heard_by_default
@@ -195,3 +197,35 @@ def test_what_a_mix_names_is_heard():
 
 def test_a_genome_of_nothing_but_history_is_heard():
     assert heard_by_default(experiment({"type": "dirichlet"}), DOMAINS[1:], 10**9) == (DOMAINS[1:], None)
+
+
+EXPERIMENT = """\
+name: past
+blueprint: tiny
+genome:
+  sources:
+    - {type: git, url: book, commit: main, domain: now}
+    - {type: history, url: book, domain: old, snapshots: [v0, v1]}
+    - {type: records, path: hub.jsonl, domain: hubs}
+  use_denied: [{licence: "*-NC-*"}, {robots: robots.txt, below: book}]
+  forget: forgotten.jsonl
+population:
+  variants: 3
+  tokens_per_variant: 4096
+  epigenomes: {type: brightened}
+"""
+
+
+def test_the_plan_says_who_hears_no_history(book, tmp_path):
+    """From the YAML: a small embedded base, and every new key of a genome."""
+    (tmp_path / "book").symlink_to(book)
+    for name in ("hub.jsonl", "robots.txt", "forgotten.jsonl"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "past.yaml").write_text(EXPERIMENT)
+    told = CliRunner().invoke(app, ["plan", str(tmp_path / "past.yaml")])
+    assert told.exit_code == 0, told.output
+    assert "domains (hubs, now, old-000, old-001)" in told.stdout
+    assert "old-000 to old-001 (2 domains) at level 0: older states of what is heard already" in told.stdout
+    loud = CliRunner().invoke(app, ["plan", str(tmp_path / "past.yaml"), "--set", "genome.sources.1.heard=always"])
+    assert loud.exit_code == 0, loud.output
+    assert "at level 0" not in loud.stdout
