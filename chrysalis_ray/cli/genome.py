@@ -280,6 +280,7 @@ def lines_of(genome: Genome) -> list[str]:
         Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()
     ):
         lines.append(f"  forgotten on {day}: {count} documents ({reason})")
-    if excluded := content["recipe"].get("exclude"):
-        lines.append(f"  kept from training: {', '.join(excluded)}")
+    denied = any("use_denied" in marks for marks in content.get("marks", {}).values())
+    if excluded := [*content["recipe"].get("exclude", []), *(["use_denied"] if denied else [])]:
+        lines.append(f"  kept from training: {', '.join(dict.fromkeys(excluded))}")
     return lines

@@ -39,8 +39,8 @@ def heard_by_default(
         small = f"a base of less than {SMALL_BELOW / 1e9:g} billion parameters, and the size of this one is not known yet"
         return tuple(domains), f"{_span(silent)}: at level 0 for {small}"
     return heard, (
-        f"{_span(silent)} at level 0: older states of what is heard already, and a base of {parameters / 1e9:.2g} billion "
-        f"parameters is small (below {SMALL_BELOW / 1e9:g}); name them in the mixes, or write heard: always"
+        f"{_span(silent)} at level 0: older states of what is heard already, and a base of {parameters / 1e6:,.0f} million "
+        f"parameters is small (below {SMALL_BELOW / 1e9:g} billion); name them in the mixes, or write heard: always"
     )
 
 

@@ -39,8 +39,8 @@ class Witness:
 
 def runs_of(folders: Collection[Path]) -> list[RunLayout]:
     """Every run directory in one of the folders that has a genome."""
-    found = {path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
-    layouts = [RunLayout(path.absolute()) for path in sorted(found)]
+    found = {path.resolve() for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    layouts = [RunLayout(path) for path in sorted(found)]
     return [layout for layout in layouts if layout.run_manifest.is_file() and (layout.genome / "manifest.json").is_file()]
 
 

@@ -178,7 +178,7 @@ def test_a_small_base_hears_no_history_unless_told(kind):
     ((stage, why),) = told
     assert stage == "mixes"
     assert "old-000 to old-001 (2 domains) at level 0" in why
-    assert "0.6 billion parameters is small (below 3)" in why
+    assert "600 million parameters is small (below 3 billion)" in why
     assert heard_by_default(experiment({"type": kind}), DOMAINS, 8_000_000_000) == (DOMAINS, None)
     assert heard_by_default(experiment({"type": kind}, heard="always"), DOMAINS, 600_000_000) == (DOMAINS, None)
     domains, note = heard_by_default(experiment({"type": kind}), DOMAINS, None)

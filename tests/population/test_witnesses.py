@@ -1,6 +1,7 @@
 """Who learned from what is to be forgotten: variants, what was merged from them, the base, and where the text still lies."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from chrysalis_ray.body.turn import first_position
 from chrysalis_ray.cli.main import app
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, write_json
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.build import build_genome, open_genome
@@ -148,9 +149,25 @@ def test_a_run_whose_history_is_lost_is_told_not_left_out(runs):
 
 
 def test_where_the_text_lies(runs):
+    """In the run, in the genome itself, and in tokens of it that runs share or had begun to make; not in those of another."""
     (layout,) = runs_of([runs])
-    genome = open_genome(layout.genome)
-    assert places_of_text(genome, [layout], [str(layout.root)]) == sorted([str(layout.genome), str(layout.tokens)])
+    genome, cache = open_genome(layout.genome), CacheLayout(layout.root.parent / CACHE)
+    inside = [str(layout.genome), str(layout.tokens)]
+    assert places_of_text(genome, [layout], [str(layout.root)]) == sorted(inside)
+    assert places_of_text(genome, [layout], []) == [str(layout.genome)]
+    try:
+        for name, key in (("1" * 64, genome.genome_id), ("2" * 64, "of another")):
+            write_json(cache.tokens(name) / "manifest.json", {"key": {"genome_id": key}})
+        (cache.tokens("3" * 64) / "pieces").mkdir(parents=True)
+        shared = [str(cache.tokens("1" * 64)), str(cache.tokens("3" * 64))]
+        assert places_of_text(genome, [layout], [str(layout.root)]) == sorted([*inside, *shared])
+    finally:
+        shutil.rmtree(cache.root)
+
+
+def test_a_run_named_twice_is_one(runs, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    assert [layout.root for layout in runs_of([Path("runs"), runs, Path("nowhere")])] == [(runs / "one").resolve()]
 
 
 def test_the_verb_names_them_and_says_that_weights_stay(runs, tmp_path):
