@@ -117,7 +117,7 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
 def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     """Tell what one genome has that another has not.
 
-    By domain: added, removed and changed documents, those in another split, and those marked or licensed otherwise.
+    By domain: added, removed, forgotten and changed documents, those in another split, and those marked or licensed otherwise.
 
     \b
     chrysalis genome diff runs/monday runs/tuesday
@@ -134,7 +134,7 @@ def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     for domain, kinds in found.items():
         print(f"{domain}: " + ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()))
         for kind, paths in kinds.items():
-            print("\n".join(f"  {kind:8} {path}" for path in paths))
+            print("\n".join(f"  {kind:9} {path}" for path in paths))
 
 
 def export_genome(

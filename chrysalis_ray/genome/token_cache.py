@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.lock import in_turn
 from chrysalis_ray.core.records import sha256_of, write_json
@@ -35,7 +36,8 @@ def shared_tokens(
     processes: int | None = None,
 ) -> TokenStore:
     """`tokenize_genome` into the cache, and its files under names in `folder`. Who comes while another run makes the same waits
-    for it, and says so. Tokens that `folder` holds already are opened as they are. Raises what `tokenize_genome` raises."""
+    for it, and says so; a damaged entry of the cache is made again. Tokens that `folder` holds already are opened as they are.
+    Raises what `tokenize_genome` raises."""
     key, _ = encoding_of(genome, tokenizer_folder, sequence_length, chat_template)
     if has_tokens(folder, key):
         return open_tokens(folder)
@@ -43,9 +45,19 @@ def shared_tokens(
     with in_turn(
         entry.with_name(f"{entry.name}.lock"), lambda holder: tell(f"waiting for {holder}, who makes the same tokens")
     ):
+        _check(entry)
         store = tokenize_genome(genome, tokenizer_folder, entry, sequence_length, chat_template, tell, processes)
         link_tokens(store, folder)
     return open_tokens(folder)
+
+
+def _check(entry: Path) -> None:
+    """Clear an entry whose files are not as they were written: it is a cache. Runs keep their own names for the files."""
+    try:
+        if (entry / "manifest.json").exists():
+            open_tokens(entry)
+    except GenomeCorrupt:
+        cleared(entry)
 
 
 def link_tokens(store: TokenStore, folder: Path) -> None:

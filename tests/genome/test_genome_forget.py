@@ -7,6 +7,7 @@ import pytest
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
+from chrysalis_ray.genome.differences import differences
 from chrysalis_ray.genome.documents import PARTS
 from chrysalis_ray.genome.forgetting import forget, near_duplicates, of_licence, of_source
 from chrysalis_ray.genome.framing import write_text
@@ -130,6 +131,17 @@ def test_a_rebuild_into_its_folder_honours_what_was_forgotten(place, genome):
     with_list = build_genome(spec(), place / "g", place)
     assert with_list.genome_id == genome.genome_id, "a genome that forgot nothing is found as it is"
     assert build_genome(spec(forget="g2/forgotten.jsonl"), place / "g", place).genome_id == again.genome_id
+
+
+def test_what_was_forgotten_is_told_apart_from_what_is_only_gone(place, genome):
+    path = trained(genome, "notes")[0]
+    made = forget(genome, rows_of(genome, path), place / "g2", "why", DAY)
+    before, after = genome.manifest["content"], made.manifest["content"]
+    assert differences(before, after) == {"notes": {"forgotten": [path]}}
+    assert differences(after, before) == {"notes": {"added": [path]}}
+    (place / path).unlink()
+    gone = build_genome(spec(), place / "g3", place)
+    assert differences(before, gone.manifest["content"])["notes"]["removed"] == [path]
 
 
 def test_sources_and_licences(place, genome):

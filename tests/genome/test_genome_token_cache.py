@@ -280,6 +280,20 @@ def test_a_run_stays_whole_when_the_cache_is_emptied_and_an_old_one_as_it_is(tmp
     assert not (tmp_path / ".cache").exists()
 
 
+@pytest.mark.parametrize("damage", ["lost", "cut", "torn manifest", "no manifest"])
+def test_a_damaged_cache_is_made_again_and_no_run_is_touched(tmp_path, genome, tokenizer_folder, whole, damage):  # noqa: F811
+    first = share(genome, tokenizer_folder, tmp_path, "one")
+    (entry,) = CacheLayout(tmp_path / ".cache").token_stores()
+    victim = entry / ("manifest.json" if "manifest" in damage else "notes-train.input_ids.npy")
+    content = victim.read_bytes()
+    victim.unlink()
+    if damage in ("cut", "torn manifest"):
+        victim.write_bytes(content[: len(content) // 2])
+    assert share(genome, tokenizer_folder, tmp_path, "two").manifest == whole
+    assert verify_tokens(entry).manifest == whole
+    assert verify_tokens(first.folder).manifest == verify_tokens(tmp_path / "two" / "tokens").manifest == whole
+
+
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
 def test_without_links_there_are_copies(tmp_path, genome, tokenizer_folder, whole, monkeypatch, number):  # noqa: F811
     def refused(source, target):
