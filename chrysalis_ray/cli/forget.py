@@ -48,7 +48,6 @@ def forget_documents(
     \b
     chrysalis genome forget runs/quickstart notes/3.txt --reason "asked by its author" --out genomes/clean
     """
-    from chrysalis_ray.core.lock import sole_owner
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.forgetting import forget, near_duplicates, of_licence, of_source
     from chrysalis_ray.population.witnesses import places_of_text, runs_of, witnesses
@@ -60,8 +59,7 @@ def forget_documents(
     chosen += [row for pattern in licence or () for row in of_licence(genome, pattern)]
     rows = list({row["doc_id"]: row for row in chosen}.values())
     check_place(folder)
-    with sole_owner(folder / ".lock"):
-        made = forget(genome, rows, folder, reason, datetime.now(UTC).date().isoformat())
+    made = forget(genome, rows, folder, reason, datetime.now(UTC).date().isoformat())
     doc_ids = {row["doc_id"] for row in rows}
     layouts = runs_of({runs, directory.absolute().parent} if here == RunLayout(directory.absolute()).genome else {runs})
     learned = witnesses(layouts, doc_ids)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.genome.build import Genome, content_of, write_genome
 from chrysalis_ray.genome.documents import PARTS, Document
 from chrysalis_ray.genome.tombstones import Tombstone, checked_date, united
@@ -26,8 +27,7 @@ def forget(genome: Genome, rows: Sequence[Row], folder: Path, reason: str, day: 
 
     Raises GenomeError where there is nothing to forget, no reason, or where what is left could not train and judge any more.
     """
-    if (folder / "manifest.json").exists():
-        raise GenomeError(f"there is a genome in {folder} already, and a genome never changes", "give --out another folder")
+    _check_free(folder)
     if not rows:
         raise GenomeError("no document was named: there is nothing to forget", "name documents, a source or a licence")
     if not reason.strip():
@@ -40,7 +40,14 @@ def forget(genome: Genome, rows: Sequence[Row], folder: Path, reason: str, day: 
     parts = {row["doc_id"]: row["split"] for row in old["documents"]}
     tombstones = united(old.get("forgotten", ()), stones)
     content = content_of(old["recipe"], documents, parts, old["sources"], tombstones)
-    return write_genome(folder, {**content, "skipped": old["skipped"]}, documents, {})
+    with sole_owner(folder / ".lock"):  # from here on something is written
+        _check_free(folder)
+        return write_genome(folder, {**content, "skipped": old["skipped"]}, documents, {})
+
+
+def _check_free(folder: Path) -> None:
+    if (folder / "manifest.json").exists():
+        raise GenomeError(f"there is a genome in {folder} already, and a genome never changes", "give --out another folder")
 
 
 def tombstone(row: Row, genome_id: str, reason: str, day: str) -> Tombstone:

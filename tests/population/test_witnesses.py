@@ -194,3 +194,4 @@ def test_the_verb_names_them_and_says_that_weights_stay(runs, tmp_path):
     nothing = CliRunner().invoke(app, ["genome", "forget", str(layout.root), "--reason", "x", "--out", str(tmp_path / "g3")])
     assert nothing.exit_code == 1
     assert "nothing to forget" in nothing.stderr
+    assert not (tmp_path / "g3").exists()
