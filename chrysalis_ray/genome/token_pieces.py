@@ -82,22 +82,19 @@ def pieces_of(genome: Genome, folder: Path) -> dict[tuple[str, str], list[Piece]
         if row["split"] in SPLITS:
             held[row["domain"], row["split"]].append((row["doc_id"], row["bytes"]))
     found: dict[tuple[str, str], list[Piece]] = {}
+    chats = genome.chats
     for (domain, split), documents in held.items():
-        shard, is_chat = genome.folder / shard_name(domain, split), domain in genome.chats
         sizes = [size for _, size in sorted(documents)]
         found[domain, split] = [
             Piece(
-                domain,
-                split,
-                start,
-                stop,
-                sum(sizes[start:stop]),
-                is_chat,
-                shard,
-                folder / f"{domain}-{split}-{start}-{stop}.npz",
+                domain, split, start, stop,
+                text_bytes=sum(sizes[start:stop]),
+                is_chat=domain in chats,
+                shard=genome.folder / shard_name(domain, split),
+                file=folder / f"{domain}-{split}-{start}-{stop}.npz",
             )
             for start, stop in _cut(sizes)
-        ]
+        ]  # fmt: skip
     return found
 
 
