@@ -158,10 +158,11 @@ def pin_base(run: Run, genome: Genome) -> dict[str, Any]:
 
 
 def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
-    from chrysalis_ray.genome.tokens import tokenize_genome
+    from chrysalis_ray.genome.token_cache import shared_tokens
 
-    length = run.loaded.blueprint.lanes.sequence_length
-    tokens = tokenize_genome(genome, Path(base["path"]), run.layout.tokens, length, run.loaded.chat_template)
+    length, tell = run.loaded.blueprint.lanes.sequence_length, partial(run.story.stage, "tokens")
+    place, template = run.layout.tokens, run.loaded.chat_template
+    tokens = shared_tokens(genome, Path(base["path"]), run.cache, place, length, template, tell)
     total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
     run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
 
@@ -187,8 +188,10 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
     from chrysalis_ray.population.branch import Branching, trained_tokens
+    from chrysalis_ray.population.mixes import heard_domains
 
-    known = (genome.domains, seed_sha256, genome.genome_id, base["sha256"], trained_tokens(run.layout))
+    domains = heard_domains(run.experiment, genome.domains, base["parameters"], run.story.stage)
+    known = (domains, seed_sha256, genome.genome_id, base["sha256"], trained_tokens(run.layout))
     return Branching(run.experiment, run.loaded.blueprint, *known)
 
 

@@ -10,7 +10,12 @@ import signal
 import textwrap
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes is a matter of the machine and of what else it does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # A runner in the background ignores Ctrl-C, and what it starts inherits that: tests that interrupt a child need the default.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

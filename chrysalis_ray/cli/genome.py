@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,14 +59,16 @@ def build_genome(
 def check_place(folder: Path) -> None:
     """Raises GenomeError where a genome must not be built: among other files, or under the variants of a run."""
     from chrysalis_ray.core.errors import GenomeError
+    from chrysalis_ray.core.records import is_draft
 
     run = RunLayout(folder.parent)
     if run.genome == folder and run.run_manifest.exists():
         raise GenomeError(f"{folder} is the genome of a run, which its variants stand on", "give --out another folder")
     if folder.exists() and not folder.is_dir():
         raise GenomeError(f"{folder} is a file", "give --out a folder")
-    known = {"manifest.json", "shards", "scan", "readings", "state.json", ".lock"}
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    known = {"manifest.json", "shards", "scan", "readings", "state.json", ".lock", "forgotten.jsonl"}
+    there = [path for path in folder.iterdir() if not is_draft(path)] if folder.is_dir() else []
+    strangers = sorted(path.name for path in there if path.name not in known)
     if strangers:
         raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")
 
@@ -115,7 +118,7 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
 def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     """Tell what one genome has that another has not.
 
-    By domain: added, removed and changed documents, those in another split, and those marked or licensed otherwise.
+    By domain: added, removed, forgotten and changed documents, those in another split, and those marked or licensed otherwise.
 
     \b
     chrysalis genome diff runs/monday runs/tuesday
@@ -132,7 +135,7 @@ def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     for domain, kinds in found.items():
         print(f"{domain}: " + ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()))
         for kind, paths in kinds.items():
-            print("\n".join(f"  {kind:8} {path}" for path in paths))
+            print("\n".join(f"  {kind:9} {path}" for path in paths))
 
 
 def export_genome(
@@ -223,6 +226,9 @@ def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
     if found:
         names = ", ".join(f"{row['doc_id'][:16]} ({row['path']})" for row in found[:3])
         raise GenomeError(f"{len(found)} documents are {wanted!r}: {names}", "name one by its whole id")
+    for stone in genome.manifest["content"].get("forgotten", []):
+        if wanted in (stone["doc_id"], stone.get("path")) or (len(wanted) >= 6 and stone["doc_id"].startswith(wanted)):
+            raise GenomeError(f"{wanted!r} was forgotten on {stone['date']}: {stone['reason']}")
     near = [row["path"] for row in rows if wanted and wanted in row["path"]][:3]
     raise GenomeError(
         f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
@@ -234,6 +240,17 @@ def summary(genome: Genome) -> dict[str, Any]:
     """What `show` tells, for programs: everything of the manifest but the documents' lines."""
     content = {key: value for key, value in genome.manifest["content"].items() if key != "documents"}
     return {"genome_id": genome.genome_id, "created": genome.manifest["created"], **content}
+
+
+def completeness(told: dict[str, Any]) -> list[str]:
+    """How much of what hub records should say they say."""
+    missing = sorted(told["missing"].items(), key=lambda entry: (-entry[1], entry[0]))
+    lacking = ", ".join(f"{name} {count} times" for name, count in missing)
+    share = told["filled"] / told["wanted"] if told["wanted"] else 0.0
+    return [
+        f"complete to {share:.0%}" + (f" (missing: {lacking})" if lacking else ""),
+        f"{told['incomplete']} incomplete, {told['denied']} without consent to training",
+    ]
 
 
 def lines_of(genome: Genome) -> list[str]:
@@ -256,8 +273,15 @@ def lines_of(genome: Genome) -> list[str]:
         pinned += [f"sha256 {source['sha256']}"] if "sha256" in source else []
         pinned += [f"{len(source['packages'])} packages"] if "packages" in source else []
         pinned += [f"{len(source['submodules'])} submodules not followed"] if "submodules" in source else []
+        pinned += [f"{shot['domain']} is {shot['snapshot']} ({shot['commit'][:12]})" for shot in source.get("snapshots", [])]
+        pinned += completeness(source["records"]) if "records" in source else []
         pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]
         lines.append(f"  from {written['type']} {name}: " + ", ".join([f"{source['documents']} documents", *pinned]))
-    if excluded := content["recipe"].get("exclude"):
-        lines.append(f"  kept from training: {', '.join(excluded)}")
+    for (day, reason), count in sorted(
+        Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()
+    ):
+        lines.append(f"  forgotten on {day}: {count} documents ({reason})")
+    denied = any("use_denied" in marks for marks in content.get("marks", {}).values())
+    if excluded := [*content["recipe"].get("exclude", []), *(["use_denied"] if denied else [])]:
+        lines.append(f"  kept from training: {', '.join(dict.fromkeys(excluded))}")
     return lines

@@ -16,6 +16,7 @@ from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.blueprint import choose_blueprint, show_blueprint
 from chrysalis_ray.cli.doctor import doctor
 from chrysalis_ray.cli.evaluate import evaluate
+from chrysalis_ray.cli.forget import forget_documents
 from chrysalis_ray.cli.genome import (
     build_genome,
     diff_genomes,
@@ -51,6 +52,7 @@ GENOME_VERBS: dict[str, Callable[..., None]] = {
     "diff": diff_genomes,
     "export": export_genome,
     "exposure": tell_exposure,
+    "forget": forget_documents,
 }
 
 

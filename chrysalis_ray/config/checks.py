@@ -12,7 +12,14 @@ from pathlib import Path
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
 from chrysalis_ray.config.epigenome_checks import check_epigenomes
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
-from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource, is_remote
+from chrysalis_ray.config.genome import (
+    GitSource,
+    HistorySource,
+    PackagesSource,
+    PackedSource,
+    RecordsSource,
+    is_remote,
+)
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
@@ -36,6 +43,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *(_base(loaded.experiment.base) if loaded.experiment.base else ()),
         *_local_base(loaded),
         *_sources(loaded.experiment.genome, loaded.folder),
+        *_lists(loaded.experiment.genome, loaded.folder),
         *_kinds(loaded.experiment.genome),
         *check_search(loaded, domains_of(loaded.experiment.genome)),
         *check_epigenomes(loaded, domains_of(loaded.experiment.genome)),
@@ -223,7 +231,7 @@ def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
             if twins:
                 yield (*at, "domains"), f"{twins[0]!r} is named twice"
             continue
-        if isinstance(source, PackedSource):
+        if isinstance(source, PackedSource | HistorySource):
             yield from _packed_source(source, at, folder)
             continue
         if not source.path.strip() or "\0" in source.path:
@@ -235,6 +243,20 @@ def _sources(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
                 (f"{source.glob!r} leaves the folder; write a pattern below it, e.g. '**/*.md', and the folder as `path`"),
             )
         yield from _source_path(source, (*at, "path"), folder)
+
+
+def _lists(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
+    """The files beside the sources: what was forgotten, and who denies what."""
+    named: list[tuple[Location, str | None, str]] = [
+        (("genome", "forget"), genome.forget, "a list such as forgotten.jsonl"),
+        *(
+            (("genome", "use_denied", place, "robots"), denial.robots, "a file in the manner of robots.txt")
+            for place, denial in enumerate(genome.use_denied)
+        ),
+    ]
+    for at, path, meant in named:
+        if path is not None and not (folder / Path(path).expanduser()).is_file():
+            yield at, f"no file {folder / Path(path).expanduser()} (paths start at the experiment's folder); {meant} was meant"
 
 
 def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
@@ -251,7 +273,9 @@ def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
                 yield path, f"the domain {domain!r} would hold {kinds}; give one of them a domain of its own"
 
 
-def _source_path(source: FolderSource | JsonlSource | DatasetSource, at: Location, folder: Path) -> Iterator[Finding]:
+def _source_path(
+    source: FolderSource | JsonlSource | DatasetSource | RecordsSource, at: Location, folder: Path
+) -> Iterator[Finding]:
     target = folder / Path(source.path).expanduser()
     try:
         is_folder, is_file = target.is_dir(), target.is_file()
@@ -262,27 +286,28 @@ def _source_path(source: FolderSource | JsonlSource | DatasetSource, at: Locatio
     if isinstance(source, FolderSource) and not is_folder:
         other = "; it is a file: write its folder, and its name as `glob`" if is_file else ""
         yield at, f"no folder {target}{relative}{other}"
-    elif isinstance(source, JsonlSource) and not is_file:
+    elif isinstance(source, JsonlSource | RecordsSource) and not is_file:
         other = "; it is a folder: name one file in it, or use type: folder" if is_folder else ""
         yield at, f"no file {target}{relative}{other}"
     elif isinstance(source, DatasetSource) and is_local(source.path) and not (is_folder or is_file):
         yield at, f"no folder {target}{relative}; a data set of the hub is written NAME or OWNER/NAME"
 
 
-def _packed_source(source: GitSource | ArchiveSource | PackagesSource, at: Location, folder: Path) -> Iterator[Finding]:
+def _packed_source(source: PackedSource | HistorySource, at: Location, folder: Path) -> Iterator[Finding]:
     if isinstance(source, PackagesSource):
         return
-    key = "url" if isinstance(source, GitSource) else "path"
-    if isinstance(source, GitSource) and is_remote(source.url):
+    is_git = isinstance(source, GitSource | HistorySource)
+    key = "url" if is_git else "path"
+    if is_git and is_remote(source.named):
         return
     target = folder / Path(source.named).expanduser()
     try:
-        there = target.is_file() or (isinstance(source, GitSource) and target.is_dir())
+        there = target.is_file() or (is_git and target.is_dir())
     except (OSError, ValueError) as error:
         yield (*at, key), f"{source.named!r} cannot be looked up ({error})"
         return
     if not there:
-        what = "repository or bundle" if isinstance(source, GitSource) else "archive"
+        what = "repository or bundle" if is_git else "archive"
         relative = "" if Path(source.named).is_absolute() else " (paths start at the experiment's folder)"
         yield (*at, key), f"no {what} {target}{relative}"
 
@@ -298,4 +323,6 @@ def _domains_of_source(source: Source) -> tuple[str, ...]:
         return source.domains
     if isinstance(source, PackedSource):
         return tuple(domain for _, domain in source.patterns)
+    if isinstance(source, HistorySource):
+        return source.domains
     return (source.domain,)

@@ -8,7 +8,17 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, Count, OpenBody, Positive, Written
-from chrysalis_ray.config.genome import EXCLUDED_BY_DEFAULT, ArchiveSource, GenomeBuild, GitSource, Mark, PackagesSource
+from chrysalis_ray.config.genome import (
+    EXCLUDED_BY_DEFAULT,
+    ArchiveSource,
+    Denial,
+    GenomeBuild,
+    GitSource,
+    HistorySource,
+    Mark,
+    PackagesSource,
+    RecordsSource,
+)
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
 from chrysalis_ray.config.population import Name, Population
 
@@ -78,7 +88,15 @@ class DatasetSource(Records):
 
 
 Source = Annotated[
-    PythonSource | FolderSource | JsonlSource | DatasetSource | GitSource | ArchiveSource | PackagesSource,
+    PythonSource
+    | FolderSource
+    | JsonlSource
+    | DatasetSource
+    | GitSource
+    | HistorySource
+    | ArchiveSource
+    | PackagesSource
+    | RecordsSource,
     Field(discriminator="type"),
 ]
 
@@ -94,6 +112,8 @@ class GenomeSpec(Written):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     split: Split = Split()
     exclude: tuple[Mark, ...] = EXCLUDED_BY_DEFAULT  # documents with these marks are sealed, but neither train nor judge
+    use_denied: tuple[Denial, ...] = ()  # documents that somebody does not want trained on
+    forget: str | None = None  # a list of tombstones: forgotten.jsonl, as `chrysalis genome forget` writes it
     build: GenomeBuild = GenomeBuild()
 
 

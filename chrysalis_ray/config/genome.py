@@ -1,4 +1,5 @@
-"""Sources of a genome that come packed: git repositories, archives, installed packages; and the marks that keep text away."""
+"""Sources of a genome that come packed: git repositories and their history, archives, installed packages; records of healing
+hubs; and the marks and denials that keep text away."""
 
 from __future__ import annotations
 
@@ -11,9 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from chrysalis_ray.config.blueprint import Count, Positive, Written
 from chrysalis_ray.config.population import Name
 
-Mark = Literal["not_utf8", "secret", "pii", "generated", "minified", "lfs_pointer", "near_duplicate"]
+Mark = Literal[
+    "not_utf8", "secret", "pii", "generated", "minified", "lfs_pointer", "near_duplicate", "incomplete", "use_denied"
+]  # fmt: skip
 MARKS: tuple[Mark, ...] = get_args(Mark)
 EXCLUDED_BY_DEFAULT: tuple[Mark, ...] = ("lfs_pointer", "minified", "not_utf8", "secret")
+ALWAYS_EXCLUDED: tuple[Mark, ...] = ("use_denied",)  # whatever `exclude` says: somebody said no
 
 PROTOCOLS = ("https", "ssh", "file")
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -52,6 +56,13 @@ def refused_url(url: str) -> str | None:
             return f"{host!r} is no host"
     elif (match := _SCP_LIKE.fullmatch(url)) and (match["host"].startswith("-") or match["path"].startswith("-")):
         return f"{url!r} holds what ssh would read as an option"
+    return None
+
+
+def refused_commit(commit: str) -> str | None:
+    """Why `commit` names nothing that git may be asked for; None where it does."""
+    if not commit or _FORBIDDEN_IN_REF.search(commit):
+        return f"{commit!r} is neither a full commit id (40 or 64 hex digits) nor the name of a branch or tag"
     return None
 
 
@@ -153,9 +164,58 @@ class GitSource(PackedSource):
     @field_validator("commit")
     @classmethod
     def _safe_commit(cls, commit: str) -> str:
-        if not commit or _FORBIDDEN_IN_REF.search(commit):
-            raise ValueError(f"{commit!r} is neither a full commit id (40 or 64 hex digits) nor the name of a branch or tag")
+        if why := refused_commit(commit):
+            raise ValueError(why)
         return commit
+
+
+class HistorySource(Written):
+    """Older states of one git repository: every snapshot (a commit, branch or tag; the oldest first) is a domain of its own,
+    ``<domain>-000``, ``<domain>-001`` and so on. The state of today is a source of type git.
+
+    What a snapshot shares with another source, or with an earlier snapshot, belongs to that. `max_megabytes` holds for each
+    snapshot. `heard`: a base that is small hears no history unless a mix names the domain (``large``), or ``always``.
+    """
+
+    type: Literal["history"]
+    url: str
+    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
+    snapshots: Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    glob: str = "**/*"
+    licence: str = "NOASSERTION"
+    max_megabytes: Positive | None = None
+    heard: Literal["large", "always"] = "large"
+
+    @property
+    def named(self) -> str:
+        return self.url
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """One per snapshot; their names sort as the snapshots stand."""
+        return tuple(f"{self.domain}-{number:03d}" for number in range(len(self.snapshots)))
+
+    def at(self, number: int) -> GitSource:
+        """One snapshot as a source."""
+        return GitSource(
+            type="git",
+            url=self.url,
+            commit=self.snapshots[number],
+            domain=self.domains[number],
+            glob=self.glob,
+            licence=self.licence,
+            max_megabytes=self.max_megabytes,
+        )
+
+    @model_validator(mode="after")
+    def _can_be_asked_for(self) -> Self:
+        twins = sorted({snapshot for snapshot in self.snapshots if self.snapshots.count(snapshot) > 1})
+        if twins:
+            raise ValueError(f"the snapshot {twins[0]!r} is named twice")
+        for why in (refused_url(self.url), refused_glob(self.glob), *map(refused_commit, self.snapshots)):
+            if why:
+                raise ValueError(why)
+        return self
 
 
 class ArchiveSource(PackedSource):
@@ -180,3 +240,39 @@ class PackagesSource(PackedSource):
     @property
     def named(self) -> str:
         return "packages" if self.names == "all" else ", ".join(self.names)
+
+
+class RecordsSource(Written):
+    """What healing hubs noted: one record a line of JSON (`HubRecord` in `config/records.py`). A record without consent to
+    training is sealed, and never trained on. One that fills less than `complete_from` of what it should is marked."""
+
+    type: Literal["records"]
+    path: str
+    domain: Name
+    licence: str = "NOASSERTION"
+    complete_from: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    max_megabytes: Positive | None = None
+
+
+# denials ------------------------------------------------------------------------------------------------------------
+
+
+class Denial(Written):
+    """Text that must not be trained on, by the path of its document, by its licence, or by a file in the manner of robots.txt
+    that speaks of the paths below `below`. Exactly one of the three."""
+
+    paths: str | None = None  # a glob
+    licence: str | None = None  # a pattern of SPDX expressions, such as "*-NC-*"
+    robots: str | None = None  # a file, relative to the experiment
+    below: str = ""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Self:
+        if sum(part is not None for part in (self.paths, self.licence, self.robots)) != 1:
+            raise ValueError("write exactly one of `paths` (a glob), `licence` (a pattern) and `robots` (a file)")
+        if self.below and self.robots is None:
+            raise ValueError("`below` belongs to `robots`: the path that the file's root stands for")
+        if self.paths is not None and (why := refused_glob(self.paths)):
+            raise ValueError(why)
+        return self

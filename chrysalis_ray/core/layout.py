@@ -184,6 +184,13 @@ class CacheLayout:
     def base(self, recipe_sha256: str) -> Path:
         return self.root / "bases" / recipe_sha256[:16]
 
+    def tokens(self, key_sha256: str) -> Path:
+        """A genome in the tokens of one tokenizer, in rows of one length."""
+        return self.root / "tokens" / key_sha256[:16]
+
+    def token_stores(self) -> list[Path]:
+        return sorted(path for path in (self.root / "tokens").glob("*") if path.is_dir())
+
     def measurement(self, question_sha256: str, lanes: str) -> Path:
         """What was measured on this machine for one kind of body, at lanes of one shape."""
         return self.root / "measured" / f"{question_sha256[:16]}-{lanes}.json"

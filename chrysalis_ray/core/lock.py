@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,19 +30,46 @@ def sole_owner(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in _TAKEN:
-                raise RunError(
-                    f"the file system of {path.parent} gives no locks: {error}", "mount it with flock, or use another --runs"
-                ) from error
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                raise _no_locks(path, error) from error
             raise RunError(
-                f"{path.parent} is in use by {holder}; nothing in it was touched",
+                f"{path.parent} is in use by {_holder(descriptor)}; nothing in it was touched",
                 "wait for it or end it, then run the same command again; or give this run another --name",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        _sign(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """As `sole_owner`, but who comes second waits; `waiting` is then told who holds the lock."""
+    descriptor = _open(path)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise _no_locks(path, error) from error
+            waiting(_holder(descriptor))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _sign(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _no_locks(path: Path, error: OSError) -> RunError:
+    return RunError(f"the file system of {path.parent} gives no locks: {error}", "mount it with flock, or use another --runs")
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+
+
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
 
 def _open(path: Path) -> int:

@@ -5,6 +5,7 @@
                                    lies in several, each with what begins alike (``-<number>-of-<count>``)
     state.json, readings/, scan/   caches: how the sources looked and what was read there, so that an unchanged source is not
                                    read again; what was found in the documents, so that an unchanged one is not looked through
+    forgotten.jsonl                where it was made to forget: its tombstones (`tombstones.py`), which a rebuild honours
 
 `manifest.json` holds ``genome_id``, ``created`` (time), ``shards`` (name -> sha256, bytes, rows) and ``content``: format,
 recipe and its sha256, what each source was pinned to, Merkle root, totals per domain and part, what was skipped and why,
@@ -30,16 +31,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
-from chrysalis_ray.config.genome import GenomeBuild
+from chrysalis_ray.config.experiment import GenomeSpec, Source
+from chrysalis_ray.config.genome import ALWAYS_EXCLUDED, GenomeBuild
+from chrysalis_ray.config.histories import history_domains
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
+from chrysalis_ray.genome.denial import denier, joined_marks, kept_denials
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
 from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
 from chrysalis_ray.genome.licences import joined
-from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
-from chrysalis_ray.genome.python_text import python_identity
 from chrysalis_ray.genome.readings import Readings
+from chrysalis_ray.genome.recipe import FORMAT, recipe_of, recipe_of_source
 from chrysalis_ray.genome.scan_cache import ScanCache
 from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
@@ -56,8 +58,8 @@ from chrysalis_ray.genome.sealing import (
 )
 from chrysalis_ray.genome.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
+from chrysalis_ray.genome.tombstones import Tombstone, check_gone, check_left, standing, write_tombstones
 
-FORMAT = 3
 READABLE = (1, 2, 3)
 
 Reader = Callable[[Source, Path, Counter[str], dict[str, Any]], Iterable[Document]]
@@ -114,10 +116,11 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
     """
     recipe = recipe_of(spec)
     if (folder / "manifest.json").is_file():
-        existing = read_manifest(folder)
-        if existing["content"]["recipe_sha256"] == sha256_of(recipe):
+        existing = read_manifest(folder)["content"]
+        forgotten = standing(folder, existing, forget_list(spec, relative_to))
+        if existing["recipe_sha256"] == sha256_of(recipe) and existing.get("forgotten", []) == forgotten:
             return open_genome(folder)
-    return _seal(spec, folder, _collect(spec, relative_to, read_source), _how(spec, processes))
+    return _seal(spec, folder, relative_to, _collect(spec, relative_to, read_source), _how(spec, processes))
 
 
 def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
@@ -130,9 +133,9 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
         same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
         if same_recipe and unchanged(folder, existing["genome_id"], seen):
             return Genome(folder, existing["genome_id"], existing)
-    readings = Readings(folder, _shards_before(folder), seen)
+    readings = Readings(folder, _manifest_before(folder).get("shards", {}), seen)
     found = _collect(spec, relative_to, readings.read)
-    genome = _seal(spec, folder, found, _how(spec, processes), ScanCache(folder / "scan"))
+    genome = _seal(spec, folder, relative_to, found, _how(spec, processes), ScanCache(folder / "scan"))
     readings.keep()
     remember(folder, genome.genome_id, seen)
     return genome
@@ -156,36 +159,53 @@ def _uncollected() -> Iterator[None]:
 
 
 @_uncollected()
-def _seal(spec: GenomeSpec, folder: Path, found: Found, how: GenomeBuild, cache: ScanCache | None = None) -> Genome:
+def _seal(
+    spec: GenomeSpec, folder: Path, relative_to: Path, found: Found, how: GenomeBuild, cache: ScanCache | None = None
+) -> Genome:
     """Write the genome of what was `found` in its sources, its manifest last. Shards that would come out the same stay as they
     are, and a genome that is there stands until all of the new one is on disk."""
-    recipe = recipe_of(spec)
+    before = _manifest_before(folder)
+    tombstones = standing(folder, before.get("content", {}), forget_list(spec, relative_to))
     read, sources = found
     documents, parts = _divide(read, spec, how, cache)
-    content = _content(recipe, documents, parts, sources)
-    genome_id = sha256_of(content)
-    before = _shards_before(folder)
+    content = content_of(recipe_of(spec), documents, parts, sources, tombstones)
+    return write_genome(folder, content, documents, before.get("shards", {}))
+
+
+def write_genome(
+    folder: Path, content: Mapping[str, Any], documents: Iterable[Document], shards_before: Mapping[str, Any]
+) -> Genome:
+    """Write the documents that `content` lists, their shards, and the manifest last."""
+    parts = {row["doc_id"]: row["split"] for row in content["documents"]}
     sizes = {(domain, part): told["bytes"] for domain, of in content["totals"].items() for part, told in of.items()}
     by_shard: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
-        place = (document.domain, parts[document.doc_id])
-        by_shard[shard_of(*place, document.doc_id, sizes[place])].append(document)
+        if document.doc_id in parts:  # else it was forgotten
+            place = (document.domain, parts[document.doc_id])
+            by_shard[shard_of(*place, document.doc_id, sizes[place])].append(document)
     for left_over in (folder / "shards").glob(f"*{DRAFT}"):  # by a build that was killed
         left_over.unlink()
-    shards = {name: write_shard(folder / name, members, before.get(name)) for name, members in sorted(by_shard.items())}
+    shards = {name: write_shard(folder / name, of_it, shards_before.get(name)) for name, of_it in sorted(by_shard.items())}
+    write_tombstones(folder, content.get("forgotten", ()))
     (folder / "manifest.json").unlink(missing_ok=True)  # from here to the end, a moment, there is no genome
     place_shards(folder, shards)
+    genome_id = sha256_of(content)
     manifest = {"genome_id": genome_id, "created": datetime.now(UTC).isoformat(), "shards": shards, "content": content}
     write_bytes(folder / "manifest.json", _manifest_text(manifest).encode())
     return Genome(folder, genome_id, manifest)
 
 
-def _shards_before(folder: Path) -> dict[str, Any]:
-    """What the manifest in `folder` says of its shards; nothing where there is none, or none that can be believed."""
+def _manifest_before(folder: Path) -> dict[str, Any]:
+    """The manifest in `folder`; empty where there is none, or none that can be believed."""
     try:
-        return read_manifest(folder)["shards"]
+        return read_manifest(folder)
     except GenomeError:
         return {}
+
+
+def forget_list(spec: GenomeSpec, relative_to: Path) -> Path | None:
+    """Where the experiment's own list of tombstones lies, if it names one."""
+    return None if spec.forget is None else relative_to / Path(spec.forget).expanduser()
 
 
 def open_genome(folder: Path) -> Genome:
@@ -207,32 +227,10 @@ def verify_genome(folder: Path) -> Genome:
     rows = manifest["content"]["documents"]
     if root_of_documents(rows) != manifest["content"]["merkle_root"]:
         raise GenomeCorrupt(f"{folder / 'manifest.json'}: the Merkle root does not follow from the documents", REBUILD)
+    check_gone(manifest["content"])
     check_documents(folder, rows, manifest["shards"])
     check_shards(folder, manifest["shards"])
     return Genome(folder, manifest["genome_id"], manifest)
-
-
-def recipe_of(spec: GenomeSpec) -> dict[str, Any]:
-    """What the genome is made of, whatever the order of the sources; with the Python version where its text is a source."""
-    sources = [recipe_of_source(source) for source in spec.sources]
-    recipe: dict[str, Any] = {
-        "format": FORMAT,
-        "sources": sorted(sources, key=sha256_of),
-        "split": spec.split.model_dump(mode="json"),
-        "exclude": sorted(set(spec.exclude)),
-        "marks": MARKS_VERSION,
-    }
-    if any(isinstance(source, PythonSource) for source in spec.sources):
-        recipe["python"] = python_identity()
-    return recipe
-
-
-def recipe_of_source(source: Source) -> dict[str, Any]:
-    """A source as written, with its defaults."""
-    written = source.model_dump(mode="json")
-    if isinstance(source, PythonSource):
-        written["domains"] = sorted(written["domains"])
-    return written
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -267,20 +265,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _collect(spec: GenomeSpec, relative_to: Path, read: Reader) -> Found:
     """All documents by (domain, path, doc_id), each content once, and a line about every source."""
+    denied = denier(spec.use_denied, relative_to)
     found: list[Document] = []
     lines = []
     for source in spec.sources:
         skipped: Counter[str] = Counter()
         facts: dict[str, Any] = {}
-        documents = list(read(source, relative_to, skipped, facts))
+        documents = list(denied(read(source, relative_to, skipped, facts)))
         found += documents
         left_out = {reason: count for reason, count in sorted(skipped.items()) if count}
         told = {"recipe": recipe_of_source(source), **facts, "documents": len(documents), "skipped": left_out}
         lines.append(told)
-    found.sort(key=lambda document: (document.domain, document.path, document.doc_id, document.source_key, document.licence))
+    old = set(history_domains(spec))  # what a history shares with another source belongs to that
+    found.sort(
+        key=lambda document: (
+            document.domain in old, document.domain, document.path, document.doc_id, document.source_key, document.licence,
+            document.evidence, sorted(document.marks.items()),
+        )
+    )  # fmt: skip
     unique: dict[str, Document] = {}
     for document in found:
-        unique.setdefault(document.doc_id, document)
+        unique[document.doc_id] = kept_denials(unique.get(document.doc_id, document), document)
     lost = sorted({document.domain for document in found} - {document.domain for document in unique.values()})
     if lost:
         raise GenomeError(
@@ -293,18 +298,21 @@ def _collect(spec: GenomeSpec, relative_to: Path, read: Reader) -> Found:
 def _divide(
     documents: Sequence[Document], spec: GenomeSpec, how: GenomeBuild, cache: ScanCache | None
 ) -> tuple[list[Document], dict[str, str]]:
-    """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``."""
-    marked, sketches = scan(documents, how, cache)
+    """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``
+    or ``use_denied``."""
+    scanned, sketches = scan(documents, how, cache)
+    marked = joined_marks(documents, scanned)
+    barred = {*spec.exclude, *ALWAYS_EXCLUDED}
     kin = kinship(marked, sketches)
-    for index, original in near_duplicate_marks(marked, kin.near_duplicates, spec.exclude).items():
+    for index, original in near_duplicate_marks(marked, kin.near_duplicates, barred).items():
         marked[index] = replace(marked[index], marks={**marked[index].marks, "near_duplicate": original})
-    heard = [document for document in marked if not set(document.marks) & set(spec.exclude)]
+    heard = [document for document in marked if not set(document.marks) & barred]
     silent = sorted({document.domain for document in marked} - {document.domain for document in heard})
     if silent:
         counts = Counter(mark for document in marked if document.domain == silent[0] for mark in document.marks)
         raise GenomeError(
             f"domain {silent[0]!r} has no document that `genome.exclude` leaves in: "
-            + ", ".join(f"{count} {mark}" for mark, count in sorted(counts.items()) if mark in spec.exclude),
+            + ", ".join(f"{count} {mark}" for mark, count in sorted(counts.items()) if mark in barred),
             "take a mark out of `exclude`, or give the domain other text",
         )
     splits = assign_splits(heard, kin.groups, spec.split.select, spec.split.report)
@@ -313,11 +321,18 @@ def _divide(
     return marked, parts
 
 
-def _content(
-    recipe: Mapping[str, Any], documents: Sequence[Document], parts: Mapping[str, str], sources: Sequence[Mapping[str, Any]]
+def content_of(
+    recipe: Mapping[str, Any],
+    documents: Sequence[Document],
+    parts: Mapping[str, str],
+    sources: Sequence[Mapping[str, Any]],
+    tombstones: Sequence[Tombstone] = (),
 ) -> dict[str, Any]:
-    """The hashed part of the manifest."""
-    rows = [row_of(document, parts[document.doc_id]) for document in documents]
+    """The hashed part of the manifest: of `documents` those without a tombstone."""
+    gone = {stone["doc_id"] for stone in tombstones}
+    rows = [row_of(document, parts[document.doc_id]) for document in documents if document.doc_id not in gone]
+    if gone:
+        check_left(rows, tombstones)
     totals: dict[str, dict[str, dict[str, int]]] = {}
     licences: dict[str, set[str]] = defaultdict(set)
     marks: dict[str, Counter[str]] = defaultdict(Counter)
@@ -330,7 +345,7 @@ def _content(
         marks[row["domain"]].update(tuple(row.get("marks", ())))
     skipped = sum((Counter(source["skipped"]) for source in sources), Counter())
     skipped["duplicate"] = sum(source["documents"] for source in sources) - len(documents)
-    return {
+    content = {
         "format": FORMAT,
         "recipe": recipe,
         "recipe_sha256": sha256_of(recipe),
@@ -342,6 +357,7 @@ def _content(
         "skipped": {reason: count for reason, count in sorted(skipped.items()) if count},
         "documents": rows,
     }
+    return {**content, "forgotten": list(tombstones)} if tombstones else content
 
 
 def row_of(document: Document, part: str) -> dict[str, Any]:

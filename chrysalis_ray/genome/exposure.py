@@ -7,7 +7,7 @@ own: stages that were written before, and changes that were appended while it tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,26 @@ def ordinal_of(rows: Sequence[Mapping[str, Any]], doc_id: str) -> tuple[str, str
     return domain, split, before
 
 
-def tokens_by_row(store: TokenStore, domain: str, ordinal: int) -> dict[int, int]:
-    """row -> tokens of the document in it, of the training rows of `domain`."""
-    counts = (store.arrays[domain, "train"]["document"] == ordinal).sum(axis=1)
+def ordinals_of(rows: Sequence[Mapping[str, Any]], doc_ids: Collection[str]) -> dict[str, list[int]]:
+    """domain -> ordinals of those of the documents that its train split holds. Raises GenomeError for one that the manifest
+    lacks."""
+    missing = sorted(set(doc_ids) - {row["doc_id"] for row in rows})
+    if missing:
+        raise GenomeError(f"the genome has no document {missing[0]}")
+    trained: dict[str, list[str]] = {}
+    for row in rows:
+        if row["split"] == "train":
+            trained.setdefault(row["domain"], []).append(row["doc_id"])
+    wanted = set(doc_ids)
+    found = {
+        domain: [ordinal for ordinal, doc_id in enumerate(sorted(held)) if doc_id in wanted] for domain, held in trained.items()
+    }
+    return {domain: ordinals for domain, ordinals in found.items() if ordinals}
+
+
+def tokens_by_row(store: TokenStore, domain: str, ordinals: int | Sequence[int]) -> dict[int, int]:
+    """row -> tokens of the document, or the documents, in it, of the training rows of `domain`."""
+    counts = np.isin(store.arrays[domain, "train"]["document"], ordinals).sum(axis=1)
     return {int(row): int(counts[row]) for row in np.flatnonzero(counts)}
 
 

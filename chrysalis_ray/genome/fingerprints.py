@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
-from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, is_object_id
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, RecordsSource, is_object_id
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
+from chrysalis_ray.genome.documents import shown_path
 from chrysalis_ray.genome.git_objects import resolve
 from chrysalis_ray.genome.git_source import located_url
 from chrysalis_ray.genome.packages import installed_files
@@ -24,12 +25,15 @@ STATE = "state.json"
 
 
 def fingerprints(spec: GenomeSpec, relative_to: Path) -> list[str | None]:
-    """One fingerprint per source, in their order; None where one cannot be had without reading the source."""
+    """One fingerprint per source, in their order, and one of every list beside them; None where one cannot be had without
+    reading the source."""
     looks = [_look(source, relative_to) for source in spec.sources]
-    return [
+    found = [
         None if look is None else sha256_of([source.model_dump(mode="json"), look])
         for source, look in zip(spec.sources, looks, strict=True)
     ]
+    lists = [spec.forget, *(denial.robots for denial in spec.use_denied)]
+    return found + [sha256_of(_stats([(path, located(path, relative_to))])) for path in lists if path is not None]
 
 
 def unchanged(folder: Path, genome_id: str, seen: Sequence[str | None]) -> bool:
@@ -62,8 +66,10 @@ def _look(source: Source, relative_to: Path) -> object:
     if isinstance(source, FolderSource):
         root = located(source.path, relative_to)
         return _stats((name, root / name) for name in sorted(matching_files(root, source.glob)))
-    if isinstance(source, JsonlSource | ArchiveSource):
+    if isinstance(source, JsonlSource | ArchiveSource | RecordsSource):
         return _stats([(source.path, located(source.path, relative_to))])
+    if isinstance(source, HistorySource):
+        return [_look(source.at(number), relative_to) for number in range(len(source.snapshots))]
     if isinstance(source, GitSource):
         if is_object_id(source.commit):
             return source.commit
@@ -76,6 +82,8 @@ def _look(source: Source, relative_to: Path) -> object:
 
 def _look_of_dataset(source: DatasetSource, relative_to: Path) -> object:
     folder = located(source.path, relative_to)
+    if folder.is_file():
+        return _stats([(source.path, folder)])
     if folder.is_dir():
         return _stats((name, folder / name) for name in sorted(matching_files(folder, "**/*")))
     return source.revision
@@ -88,5 +96,6 @@ def _stats(files: Iterable[tuple[str, Path]]) -> list[list[object]]:
             seen: os.stat_result | None = path.stat()
         except OSError:
             seen = None
-        found.append([name, *((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino) if seen else ())])
+        shown = shown_path(os.fsencode(name))
+        found.append([shown, *((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino) if seen else ())])
     return found

@@ -84,7 +84,7 @@ def _pieces(genome: Genome) -> Iterator[bytes]:
     content = genome.manifest["content"]
     told = {"format": FORMAT, "genome_id": genome.genome_id, "merkle_root": content["merkle_root"]}
     yield _line(GENOME_START, {**told, "documents": len(content["documents"])})
-    for domain in genome.domains:
+    for domain in dict.fromkeys(row["domain"] for row in content["documents"]):
         yield _line(REPO_START, domain)
         texts = {document.doc_id: document for part in PARTS for document in genome.documents(domain, part)}
         for row in content["documents"]:

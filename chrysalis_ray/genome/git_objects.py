@@ -268,6 +268,17 @@ def tree_of_commit(reader: ObjectReader, commit: str) -> tuple[str, str]:
     raise GenomeError(f"git object {commit} is a {found.kind}, not a commit", "name a commit, a branch or a tag of a commit")
 
 
+def time_of_commit(reader: ObjectReader, commit: str) -> int:
+    """When the commit that `commit` is, or points to, was committed: seconds since 1970. Raises GenomeCorrupt."""
+    identity, _ = tree_of_commit(reader, commit)
+    for line in reader.read(identity, "commit").split(b"\n\n", 1)[0].split(b"\n"):
+        if line.startswith(b"committer "):
+            words = line.split()
+            if len(words) >= 4 and words[-2].isdigit() and int(words[-2]) < 2**40:
+                return int(words[-2])
+    raise GenomeCorrupt(f"commit {identity} does not say when it was committed", "the repository is malformed")
+
+
 def tree_entries(reader: ObjectReader, tree: str) -> Iterator[TreeEntry]:
     """Every file, link and submodule below `tree`, in git's order. Raises GenomeCorrupt for a name that is no file name and
     GenomeError for more than `MAX_ENTRIES` (a tree that holds one subtree a thousand times over costs its author nothing)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts:
     not followed), and, for a branch or tag, that it was resolved. Raises GenomeError where the repository or commit cannot be
     had, GenomeCorrupt where an object is not what its name says.
     """
+    with opened(source, relative_to) as (reader, commit):
+        yield from read_commit(reader, commit, source, skipped, facts)
+
+
+@contextmanager
+def opened(source: GitSource, relative_to: Path) -> Iterator[tuple[ObjectReader, str]]:
+    """A reader of a store that holds the wanted commit, and its id (or that of a tag of it). Corruption that is found inside
+    names the repository."""
     url = located_url(source.url, relative_to)
     with tempfile.TemporaryDirectory(prefix="chrysalis-git-") as scratch:
         commit = source.commit if is_object_id(source.commit) else resolve(url, source.commit, Path(scratch))
@@ -44,7 +53,7 @@ def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts:
         try:
             obtain(url, commit, store)
             with ObjectReader(store) as reader:
-                yield from read_commit(reader, commit, source, skipped, facts)
+                yield reader, commit
         except GenomeCorrupt as error:
             raise GenomeCorrupt(f"{source.url} at {commit[:12]}: {error.message}", error.remedy) from error
 

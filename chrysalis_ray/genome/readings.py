@@ -56,7 +56,10 @@ class Readings:
                 return recalled
         documents = list(read_source(source, relative_to, skipped, facts))
         told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
-        self._fresh[what] = (documents, told)
+        if not any(
+            document.marks for document in documents
+        ):  # what a source itself marks is not among FIELDS: it is read again
+            self._fresh[what] = (documents, told)
         return documents
 
     def keep(self) -> None:

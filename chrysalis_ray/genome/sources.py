@@ -11,23 +11,26 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
-from chrysalis_ray.config.genome import ArchiveSource, GitSource, PackagesSource, PackedSource
+from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, PackedSource, RecordsSource
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.archives import read_archive
 from chrysalis_ray.genome.chat import conversation_text
-from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document
+from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document, shown_path
 from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.globs import matches
+from chrysalis_ray.genome.history import read_history
+from chrysalis_ray.genome.hub_records import read_records
 from chrysalis_ray.genome.licences import tagged
 from chrysalis_ray.genome.packages import read_packages
 from chrysalis_ray.genome.python_text import read_python
 
+DATA_FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 SKIPPED_FOLDERS = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".ipynb_checkpoints"})
 
 
@@ -37,12 +40,17 @@ def read_source(source: Source, relative_to: Path, skipped: Counter[str], facts:
     if isinstance(source, PythonSource):
         yield from read_python(source, skipped)
         return
+    if isinstance(source, HistorySource):
+        yield from read_history(source, relative_to, skipped, facts)
+        return
     if isinstance(source, FolderSource):
         documents = read_folder(source, relative_to, skipped)
     elif isinstance(source, JsonlSource):
         documents = read_jsonl(source, relative_to, skipped)
     elif isinstance(source, PackedSource):
         documents = _read_packed(source, relative_to, skipped, facts)
+    elif isinstance(source, RecordsSource):
+        documents = read_records(source, located(source.path, relative_to), skipped, facts)
     else:
         documents = read_dataset(source, relative_to, skipped)
     limit = None if source.max_megabytes is None else int(source.max_megabytes * 1_000_000)
@@ -84,17 +92,21 @@ def located(path: str, relative_to: Path) -> Path:
 
 def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per file that matches `glob`, in hash order. Counts ``not_text``, ``empty``, ``outside`` (a link that leads
-    out of the folder) and ``unreadable``."""
+    out of the folder) and ``unreadable`` (files, and folders that cannot be listed)."""
     root = located(source.path, relative_to)
     if not root.is_dir():
         raise GenomeError(f"domain {source.domain!r}: {root} is no folder", "paths are relative to the experiment file")
     real_root = root.resolve()
-    for name in sorted(matching_files(root, source.glob), key=hash_order):
+
+    def unreadable(error: OSError) -> None:
+        skipped["unreadable"] += 1
+
+    for name in sorted(matching_files(root, source.glob, unreadable), key=hash_order):
         path = root / name
-        if not path.resolve().is_relative_to(real_root):
-            skipped["outside"] += 1
-            continue
         try:
+            if not path.resolve().is_relative_to(real_root):
+                skipped["outside"] += 1
+                continue
             content = path.read_bytes()
         except OSError:
             skipped["unreadable"] += 1
@@ -105,26 +117,23 @@ def read_folder(source: FolderSource, relative_to: Path, skipped: Counter[str]) 
         elif not found[0].strip():
             skipped["empty"] += 1
         else:
-            (text, encoding), key = found, f"{PurePosixPath(source.path)}/{name}"
+            (text, encoding), key = found, f"{PurePosixPath(source.path)}/{shown_path(os.fsencode(name))}"
             tag = tagged(text)
             evidence = "tag" if tag else "declared"
             yield make_document(text, key, key, source.domain, tag or source.licence, encoding, evidence)
 
 
-def matching_files(root: Path, glob: str) -> Iterator[str]:
-    """Relative posix names of regular files under `root` that match `glob`; folders are never entered through a link."""
+def matching_files(root: Path, glob: str, unreadable: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """Relative posix names of regular files under `root` that match `glob`; folders are never entered through a link. A name
+    that is no UTF-8 comes as `os.fsdecode` gives it; `unreadable` hears of folders that cannot be listed."""
     pattern = PurePosixPath(glob).parts
-    for folder, subfolders, files in os.walk(root, followlinks=False):
+    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=False):
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
         for file in files:
             path = Path(folder, file)
             relative = path.relative_to(root)
-            if path.is_file() and _is_unicode(relative) and matches(relative.parts, pattern):
+            if path.is_file() and matches(relative.parts, pattern):
                 yield relative.as_posix()
-
-
-def _is_unicode(path: Path) -> bool:
-    return not any("\udc80" <= character <= "\udcff" for character in str(path))
 
 
 # JSON lines ---------------------------------------------------------------------------------------------------------
@@ -209,9 +218,9 @@ def _document(text: str, key: str, where: str, source: JsonlSource | DatasetSour
 
 def read_dataset(source: DatasetSource, relative_to: Path, skipped: Counter[str]) -> Iterator[Document]:
     """One document per row of a Hugging Face data set: a folder on this machine (data files, or one written by
-    `save_to_disk`) if `path` is one, else the hub. No code of the data set is ever run. Local files are read where they
-    are, without a copy in a cache; a capped set of the hub is streamed from its beginning, so that a megabyte of a terabyte
-    costs a megabyte. Counts ``empty``."""
+    `save_to_disk`) or a single data file if `path` is one, else the hub. No code of the data set is ever run. Local files are
+    read where they are, without a copy in a cache; a capped set of the hub is streamed from its beginning, so that a megabyte
+    of a terabyte costs a megabyte. Counts ``empty``."""
     for number, row in enumerate(_rows(source, relative_to)):
         name, key = _written_key(source)
         if key not in row:
@@ -255,10 +264,15 @@ def _load(source: DatasetSource, relative_to: Path, scratch: str) -> Any:
         if source.split not in saved:
             raise ValueError(f"no split {source.split!r}; it has {sorted(saved)}")
         return saved[source.split]
+    if folder.is_file() and (builder := DATA_FILES.get(folder.suffix.lower())):
+        files = {source.split: str(folder)}  # a file is the split that is asked for
+        return datasets.load_dataset(builder, data_files=files, split=source.split, streaming=True, cache_dir=scratch)
+    if folder.is_file():
+        raise ValueError(f"{folder.name} is none of {', '.join(DATA_FILES)}")
     if folder.is_dir():
         return datasets.load_dataset(str(folder), source.subset, split=source.split, streaming=True, cache_dir=scratch)
     if source.path.startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"{folder} is no folder")
+        raise FileNotFoundError(f"{folder} is no folder and no file")
     return datasets.load_dataset(
         source.path, source.subset, split=source.split, revision=source.revision, streaming=source.max_megabytes is not None
     )

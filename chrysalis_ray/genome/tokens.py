@@ -6,6 +6,7 @@
     <domain>-<split>.label_counts.npy     [rows] int64: labelled tokens of the row
     <domain>-<split>.learned.npy          [rows, T] bool, of conversations only: tokens that an assistant says
     <domain>-<split>.bytes.npy            [rows, T] int32, of held-out text only: bytes of UTF-8 that each token stands for
+    draft.json, pieces/, *.part.json      only while they are made: whose tokens, what is done of them
 
 Of text every token is learned that has one before it in its piece; of conversations those among them that an assistant says.
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
-from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, write_json
+from chrysalis_ray.core.records import is_draft, read_json, sha256_of, sha256_of_file, write_json
 from chrysalis_ray.genome.documents import SPLITS
 from chrysalis_ray.genome.mix import permutation
 from chrysalis_ray.genome.packing import Packing, pack
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.build import Genome
+    from chrysalis_ray.genome.token_pieces import Encoding, Ids
 
 FORMAT = 2
 NO_LABEL = -100
+DRAFT, PIECES = "draft.json", "pieces"
 ARRAYS = ("input_ids", "document", "label_counts", "learned", "bytes")
 REBUILD = "delete the tokens folder; it is made again from the genome"
 
@@ -181,19 +185,62 @@ def verify_tokens(folder: Path) -> TokenStore:
 # making ------------------------------------------------------------------------------------------------------------
 
 
+def quiet(line: str) -> None:
+    """Who listens to nothing."""
+
+
 def tokenize_genome(
-    genome: Genome, tokenizer_folder: Path, folder: Path, sequence_length: int, chat_template: Path | None = None
+    genome: Genome,
+    tokenizer_folder: Path,
+    folder: Path,
+    sequence_length: int,
+    chat_template: Path | None = None,
+    tell: Callable[[str], None] = quiet,
+    processes: int | None = None,
 ) -> TokenStore:
     """Tokenise and pack `genome` with the tokenizer of a Hugging Face folder; what is there already for the same genome,
-    tokenizer and length is opened instead.
+    tokenizer and length is opened instead, and what a kill left half made is gone on with.
 
     The tokenizer's own template is kept (a beginning token, where the model wants one) and each document ends with the end
     token that the folder names, if any. Text that spells a special token stays text. Conversations are what the file
-    `chat_template`, else the folder's own template, makes of them (`chat.py`). Raises ModelError when there is no usable
-    tokenizer, or no chat template where there are conversations; GenomeError for a conversation that cannot be rendered, and
-    when a split has nothing to predict.
+    `chat_template`, else the folder's own template, makes of them (`chat.py`). `tell` hears how far it is; the number of
+    `processes` changes no byte. Raises ModelError when there is no usable tokenizer, or no chat template where there are
+    conversations; GenomeError for a conversation that cannot be rendered, and when a split has nothing to predict.
     """
+    from chrysalis_ray.genome.token_pieces import in_the_making, pieces_of
+
+    key, encoding = encoding_of(genome, tokenizer_folder, sequence_length, chat_template)
+    if has_tokens(folder, key):
+        _tidy(folder)
+        return open_tokens(folder)
+    if not _is_draft_of(folder, key):
+        cleared(folder)
+        write_json(folder / DRAFT, {"key": key})
+    pieces = pieces_of(genome, folder / PIECES)
+    entries = {place: folder / f"{place[0]}-{place[1]}.part.json" for place in pieces}
+    left = [piece for place, of_part in pieces.items() if not entries[place].is_file() for piece in of_part]
+    total = sum(piece.text_bytes for of_part in pieces.values() for piece in of_part)
+    with in_the_making(left, total, encoding, processes, tell) as made:
+        for (domain, split), of_part in pieces.items():
+            entry = entries[domain, split]
+            if not entry.is_file():
+                write_json(entry, _write_part(folder, domain, split, made(of_part), sequence_length))
+            for piece in of_part:
+                piece.file.unlink(missing_ok=True)
+    parts: dict[str, dict[str, Any]] = {}
+    for (domain, split), entry in entries.items():
+        parts.setdefault(domain, {})[split] = read_json(entry)
+    write_json(folder / "manifest.json", {"key": key, "sha256": sha256_of(parts), "parts": parts})
+    _tidy(folder)
+    return open_tokens(folder)
+
+
+def encoding_of(
+    genome: Genome, tokenizer_folder: Path, sequence_length: int, chat_template: Path | None
+) -> tuple[dict[str, Any], Encoding]:
+    """What decides the tokens, as a key, and what makes them."""
     from chrysalis_ray.genome.chat import load_chat_tokenizer
+    from chrysalis_ray.genome.token_pieces import Encoding
     from chrysalis_ray.genome.tokenizer import load_tokenizer
 
     if sequence_length < 4:
@@ -208,53 +255,54 @@ def tokenize_genome(
         "chat_template_sha256": chat.sha256 if chat else None,
         "sequence_length": sequence_length,
     }
+    return key, Encoding(tokenizer_folder, chat_template, sha256_of(key))
+
+
+def has_tokens(folder: Path, key: Mapping[str, Any]) -> bool:
+    """Whether whole tokens of this key are in `folder`."""
     present = _read_manifest(folder)
-    if present is not None and present["key"] == key:
-        return open_tokens(folder)
+    return present is not None and present["key"] == key
+
+
+def cleared(folder: Path) -> None:
+    """Make `folder` a place for other tokens. Files are unlinked, not written over: a run may have other names for them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    for stale in folder.glob("*.npy"):
+    for stale in (*folder.glob("*.npy"), *folder.glob("*.part.json")):
         stale.unlink()
-    parts: dict[str, dict[str, Any]] = {}
-    for domain in genome.domains:
-        for split in SPLITS:
-            documents, learned, sizes = list(genome.documents(domain, split)), None, None
-            if chat and domain in genome.chats:
-                tokens, learned = map(list, zip(*chat.encode(documents), strict=True))
-            elif split == "train":
-                tokens = tokenizer.encode([document.text for document in documents])
-            else:
-                tokens, sizes = tokenizer.encode_sized([document.text for document in documents])
-            parts.setdefault(domain, {})[split] = _write_part(folder, domain, split, tokens, learned, sizes, sequence_length)
-    write_json(folder / "manifest.json", {"key": key, "sha256": sha256_of(parts), "parts": parts})
-    return open_tokens(folder)
+    _tidy(folder)
 
 
-def _write_part(
-    folder: Path,
-    domain: str,
-    split: str,
-    tokens: Sequence[NDArray[np.uint32]],
-    learned: Sequence[NDArray[np.bool_]] | None,
-    sizes: Sequence[NDArray[np.int32]] | None,
-    sequence_length: int,
-) -> dict[str, Any]:
+def _is_draft_of(folder: Path, key: Mapping[str, Any]) -> bool:
+    try:
+        return read_json(folder / DRAFT)["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours: begin anew
+        return False
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what stands beside whole tokens only while they are made, or was left by a kill."""
+    for entry in (*folder.glob("*.part.json"), *filter(is_draft, folder.iterdir())):
+        entry.unlink()
+    shutil.rmtree(folder / PIECES, ignore_errors=True)
+    (folder / DRAFT).unlink(missing_ok=True)
+
+
+def _write_part(folder: Path, domain: str, split: str, ids: Ids, sequence_length: int) -> dict[str, Any]:
     """Pack the documents of one domain and split, write its arrays, return its manifest entry."""
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    flat_learned = None if learned is None else np.concatenate(learned)
-    packing = pack(lengths, sequence_length, flat_learned)
+    packing = pack(ids.lengths, sequence_length, ids.learned)
     if not packing.rows:
-        why = "all are shorter than 2 tokens" if learned is None else "no answer of an assistant is in their tokens"
+        why = "all are shorter than 2 tokens" if ids.learned is None else "no answer of an assistant is in their tokens"
         raise GenomeError(
-            f"{split} of domain {domain!r} has {len(tokens)} documents but nothing to predict: {why}",
+            f"{split} of domain {domain!r} has {len(ids.lengths)} documents but nothing to predict: {why}",
             "give the domain longer documents",
         )
-    of_tokens = {"learned": flat_learned, "bytes": None if sizes is None else np.concatenate(sizes)}
-    arrays = _rows(tokens, of_tokens, packing, sequence_length)
+    arrays = _rows(ids, packing, sequence_length)
     order = permutation(packing.rows, "rows", domain, split)
     files = {}
     for array, values in arrays.items():
         path = folder / _file_name(domain, split, array)
+        path.unlink(missing_ok=True)
         with path.open("wb") as stream:
             np.save(stream, values[order], allow_pickle=False)
             stream.flush()
@@ -262,7 +310,7 @@ def _write_part(
         files[path.name] = {"sha256": sha256_of_file(path), "bytes": path.stat().st_size}
     return {
         "rows": packing.rows,
-        "documents": len(tokens),
+        "documents": len(ids.lengths),
         "tokens": int(packing.length.sum()),
         "labels": int(arrays["label_counts"].sum()),
         "largest_id": int(arrays["input_ids"].max()),
@@ -270,27 +318,20 @@ def _write_part(
     }
 
 
-def _rows(
-    tokens: Sequence[NDArray[np.uint32]],
-    of_tokens: Mapping[str, NDArray[Any] | None],
-    packing: Packing,
-    sequence_length: int,
-) -> dict[str, NDArray[Any]]:
-    """The arrays of a part, rows in the order of the packing. `of_tokens` are more of them, given for all tokens end to end."""
-    flat = np.concatenate(tokens)
-    lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-    offsets = np.cumsum(lengths) - lengths
+def _rows(ids: Ids, packing: Packing, sequence_length: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a part, rows in the order of the packing."""
+    offsets = np.cumsum(ids.lengths) - ids.lengths
     inside = np.arange(packing.length.sum()) - np.repeat(np.cumsum(packing.length) - packing.length, packing.length)
     source = np.repeat(offsets[packing.document] + packing.start, packing.length) + inside
     target = np.repeat(packing.row * sequence_length + packing.column, packing.length) + inside
-    input_ids = np.zeros(packing.rows * sequence_length, np.uint16 if flat.max() < 2**16 else np.uint32)
+    input_ids = np.zeros(packing.rows * sequence_length, np.uint16 if ids.flat.max() < 2**16 else np.uint32)
     document = np.full(packing.rows * sequence_length, -1, np.int32)
-    input_ids[target] = flat[source]
+    input_ids[target] = ids.flat[source]
     document[target] = np.repeat(packing.document, packing.length)
     label_counts = np.bincount(packing.row, packing.labels, minlength=packing.rows).astype(np.int64)
     shape = (packing.rows, sequence_length)
     arrays = {"input_ids": input_ids.reshape(shape), "document": document.reshape(shape), "label_counts": label_counts}
-    for name, values in of_tokens.items():
+    for name, values in (("learned", ids.learned), ("bytes", ids.bytes)):
         if values is not None:
             arrays[name] = np.zeros(shape, values.dtype)
             arrays[name].reshape(-1)[target] = values[source]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.genome.build import Genome
-from chrysalis_ray.genome.exposure import Stretch, ordinal_of, sightings, tokens_by_row
+from chrysalis_ray.genome.exposure import Stretch, ordinals_of, sightings, tokens_by_row
 from chrysalis_ray.genome.tokens import TokenStore
 from chrysalis_ray.population.ancestry import Ancestry, Chunk
 
@@ -20,19 +20,27 @@ def exposure(layout: RunLayout, genome: Genome, tokens: TokenStore, doc_id: str)
     A document outside the train split was seen by nobody. Raises GenomeError for a document that the genome lacks, RunError
     where nothing was branched yet, where the tokens are of another genome, or where a history cannot be followed.
     """
+    return exposure_to_any(layout, genome, tokens, [doc_id])
+
+
+def exposure_to_any(
+    layout: RunLayout, genome: Genome, tokens: TokenStore, doc_ids: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """`exposure` to several documents at once: the steps at which weights learned from any of them."""
     if tokens.genome_id != genome.genome_id:
         raise RunError(
             f"{layout.tokens} was made from genome {tokens.genome_id[:16]}, not {genome.genome_id[:16]}",
             "run the same experiment again: tokens follow their genome",
         )
     ancestry = Ancestry(layout)
-    domain, split, ordinal = ordinal_of(genome.manifest["content"]["documents"], doc_id)
-    by_row = tokens_by_row(tokens, domain, ordinal) if split == "train" else {}
+    ordinals = ordinals_of(genome.manifest["content"]["documents"], doc_ids)
+    by_row = {domain: tokens_by_row(tokens, domain, held) for domain, held in ordinals.items()}
     told = {}
     for name in sorted(ancestry.variants):
-        seen = sightings(stretches_of(ancestry.history(name)), tokens, domain, by_row)
+        stretches = stretches_of(ancestry.history(name))
+        seen = [sighting for domain, rows in by_row.items() for sighting in sightings(stretches, tokens, domain, rows)]
         told[name] = {
-            "steps": [sighting.step for sighting in seen],
+            "steps": sorted({sighting.step for sighting in seen}),
             "tokens": sum(sighting.tokens for sighting in seen),
             "trained_by": sorted({sighting.variant_id for sighting in seen}),
         }

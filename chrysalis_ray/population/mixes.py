@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from chrysalis_ray.config.epigenome import DirichletMixes, Expression, SimplexGridMixes, expression_of, spread
 from chrysalis_ray.config.epigenome_checks import silenced, stage_share
+from chrysalis_ray.config.experiment import Experiment
+from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import Epigenomes, LevelMixes
 from chrysalis_ray.core.records import Change, Epigenome, sha256_of
 from chrysalis_ray.core.shares import parse_prior
 from chrysalis_ray.genome.epigenome import brighten, silence
 from chrysalis_ray.population.words import LEVEL
+
+
+def heard_domains(
+    experiment: Experiment, domains: tuple[str, ...], parameters: int, tell: Callable[[str, str], None]
+) -> tuple[str, ...]:
+    """The domains that mixes are made of for a base of so many parameters; why some are left out is told."""
+    heard, why = heard_by_default(experiment, domains, parameters)
+    if why is not None:
+        tell("mixes", why)
+    return heard
 
 
 def mix_count(spec: Epigenomes, domains: Sequence[str]) -> int | None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 
 from chrysalis_ray.config.checks import domains_of
+from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import LevelMixes, Population
 from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -120,6 +121,9 @@ def _notes(
     if reason := loaded.blueprint.lora.solo:
         notes.append(_solo_note(reason, variants, body.count or 1))
     notes.append(_search_note(loaded.experiment.population))
+    domains = domains_of(loaded.experiment.genome)
+    if silent := heard_by_default(loaded.experiment, domains, shape.parameters if shape else None)[1]:
+        notes.append(silent)
     if choice.why:
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
     if time is not None and not loaded.blueprint.lora.solo:

@@ -29,6 +29,8 @@ FROZEN = {
     "blueprint": ["--help", "-h"],
     "blueprint show": ["NAME|FILE", "--help", "--json", "-h"],
     "blueprint choose": ["BASE", "--gpu-memory", "--gpus", "--help", "--json", "--tokens", "--variants", "-h"],
+    "genome forget": ["DIRECTORY", "DOCUMENT...", "--help", "--json", "--licence", "--out", "--reason", "--runs", "--source",
+                      "-h"],
 }  # fmt: skip
 
 

@@ -124,6 +124,15 @@ PACKED = [
     ),
     exp("no domain", CHATS, "{type: packages, names: all}", "packages, names", "either `domain` or `domains_by`"),
     exp("glob that climbs", CHATS, "{type: packages, names: all, domain: d, glob: '../*'}", "../*", "leaves the source"),
+    exp(
+        "a history that runs", CHATS, "{type: history, url: 'ext::sh x', domain: d, snapshots: [v1]}", "ext::", "runs a command"
+    ),
+    exp("a snapshot twice", CHATS, "{type: history, url: 'https://a/b', domain: d, snapshots: [v, v]}", "v, v", "named twice"),
+    exp("no history", CHATS, "{type: history, url: ./nowhere, domain: d, snapshots: [v]}", "nowhere", "no repository"),
+    exp("no records", CHATS, "{type: records, path: gone.jsonl, domain: d}", "gone.jsonl", "no file"),
+    exp("no forget list", "  split: {", "  forget: gone.jsonl\n  split: {", "forget", "no file", "forgotten.jsonl"),
+    exp("no robots", "  split: {", "  use_denied: [{robots: gone.txt}]\n  split: {", "use_denied", "no file", "robots.txt"),
+    exp("two denials", "  split: {", "  use_denied: [{paths: a, licence: b}]\n  split: {", "use_denied", "exactly one"),
     exp("names that are a word", CHATS, "{type: packages, names: numpy, domain: d}", "names: numpy", "genome.sources.2.names"),
 ]
 

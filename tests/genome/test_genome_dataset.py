@@ -63,7 +63,7 @@ def test_a_data_set_that_is_nowhere(tmp_path):
     with pytest.raises(GenomeError, match="'nobody/nothing'") as error:
         build(tmp_path, "nobody/nothing")
     assert "revision" in error.value.remedy
-    with pytest.raises(GenomeError, match="nowhere is no folder"):
+    with pytest.raises(GenomeError, match="nowhere is no folder and no file"):
         build(tmp_path, "./nowhere")
 
 
