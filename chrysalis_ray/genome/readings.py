@@ -56,9 +56,8 @@ class Readings:
                 return recalled
         documents = list(read_source(source, relative_to, skipped, facts))
         told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
-        if not any(
-            document.marks for document in documents
-        ):  # what a source itself marks is not among FIELDS: it is read again
+        marked = any(document.marks for document in documents)  # by the source itself: no field of FIELDS, so it is read again
+        if not marked:
             self._fresh[what] = (documents, told)
         return documents
 
