@@ -61,11 +61,14 @@ def _names(expression: Expression, at: Location, domains: Sequence[str]) -> Iter
 def _stages(loaded: LoadedExperiment, expression: Expression, at: Location) -> Iterator[Finding]:
     population = loaded.experiment.population
     rows = common_rows(step_sizes(population.search, loaded.blueprint.lanes))
-    steps = population.tokens_per_variant // (rows * loaded.blueprint.lanes.sequence_length)
+    step_tokens = rows * loaded.blueprint.lanes.sequence_length
+    steps = population.tokens_per_variant // step_tokens
+    if population.reports <= steps:  # reports are equally long: steps that do not divide are not trained
+        steps -= steps % population.reports
     before = 0
     for place, stage in enumerate(expression.stages):
         path = (*at, "stages", place, "at" if stage.at is not None else "at_tokens")
-        step = math.ceil(stage_share(stage, population.tokens_per_variant) * steps - 1e-9)
+        step = stage_step(stage, steps, step_tokens)
         if step >= steps:
             yield path, f"begins with step {step} of {steps} (the first is 0): no step would have these levels; write less"
         elif step <= before:
@@ -82,9 +85,11 @@ def _stages(loaded: LoadedExperiment, expression: Expression, at: Location) -> I
                 yield (*at, "stages", place, "express", domain), what
 
 
-def stage_share(stage: Stage, tokens: int) -> float:
-    """The share of the budget of `tokens` at which a stage begins."""
-    return stage.at if stage.at is not None else (stage.at_tokens or 0) / tokens
+def stage_step(stage: Stage, steps: int, step_tokens: int) -> int:
+    """The step with which a stage begins: the first that is not before its share of `steps`, or has so many tokens before it."""
+    if stage.at_tokens is not None:
+        return -(-stage.at_tokens // step_tokens)
+    return math.ceil((stage.at or 0.0) * steps - 1e-9)
 
 
 def _match(loaded: LoadedExperiment, expression: Expression, at: Location) -> Iterator[Finding]:

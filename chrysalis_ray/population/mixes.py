@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from chrysalis_ray.config.epigenome import DirichletMixes, Expression, SimplexGridMixes, expression_of, spread
-from chrysalis_ray.config.epigenome_checks import silenced, stage_share
+from chrysalis_ray.config.epigenome_checks import silenced, stage_step
 from chrysalis_ray.config.population import Epigenomes, LevelMixes
 from chrysalis_ray.core.records import Change, Epigenome, sha256_of
 from chrysalis_ray.core.shares import parse_prior
@@ -76,10 +76,9 @@ def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains
 
 
 def _staged(expression: Expression, budget: Budget) -> Iterator[Change]:
-    """Stages begin with a step: the first that is not before their share of the budget."""
+    """Stages begin with a step."""
     for stage in expression.stages:
-        steps = budget.rows // budget.rows_per_step
-        step = math.ceil(stage_share(stage, budget.tokens) * steps - 1e-9)
+        step = stage_step(stage, budget.rows // budget.rows_per_step, budget.rows_per_step * budget.row_tokens)
         yield Change(step * budget.rows_per_step, dict(stage.express))
 
 

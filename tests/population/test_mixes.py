@@ -7,7 +7,7 @@ import pytest
 
 from chrysalis_ray.body.turn import next_position
 from chrysalis_ray.config.loading import load_experiment
-from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.errors import ConfigError, GenomeError
 from chrysalis_ray.core.records import Change, Epigenome, Hyperparameters, Variant, write_json
 from chrysalis_ray.population.branch import Branching, branch_population
 
@@ -75,6 +75,27 @@ def test_stages_begin_with_whole_steps_and_match_keeps_a_part_of_the_rows():
         (stage,) = variant.epigenome.stages
         assert stage.row % variant.rows_per_step == 0
         assert 0 <= stage.row * length - tokens / 4 <= 2 * variant.tokens_per_step
+
+
+@pytest.mark.parametrize("steps", [11, 12, 17])
+def test_what_validates_has_its_stages_where_reports_are_equally_long(steps):
+    """Steps that do not divide into reports are not trained, and a stage after them, or on top of another, would be lost."""
+    written = branching().blueprint.lanes
+    tokens = steps * written.rows_per_step * written.sequence_length + 5
+    lanes, quarter = ("population.reports=6", f"population.tokens_per_variant={tokens}"), tokens // 4
+    valid = 0
+    for at in (0.36, 0.4, 0.48, 0.6, 0.84, 0.9, 0.95):
+        stages = f"stages: [{{at: 0.34, express: {{code: 2}}}}, {{at: {at}, express: {{code: 3}}}}]"
+        try:
+            (variant, *_) = mixes(f"{{type: dirichlet, {stages}}}", *lanes)
+        except ConfigError:
+            continue
+        valid += 1
+        one, other = (stage.row // variant.rows_per_step for stage in variant.epigenome.stages)
+        assert 0 < one < other < variant.steps
+    assert valid
+    (variant, *_) = mixes(f"{{type: dirichlet, stages: [{{at_tokens: {quarter}, express: {{code: 3}}}}]}}", *lanes)
+    assert 0 <= variant.epigenome.stages[0].row * variant.sequence_length - quarter < variant.tokens_per_step
 
 
 def test_caps_that_the_genome_cannot_keep_are_refused_at_branching():
