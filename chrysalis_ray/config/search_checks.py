@@ -9,8 +9,10 @@ from chrysalis_ray.config.population import Choice, DirichletMixes, Grid, LevelM
 from chrysalis_ray.config.population_checks import bad_number, search_ranges
 from chrysalis_ray.config.problems import Finding, Location, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.shares import MOST_LEVEL
 
 SOBOL_AXES = 40  # as many as population/sobol.py has direction numbers for
+LEVELS = (0.0, True, MOST_LEVEL)
 MOST_CHOICES = 512  # mixes that a searcher may be asked to tell apart
 
 
@@ -57,12 +59,14 @@ def _levels(epigenomes: LevelMixes, domains: Sequence[str]) -> Iterator[Finding]
         path = (*at, domain)
         if isinstance(drawn, (Choice, Grid)):
             for position, value in enumerate(drawn.values):
-                if what := bad_number("a level", value, (0.0, True, math.inf)):
+                if what := bad_number("a level", value, LEVELS):
                     yield (*path, "values", position), what
             if isinstance(drawn, Grid) and len(set(map(repr, drawn.values))) < len(drawn.values):
                 yield (*path, "values"), "a grid holds a value twice"
-        elif what := bad_number("a level", drawn.low, (0.0, True, math.inf)):
-            yield (*path, "low"), what
+            continue
+        for end in ("low", "high"):
+            if what := bad_number("a level", getattr(drawn, end), LEVELS):
+                yield (*path, end), what
     silent = [d for d in domains if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
     if silent == list(domains):
         yield at, "every domain may be drawn at level 0 at once: that mix expresses nothing; raise the least level of one"

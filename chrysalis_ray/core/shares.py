@@ -23,6 +23,7 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Epigenome
 
 BLOCK = 4096
+MOST_LEVEL = 1e12  # sums of larger ones are no numbers any more
 PRIORS = ("uniform", "size", "temperature(T)", "unimax(EPOCHS)")
 _PRIOR = re.compile(r"(uniform|size)|(temperature|unimax)\(\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*\)")
 
@@ -53,14 +54,15 @@ def parse_prior(prior: str) -> tuple[str, float]:
 def prior_weights(prior: str, tokens: Mapping[str, int | float], budget_tokens: float) -> Shares:
     """Weight of every domain before its level, from its tokens n. Domains without tokens weigh nothing.
 
-    ``uniform`` 1; ``size`` n; ``temperature(T)`` n^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf) (Arivazhagan
+    ``uniform`` 1; ``size`` n; ``temperature(T)`` (n / largest n)^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf) (Arivazhagan
     et al., arXiv 1907.05019); ``unimax(N)`` equal tokens for all as far as N epochs of each reach (`unimax`).
     """
     kind, number = parse_prior(prior)
     if kind == "unimax":
         return unimax(tokens, number, budget_tokens)
     if kind == "temperature":
-        return {domain: float(size) ** (1.0 / number) if size > 0 else 0.0 for domain, size in tokens.items()}
+        most = max([size for size in tokens.values() if size > 0], default=1)  # as parts of it, powers stay numbers
+        return {domain: (size / most) ** (1.0 / number) if size > 0 else 0.0 for domain, size in tokens.items()}
     return {domain: float(size) if kind == "size" else float(size > 0) for domain, size in tokens.items()}
 
 
@@ -112,8 +114,10 @@ def _check_levels(levels: Mapping[str, float], tokens: Mapping[str, int | float]
                 f"the mix expresses {domain!r}, which the genome lacks" + (f"; did you mean {near[0]!r}?" if near else ""),
                 f"domains of this genome: {', '.join(sorted(tokens))}",
             )
-        if not (math.isfinite(level) and level >= 0.0):
-            raise GenomeError(f"the mix expresses {domain!r} at level {level!r}", "a level is a number of at least 0")
+        if not 0.0 <= level <= MOST_LEVEL:
+            raise GenomeError(
+                f"the mix expresses {domain!r} at level {level!r}", f"a level is a number from 0 to {MOST_LEVEL:g}"
+            )
 
 
 def bounded(shares: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> Shares:
