@@ -18,6 +18,9 @@ EPIGENOMES: Location = ("population", "epigenomes")
 def check_epigenomes(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
     """Every problem of silence, floors, caps, replay, loss weights, stages and match, as (path, what is wrong and meant)."""
     epigenomes = loaded.experiment.population.epigenomes
+    if isinstance(epigenomes, LevelMixes):
+        for domain in silenced(epigenomes, list(epigenomes.levels)):
+            yield (*EPIGENOMES, "levels", domain), f"{domain!r} is silenced; leave it out here, or out of silence"
     written: list[tuple[Location, Expression]] = [(EPIGENOMES, epigenomes)]
     mixes: Sequence[Mix | None] = [None]
     if isinstance(epigenomes, ListedMixes):
@@ -40,6 +43,12 @@ def check_epigenomes(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterat
 def silenced(expression: Expression, domains: Sequence[str]) -> list[str]:
     """The domains that `silence` names, by pattern."""
     return [domain for domain in domains if any(fnmatchcase(domain, pattern) for pattern in expression.silence)]
+
+
+def loud(expression: Expression, domains: Sequence[str]) -> list[str]:
+    """The domains that it does not name: mixes that are dealt or drawn are made of these."""
+    quiet = silenced(expression, domains)
+    return [domain for domain in domains if domain not in quiet]
 
 
 def _names(expression: Expression, at: Location, domains: Sequence[str]) -> Iterator[Finding]:
@@ -86,7 +95,7 @@ def _stages(loaded: LoadedExperiment, expression: Expression, at: Location) -> I
 
 
 def stage_step(stage: Stage, steps: int, step_tokens: int) -> int:
-    """The step with which a stage begins: the first that is not before its share of `steps`, or has so many tokens before it."""
+    """The step with which a stage begins: the first after its share of `steps`, or after so many tokens, or with them."""
     if stage.at_tokens is not None:
         return -(-stage.at_tokens // step_tokens)
     return math.ceil((stage.at or 0.0) * steps - 1e-9)
@@ -109,8 +118,8 @@ def _together(expression: Expression, mix: Mix | None, domains: Sequence[str], h
         return (*(here if mix is not None and key in mix.model_fields_set else EPIGENOMES), key)
 
     quiet = silenced(expression, domains)
-    loud = [domain for domain in domains if domain not in quiet]
-    if not loud:
+    heard = loud(expression, domains)
+    if not heard:
         yield at("silence"), "silences every domain of the genome; leave one"
         return
     if mix is not None and not any(level > 0.0 for domain, level in mix.express.items() if domain not in quiet):
@@ -119,13 +128,17 @@ def _together(expression: Expression, mix: Mix | None, domains: Sequence[str], h
         for domain in getattr(expression, key):
             if domain in quiet:
                 yield (*at(key), domain), f"{domain!r} is silenced; leave it out here, or out of silence"
+    levels: dict[str, float] = dict(mix.express) if mix is not None else dict.fromkeys(heard, 1.0)
     for place, stage in enumerate(expression.stages):
+        levels |= stage.express
+        if not any(level > 0.0 for domain, level in levels.items() if domain not in quiet):
+            yield (*at("stages"), place, "express"), "leaves every level at 0: nothing is expressed from there on; raise one"
         for domain in stage.express:
             if domain in quiet:
                 yield (*at("stages"), place, "express", domain), f"{domain!r} is silenced; leave it out here, or out of silence"
     replayed = expression.replay.express if expression.replay is not None else None
     if replayed is not None and not any(level > 0.0 for domain, level in replayed.items() if domain not in quiet):
         yield (*at("replay"), "express"), "replays only domains that are silenced; name another, or leave it out of silence"
-    floors = spread(expression.floors, loud)
+    floors = spread(expression.floors, heard)
     if (total := math.fsum(floors.values())) > 1.0:
         yield at("floors"), f"sum to {total:g} over {', '.join(floors)}; shares sum to 1, so write smaller ones"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from chrysalis_ray.config.epigenome_checks import loud
 from chrysalis_ray.config.population import Choice, DirichletMixes, Grid, LevelMixes, ListedMixes, Population, SimplexGridMixes
 from chrysalis_ray.config.population_checks import bad_number, search_ranges
 from chrysalis_ray.config.problems import Finding, Location, suggestion
@@ -67,8 +68,9 @@ def _levels(epigenomes: LevelMixes, domains: Sequence[str]) -> Iterator[Finding]
         for end in ("low", "high"):
             if what := bad_number("a level", getattr(drawn, end), LEVELS):
                 yield (*path, end), what
-    silent = [d for d in domains if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
-    if silent == list(domains):
+    heard = loud(epigenomes, domains)
+    silent = [d for d in heard if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
+    if heard and silent == heard:
         yield at, "every domain may be drawn at level 0 at once: that mix expresses nothing; raise the least level of one"
 
 
@@ -83,6 +85,7 @@ def _grid(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
     if isinstance(epigenomes, LevelMixes):
         grids |= {f"level of {d}": len(drawn.values) for d, drawn in epigenomes.levels.items() if isinstance(drawn, Grid)}
     if isinstance(epigenomes, SimplexGridMixes):
+        domains = loud(epigenomes, domains) or domains
         mixes = math.comb(epigenomes.steps + len(domains) - 1, len(domains) - 1)
         shape = f"{epigenomes.steps} steps over {len(domains)} domains are {mixes} mixes"
         if searched and mixes > MOST_CHOICES:

@@ -54,8 +54,8 @@ def parse_prior(prior: str) -> tuple[str, float]:
 def prior_weights(prior: str, tokens: Mapping[str, int | float], budget_tokens: float) -> Shares:
     """Weight of every domain before its level, from its tokens n. Domains without tokens weigh nothing.
 
-    ``uniform`` 1; ``size`` n; ``temperature(T)`` (n / largest n)^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf) (Arivazhagan
-    et al., arXiv 1907.05019); ``unimax(N)`` equal tokens for all as far as N epochs of each reach (`unimax`).
+    ``uniform`` 1; ``size`` n; ``temperature(T)`` (n / largest n)^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf)
+    (Arivazhagan et al., arXiv 1907.05019); ``unimax(N)`` equal tokens for all as far as N epochs of each reach (`unimax`).
     """
     kind, number = parse_prior(prior)
     if kind == "unimax":

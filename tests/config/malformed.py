@@ -963,6 +963,17 @@ EPIGENOMES = [
         "stages.1.at",
         "not after",
     ),
+    mixes(
+        "stage of silence",
+        DIRICHLET + 'silence: ["[!c]*", chats]\nstages: [{at: 0.5, express: {code: 0, comments: 0}}]',
+        "every level at 0",
+    ),
+    mixes(
+        "level of the silenced",
+        "type: levels\nsilence: [code]\nlevels: {code: {type: uniform, low: 1, high: 2}}",
+        "levels.code",
+        "is silenced",
+    ),
     mixes("stage of nobody", DIRICHLET + "stages: [{at: 0.5, express: {cod: 1}}]", "express.cod", "did you mean 'code'"),
     mixes("stage of no level", DIRICHLET + "stages: [{at: 0.5, express: {}}]", "stages.0.express", "is empty"),
     mixes("stage below zero", DIRICHLET + "stages: [{at: 0.5, express: {code: -1}}]", "express.code", "must be >= 0"),

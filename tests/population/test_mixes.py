@@ -29,9 +29,10 @@ def test_what_holds_for_all_is_spelt_out_by_domain():
         "{type: brightened, prior: temperature(2), silence: [unicode, 'co[dm]*'], floors: {'*': 0.02, reference: 0.1},"
         " caps: {'*': 4}, loss_weights: {reference: 2}, replay: {share: 0.25}}"
     )
-    mix = rows[1].epigenome  # code is the bright one, and silent
+    mix = rows[1].epigenome
     loud = ["api_docs", "docstrings", "reference"]
-    assert mix.express == {"api_docs": 1, "code": 0, "comments": 0, "docstrings": 1, "reference": 1, "unicode": 0}
+    bright = {"docstrings": 4}  # in turn are those that are heard
+    assert mix.express == {"api_docs": 1, "code": 0, "comments": 0, "reference": 1, "unicode": 0} | bright
     assert mix.prior == "temperature(2)"
     assert mix.floors == {"api_docs": 0.02, "docstrings": 0.02, "reference": 0.1}
     assert mix.caps == dict.fromkeys(loud, 4)
@@ -39,6 +40,19 @@ def test_what_holds_for_all_is_spelt_out_by_domain():
     assert (mix.replay_share, mix.loss_weights) == (0.25, {"reference": 2})
     assert (mix.budget_rows, mix.row_tokens) == (rows[1].steps * rows[1].rows_per_step, rows[1].sequence_length)
     assert Variant.from_json(rows[1].to_json()) == rows[1]
+
+
+def test_mixes_are_dealt_and_drawn_of_the_domains_that_are_heard():
+    """Else a grid had a point where only the silenced sound, and a drawn mix the name of one."""
+    heard = {"api_docs", "code", "comments"}
+    silence = "silence: [docstrings, reference, unicode]"
+    grid = mixes(f"{{type: simplex_grid, steps: 2, {silence}}}", "population.search={}", "population.variants=6")
+    points = [tuple(sorted(variant.epigenome.express.items())) for variant in grid]
+    assert len(set(points)) == 6
+    drawn = mixes(f"{{type: dirichlet, concentration: 0.01, {silence}}}", "population.variants=12")
+    for variant in (*grid, *drawn):
+        assert {domain for domain, level in variant.epigenome.express.items() if level > 0.0} <= heard
+        assert variant.variant_id[5:] in heard
 
 
 def test_a_listed_mix_says_its_own_where_it_wants():
