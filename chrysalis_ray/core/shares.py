@@ -194,8 +194,9 @@ def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[S
 
     A cap of E epochs of n tokens is E n / (tokens of the horizon) of the shares, less what was drawn before. The horizon ends
     with the stage, or with the budget: it is known when the segment begins. Shares under caps are whole 4096ths, so
-    that what was drawn is known exactly. Raises GenomeError for a level that is no number of at least 0 or stands at a
-    domain that the genome lacks, and for a mix of nothing.
+    that what was drawn is known to less than two rows of a domain and segment; by so much a cap may be missed. Raises
+    GenomeError for a level that is no number of at least 0 or stands at a domain that the genome lacks, and for a mix of
+    nothing.
     """
     if (epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax") and not epigenome.budget_rows * epigenome.row_tokens:
         raise GenomeError(
@@ -256,9 +257,11 @@ def check_bounds(epigenome: Epigenome, tokens: Mapping[str, int | float], who: s
                     f"{epigenome.caps[domain]:g} epochs is {segment.most[domain]:.4g} of them from row {segment.start} on",
                     "lower the floor, raise the cap, or train on fewer tokens",
                 )
-        loud = (levels_at(epigenome, segment.start), epigenome.replay, epigenome.floors)
-        heard = [domain for domain in tokens if tokens[domain] > 0 and any(levels.get(domain, 0.0) > 0.0 for levels in loud)]
-        room = math.fsum(segment.most.get(domain, 1.0) for domain in heard)
+        loud = (levels_at(epigenome, segment.start), epigenome.replay if epigenome.replay_share else {})
+        told = [domain for domain in tokens if tokens[domain] > 0 and any(levels.get(domain, 0.0) > 0.0 for levels in loud)]
+        kept = {domain: least for domain, least in epigenome.floors.items() if domain not in told and tokens.get(domain, 0) > 0}
+        heard = [*told, *kept]  # a domain that nobody asked for gets its floor and no more
+        room = math.fsum(segment.most.get(domain, 1.0) for domain in told) + math.fsum(kept.values())
         if room < 1.0 - 1e-9:
             raise GenomeError(
                 f"{who}: the caps allow {room:.4g} of the rows from row {segment.start} on: all domains together hold too "
