@@ -61,31 +61,29 @@ class Apart:
         most = rows_per_microstep if self._pack.lanes == "compacted" else 1
         teams = groups(len(live), len(self._pack.shards.all), most)
         others: list[Ordered] = []
-        told: list[list[Tally | None]] = []
-        failures: list[BaseException] = []
         try:
             with self._meeting.candid(tuple(self._meeting.peers)):  # some are at work when another turns out to be gone
                 for ordered in self._give_orders(teams, parts, rows_per_microstep):
                     others.append(ordered)  # those before one that fails, too
             if torch.get_num_threads() != 1:
                 torch.set_num_threads(1)
-            told.append(self._train(live[0], teams[0], parts[0], rows_per_microstep))
+            told = [self._train(live[0], teams[0], parts[0], rows_per_microstep)]
         except BaseException as error:
-            failures.append(error)
-        answers: list[Order] = []
-        for limb, _, _ in others:  # before anything is raised: nobody may still write into the bank
-            try:
-                answers.append(limb.answer())
-            except RuntimeError as error:
-                failures.append(error)
+            _, failures = _answers(others)
+            raise self._end([error, *failures])  # noqa: B904  # the cause may be another process's
+        answers, failures = _answers(others)
         if failures:
-            self._pack.shards.apart = None
-            self._part()
-            raise min(failures, key=lambda failure: isinstance(failure, Missed))  # whoever was missed says more
+            raise self._end(failures)
         for answer, (_, shard_of, seats) in zip(answers, others, strict=True):
             if shard_of is not None:
                 told.append(self._learn(shard_of, seats, answer))
         return told
+
+    def _end(self, failures: Sequence[BaseException]) -> BaseException:
+        """End all limbs. Which of these failures is the cause: whoever was missed says more than those who missed it."""
+        self._pack.shards.apart = None
+        self._part()
+        return min(failures, key=lambda failure: isinstance(failure, Missed))
 
     def _give_orders(
         self, teams: Sequence[Sequence[int]], parts: Sequence[Seats], rows_per_microstep: int
@@ -177,6 +175,17 @@ class Apart:
         for index, moment_P in enumerate(moments.values()):
             self._moments_SKP[row, index] = moment_P
         return {**occupant.to_json(), "moments": list(moments)}
+
+
+def _answers(others: Sequence[Ordered]) -> tuple[list[Order], list[RuntimeError]]:
+    """What came of the orders, and what failed. Before anything is raised: nobody may still write into the bank."""
+    answers, failures = [], []
+    for limb, _, _ in others:
+        try:
+            answers.append(limb.answer())
+        except RuntimeError as error:
+            failures.append(error)
+    return answers, failures
 
 
 def _close(limbs: Sequence[Limb], meeting: Meeting) -> None:
