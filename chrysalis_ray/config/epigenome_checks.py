@@ -11,6 +11,7 @@ from chrysalis_ray.config.population import LevelMixes, Pb2, Pbt
 from chrysalis_ray.config.population_checks import common_rows, step_sizes
 from chrysalis_ray.config.problems import Finding, Location, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.shares import BLOCK
 
 EPIGENOMES: Location = ("population", "epigenomes")
 
@@ -55,6 +56,10 @@ def _names(expression: Expression, at: Location, domains: Sequence[str]) -> Iter
     for place, pattern in enumerate(expression.silence):
         if not any(fnmatchcase(domain, pattern) for domain in domains):
             yield (*at, "silence", place), f"no domain is named {pattern!r}; {suggestion(pattern, domains)}"
+    for domain, least in expression.floors.items():
+        if least * BLOCK < 1.0:
+            what = f"{least:g} is less than one row in {BLOCK}, the finest share there is; write 0.00025 or more"
+            yield (*at, "floors", domain), what
     named: dict[Location, Mapping[str, float]] = {
         (*at, key): getattr(expression, key) for key in ("floors", "caps", "loss_weights")
     }

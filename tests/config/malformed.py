@@ -925,6 +925,7 @@ EPIGENOMES = [
     mixes("floor below zero", DIRICHLET + "floors: {code: -0.1}", "floors.code", "must be > 0"),
     mixes("floor of everything", DIRICHLET + "floors: {code: 1}", "floors.code", "must be < 1"),
     mixes("floor that is no number", DIRICHLET + "floors: {code: .nan}", "floors.code", "not a finite number"),
+    mixes("floor too fine to keep", DIRICHLET + "floors: {code: 0.0001}", "floors.code", "write 0.00025"),
     mixes("floors above one", DIRICHLET + 'floors: {"*": 0.3}', "epigenomes.floors", "sum to 1.5"),
     mixes("floor of the silenced", DIRICHLET + "silence: [code]\nfloors: {code: 0.1}", "floors.code", "is silenced"),
     mixes("caps as a number", DIRICHLET + "caps: 4", "epigenomes.caps", "a mapping was meant"),
