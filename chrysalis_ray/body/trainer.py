@@ -30,6 +30,7 @@ from chrysalis_ray.body.cluster import ENVIRONMENT
 from chrysalis_ray.body.process import BodyWorker, Nobody
 from chrysalis_ray.core.errors import BodyError
 
+RAYS_OWN = worker_group.SynchronizationActor  # of the module, not of a moment: bodies start side by side
 NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
@@ -73,12 +74,12 @@ class WorkersOfDriver(WorkerGroup):
     _worker_cls = BodyWorker
 
     def _start_impl(self, *arguments: Any, **settings: Any) -> None:
-        rays = worker_group.SynchronizationActor  # it would import Ray Train in a process of its own
+        # Ray's own would import Ray Train in a process of its own
         worker_group.SynchronizationActor = ray.remote(num_cpus=0)(Nobody)  # type: ignore[misc, assignment]
         try:
             super()._start_impl(*arguments, **settings)
         finally:
-            worker_group.SynchronizationActor = rays  # type: ignore[misc]
+            worker_group.SynchronizationActor = RAYS_OWN  # type: ignore[misc]
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]

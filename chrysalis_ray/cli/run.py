@@ -68,4 +68,7 @@ def _print_next(root: Path) -> None:
     """The three things to do next."""
     print(f"\nlook      {root / 'report.html'}  (or: chrysalis report {root})")
     print(f"""use       PeftModel.from_pretrained(base, "{root / "imago"}")  (the base: {root / "imago" / "README.md"})""")
-    print(f"compare   wandb sync {root / 'tracking' / 'wandb'}/offline-run-*  (needs a W&B login)")
+    if any((root / "tracking" / "wandb").glob("offline-run-*")):
+        print(f"compare   wandb sync {root / 'tracking' / 'wandb'}/offline-run-*  (needs a W&B login)")
+    else:
+        print(f"compare   chrysalis report {root} --json  (every variant and merge; W&B: set tracking.wandb)")

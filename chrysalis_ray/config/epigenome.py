@@ -14,10 +14,11 @@ from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from chrysalis_ray.config.blueprint import Count, Positive, Written
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.core.shares import parse_prior
+from chrysalis_ray.core.shares import MOST_LEVEL, parse_prior
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Level = Annotated[float, Field(ge=0.0)]
+Level = Annotated[float, Field(ge=0.0, le=MOST_LEVEL)]
+Weight = Annotated[float, Field(gt=0.0, le=MOST_LEVEL)]
 Selector = Annotated[str, Field(min_length=1)]  # a domain; in `silence` a pattern of them, elsewhere * for all others
 Between = Annotated[float, Field(gt=0.0, lt=1.0)]
 OTHERS = "*"
@@ -62,7 +63,7 @@ class Expression(Written):
     floors: dict[Selector, Between] = Field(default_factory=dict)
     caps: dict[Selector, Positive] = Field(default_factory=dict)
     replay: Replay | None = None
-    loss_weights: dict[Selector, Positive] = Field(default_factory=dict)
+    loss_weights: dict[Selector, Weight] = Field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     match: Match | None = None
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from chrysalis_ray.config.epigenome_checks import loud
 from chrysalis_ray.config.population import Choice, DirichletMixes, Grid, LevelMixes, ListedMixes, Population, SimplexGridMixes
 from chrysalis_ray.config.population_checks import bad_number, search_ranges
 from chrysalis_ray.config.problems import Finding, Location, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.core.shares import MOST_LEVEL
 
 SOBOL_AXES = 40  # as many as population/sobol.py has direction numbers for
+LEVELS = (0.0, True, MOST_LEVEL)
 MOST_CHOICES = 512  # mixes that a searcher may be asked to tell apart
 
 
@@ -57,14 +60,17 @@ def _levels(epigenomes: LevelMixes, domains: Sequence[str]) -> Iterator[Finding]
         path = (*at, domain)
         if isinstance(drawn, (Choice, Grid)):
             for position, value in enumerate(drawn.values):
-                if what := bad_number("a level", value, (0.0, True, math.inf)):
+                if what := bad_number("a level", value, LEVELS):
                     yield (*path, "values", position), what
             if isinstance(drawn, Grid) and len(set(map(repr, drawn.values))) < len(drawn.values):
                 yield (*path, "values"), "a grid holds a value twice"
-        elif what := bad_number("a level", drawn.low, (0.0, True, math.inf)):
-            yield (*path, "low"), what
-    silent = [d for d in domains if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
-    if silent == list(domains):
+            continue
+        for end in ("low", "high"):
+            if what := bad_number("a level", getattr(drawn, end), LEVELS):
+                yield (*path, end), what
+    heard = loud(epigenomes, domains)
+    silent = [d for d in heard if d in epigenomes.levels and _may_be_zero(epigenomes.levels[d])]
+    if heard and silent == heard:
         yield at, "every domain may be drawn at level 0 at once: that mix expresses nothing; raise the least level of one"
 
 
@@ -79,6 +85,7 @@ def _grid(population: Population, domains: Sequence[str]) -> Iterator[Finding]:
     if isinstance(epigenomes, LevelMixes):
         grids |= {f"level of {d}": len(drawn.values) for d, drawn in epigenomes.levels.items() if isinstance(drawn, Grid)}
     if isinstance(epigenomes, SimplexGridMixes):
+        domains = loud(epigenomes, domains) or domains
         mixes = math.comb(epigenomes.steps + len(domains) - 1, len(domains) - 1)
         shape = f"{epigenomes.steps} steps over {len(domains)} domains are {mixes} mixes"
         if searched and mixes > MOST_CHOICES:

@@ -23,6 +23,7 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Epigenome
 
 BLOCK = 4096
+MOST_LEVEL = 1e12  # sums of larger ones are no numbers any more
 PRIORS = ("uniform", "size", "temperature(T)", "unimax(EPOCHS)")
 _PRIOR = re.compile(r"(uniform|size)|(temperature|unimax)\(\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*\)")
 
@@ -53,14 +54,15 @@ def parse_prior(prior: str) -> tuple[str, float]:
 def prior_weights(prior: str, tokens: Mapping[str, int | float], budget_tokens: float) -> Shares:
     """Weight of every domain before its level, from its tokens n. Domains without tokens weigh nothing.
 
-    ``uniform`` 1; ``size`` n; ``temperature(T)`` n^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf) (Arivazhagan
-    et al., arXiv 1907.05019); ``unimax(N)`` equal tokens for all as far as N epochs of each reach (`unimax`).
+    ``uniform`` 1; ``size`` n; ``temperature(T)`` (n / largest n)^(1/T), between ``size`` (T = 1) and ``uniform`` (T -> inf)
+    (Arivazhagan et al., arXiv 1907.05019); ``unimax(N)`` equal tokens for all as far as N epochs of each reach (`unimax`).
     """
     kind, number = parse_prior(prior)
     if kind == "unimax":
         return unimax(tokens, number, budget_tokens)
     if kind == "temperature":
-        return {domain: float(size) ** (1.0 / number) if size > 0 else 0.0 for domain, size in tokens.items()}
+        most = max([size for size in tokens.values() if size > 0], default=1)  # as parts of it, powers stay numbers
+        return {domain: (size / most) ** (1.0 / number) if size > 0 else 0.0 for domain, size in tokens.items()}
     return {domain: float(size) if kind == "size" else float(size > 0) for domain, size in tokens.items()}
 
 
@@ -112,8 +114,10 @@ def _check_levels(levels: Mapping[str, float], tokens: Mapping[str, int | float]
                 f"the mix expresses {domain!r}, which the genome lacks" + (f"; did you mean {near[0]!r}?" if near else ""),
                 f"domains of this genome: {', '.join(sorted(tokens))}",
             )
-        if not (math.isfinite(level) and level >= 0.0):
-            raise GenomeError(f"the mix expresses {domain!r} at level {level!r}", "a level is a number of at least 0")
+        if not 0.0 <= level <= MOST_LEVEL:
+            raise GenomeError(
+                f"the mix expresses {domain!r} at level {level!r}", f"a level is a number from 0 to {MOST_LEVEL:g}"
+            )
 
 
 def bounded(shares: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> Shares:
@@ -190,8 +194,9 @@ def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[S
 
     A cap of E epochs of n tokens is E n / (tokens of the horizon) of the shares, less what was drawn before. The horizon ends
     with the stage, or with the budget: it is known when the segment begins. Shares under caps are whole 4096ths, so
-    that what was drawn is known exactly. Raises GenomeError for a level that is no number of at least 0 or stands at a
-    domain that the genome lacks, and for a mix of nothing.
+    that what was drawn is known to less than two rows of a domain and segment; by so much a cap may be missed. Raises
+    GenomeError for a level that is no number of at least 0 or stands at a domain that the genome lacks, and for a mix of
+    nothing.
     """
     if (epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax") and not epigenome.budget_rows * epigenome.row_tokens:
         raise GenomeError(
@@ -252,9 +257,11 @@ def check_bounds(epigenome: Epigenome, tokens: Mapping[str, int | float], who: s
                     f"{epigenome.caps[domain]:g} epochs is {segment.most[domain]:.4g} of them from row {segment.start} on",
                     "lower the floor, raise the cap, or train on fewer tokens",
                 )
-        loud = (levels_at(epigenome, segment.start), epigenome.replay, epigenome.floors)
-        heard = [domain for domain in tokens if tokens[domain] > 0 and any(levels.get(domain, 0.0) > 0.0 for levels in loud)]
-        room = math.fsum(segment.most.get(domain, 1.0) for domain in heard)
+        loud = (levels_at(epigenome, segment.start), epigenome.replay if epigenome.replay_share else {})
+        told = [domain for domain in tokens if tokens[domain] > 0 and any(levels.get(domain, 0.0) > 0.0 for levels in loud)]
+        kept = {domain: least for domain, least in epigenome.floors.items() if domain not in told and tokens.get(domain, 0) > 0}
+        heard = [*told, *kept]  # a domain that nobody asked for gets its floor and no more
+        room = math.fsum(segment.most.get(domain, 1.0) for domain in told) + math.fsum(kept.values())
         if room < 1.0 - 1e-9:
             raise GenomeError(
                 f"{who}: the caps allow {room:.4g} of the rows from row {segment.start} on: all domains together hold too "

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from chrysalis_ray.config.epigenome import DirichletMixes, Expression, SimplexGridMixes, expression_of, spread
-from chrysalis_ray.config.epigenome_checks import silenced, stage_share
+from chrysalis_ray.config.epigenome_checks import loud, silenced, stage_step
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import Epigenomes, LevelMixes
@@ -31,7 +31,8 @@ def heard_domains(
 
 
 def mix_count(spec: Epigenomes, domains: Sequence[str]) -> int | None:
-    """How many mixes there are to deal; None where each is drawn anew."""
+    """How many mixes there are to deal of the domains that are not silenced; None where each is drawn anew."""
+    domains = loud(spec, domains)
     if spec.type == "listed":
         return len(spec.mixes)
     if spec.type == "brightened":
@@ -58,28 +59,29 @@ def epigenome_of(
 
     Raises GenomeError where nothing is left to express.
     """
-    epigenome, name = _levels_of(spec, number, domains, rng_seed, values)
+    epigenome, name = _levels_of(spec, number, loud(spec, domains), rng_seed, values)
     mix = spec.mixes[number % len(spec.mixes)] if spec.type == "listed" else None
+    if mix is None:
+        epigenome = replace(epigenome, express=dict.fromkeys(silenced(spec, domains), 0.0) | dict(epigenome.express))
     return _expressed(epigenome, *expression_of(spec, mix), domains, budget), name
 
 
 def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains: Sequence[str], budget: Budget) -> Epigenome:
     """Levels with all that was said beside them, every domain by its name."""
-    quiet = silenced(expression, domains)
-    loud = [domain for domain in domains if domain not in quiet]
-    for domain in quiet:
+    for domain in silenced(expression, domains):
         epigenome = silence(epigenome, domain) if domain in epigenome.express else epigenome
+    heard = loud(expression, domains)
     again = expression.replay
-    replay = again.express or dict.fromkeys(loud, 1.0) if again is not None else {}
+    replay = again.express or dict.fromkeys(heard, 1.0) if again is not None else {}
     counted = expression.caps or expression.stages or parse_prior(prior)[0] == "unimax"
     return replace(
         epigenome,
         prior=prior,
-        floors=spread(expression.floors, loud),
-        caps=spread(expression.caps, loud),
-        loss_weights=spread(expression.loss_weights, loud),
+        floors=spread(expression.floors, heard),
+        caps=spread(expression.caps, heard),
+        loss_weights=spread(expression.loss_weights, heard),
         replay_share=again.share if again is not None else 0.0,
-        replay={domain: level for domain, level in replay.items() if domain in loud},
+        replay={domain: level for domain, level in replay.items() if domain in heard},
         kept=budget.tokens / expression.match.repetition if expression.match is not None else 1.0,
         budget_rows=budget.rows if counted else 0,
         row_tokens=budget.row_tokens if counted else 0,
@@ -88,10 +90,9 @@ def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains
 
 
 def _staged(expression: Expression, budget: Budget) -> Iterator[Change]:
-    """Stages begin with a step: the first that is not before their share of the budget."""
+    """Stages begin with a step."""
     for stage in expression.stages:
-        steps = budget.rows // budget.rows_per_step
-        step = math.ceil(stage_share(stage, budget.tokens) * steps - 1e-9)
+        step = stage_step(stage, budget.rows // budget.rows_per_step, budget.rows_per_step * budget.row_tokens)
         yield Change(step * budget.rows_per_step, dict(stage.express))
 
 

@@ -291,7 +291,7 @@ def _shares(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def tokens_by_domain(layout: RunLayout) -> dict[str, float]:
-    """Training tokens by domain; bytes where the genome was not tokenised yet. Only their ratios matter here."""
+    """Training tokens by domain; bytes where the genome was not tokenised yet: their ratios are alike, but caps seem wider."""
     parts = mapping((public_manifest(layout.tokens / "manifest.json") or {}).get("parts"))
     counts = {domain: number(mapping(mapping(splits).get("train")).get("tokens")) for domain, splits in parts.items()}
     if counts and all(counts.values()):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from chrysalis_ray.core.records import MOMENTS, Variant
-from chrysalis_ray.training.limbs import Limb, Order, shared_zeros
+from chrysalis_ray.training.limbs import Limb, Missed, Order, shared_zeros
 from chrysalis_ray.training.optimizer import SlotOptimizer
 from chrysalis_ray.training.pack import Occupant, Pack
-from chrysalis_ray.training.partners import Meeting, Missed, Partners, groups
+from chrysalis_ray.training.partners import Meeting, Partners, groups
 from chrysalis_ray.training.shards import Shard
 from chrysalis_ray.training.tally import Seat, Tally
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import TokenStore
 
 Seats = Sequence[Seat | None]
+Ordered = tuple[Limb, Shard | None, Seats]  # the shard that it leads, if it leads one
 MOST_MOMENTS = max(len(names) for names in MOMENTS.values())
 
 
@@ -43,7 +44,7 @@ class Apart:
         self._moments_SKP = shared_zeros((len(bank.flat_SP), MOST_MOMENTS, bank.row_size), dtype)
         self._meeting = Meeting(len(shards), bank.row_size, dtype)
         self._limbs: list[Limb] = []
-        weakref.finalize(
+        self._part = weakref.finalize(
             self, _close, self._limbs, self._meeting
         )  # before the first: there may be no more processes for the second
         for number, shard in enumerate(shards[1:], start=1):
@@ -51,15 +52,45 @@ class Apart:
         self._meeting.enter(0)
 
     def train(self, parts: Sequence[Seats], rows_per_microstep: int) -> list[list[Tally | None]]:
-        """`train_rows` for every live shard and its seats, side by side. What one of them raises is raised here.
+        """`train_rows` for every live shard and its seats, side by side. What one of them raises is raised here,
+        and ends them all: what they had not told each other yet would be taken for what belongs to the next chunk.
 
         Where fewer variants live than there are processes, and lanes need not keep their shape, several share a variant.
         """
-        live, bank = self._pack.shards.live, self._pack.bank
+        live = self._pack.shards.live
         most = rows_per_microstep if self._pack.lanes == "compacted" else 1
         teams = groups(len(live), len(self._pack.shards.all), most)
-        others: list[tuple[Limb, Shard | None, Seats]] = []
-        for team, shard, seats in zip(teams, live, parts, strict=True):
+        others: list[Ordered] = []
+        try:
+            with self._meeting.candid(tuple(self._meeting.peers)):  # some are at work when another turns out to be gone
+                for ordered in self._give_orders(teams, parts, rows_per_microstep):
+                    others.append(ordered)  # those before one that fails, too
+            if torch.get_num_threads() != 1:
+                torch.set_num_threads(1)
+            told = [self._train(live[0], teams[0], parts[0], rows_per_microstep)]
+        except BaseException as error:
+            _, failures = _answers(others)
+            raise self._end([error, *failures])  # noqa: B904  # the cause may be another process's
+        answers, failures = _answers(others)
+        if failures:
+            raise self._end(failures)
+        for answer, (_, shard_of, seats) in zip(answers, others, strict=True):
+            if shard_of is not None:
+                told.append(self._learn(shard_of, seats, answer))
+        return told
+
+    def _end(self, failures: Sequence[BaseException]) -> BaseException:
+        """End all limbs. Which of these failures is the cause: whoever was missed says more than those who missed it."""
+        self._pack.shards.apart = None
+        self._part()
+        return min(failures, key=lambda failure: isinstance(failure, Missed))
+
+    def _give_orders(
+        self, teams: Sequence[Sequence[int]], parts: Sequence[Seats], rows_per_microstep: int
+    ) -> Iterator[Ordered]:
+        """Every limb of a team its order, one after the other, with whom it leads and who sits there."""
+        bank = self._pack.bank
+        for team, shard, seats in zip(teams, self._pack.shards.live, parts, strict=True):
             for number in team:
                 rows = shard.window.rows if number == team[0] else self._spare_row(number)
                 if number != team[0]:
@@ -67,24 +98,7 @@ class Apart:
                 if number:
                     limb = self._limbs[number - 1]
                     limb.order(self._order(team, rows, seats, rows_per_microstep))
-                    others.append((limb, shard if number == team[0] else None, seats))
-        if torch.get_num_threads() != 1:
-            torch.set_num_threads(1)
-        answers: list[Callable[[], Order]] = []
-        try:
-            told = [self._train(live[0], teams[0], parts[0], rows_per_microstep)]
-        except Missed:
-            answers = [_outcome(limb.answer) for limb, _, _ in others]
-            for answer in answers:
-                answer()  # a partner that failed says more
-            raise
-        finally:  # before anything is raised: nobody may still write into the bank
-            answers = answers or [_outcome(limb.answer) for limb, _, _ in others]
-        for answer, (_, shard_of, seats) in zip(answers, others, strict=True):
-            came = answer()
-            if shard_of is not None:
-                told.append(self._learn(shard_of, seats, came))
-        return told
+                    yield limb, shard if number == team[0] else None, seats
 
     def _train(self, shard: Shard, team: Sequence[int], seats: Seats, rows_per_microstep: int) -> list[Tally | None]:
         """The steps of a shard, or this process's part of them."""
@@ -163,21 +177,18 @@ class Apart:
         return {**occupant.to_json(), "moments": list(moments)}
 
 
-def _outcome(answer: Callable[[], Order]) -> Callable[[], Order]:
-    """Wait for an answer now; what it is, or what it raised, is asked later."""
-    try:
-        came = answer()
-    except RuntimeError as error:
-        failure = error
-
-        def fail() -> Order:
-            raise failure
-
-        return fail
-    return lambda: came
+def _answers(others: Sequence[Ordered]) -> tuple[list[Order], list[RuntimeError]]:
+    """What came of the orders, and what failed. Before anything is raised: nobody may still write into the bank."""
+    answers, failures = [], []
+    for limb, _, _ in others:
+        try:
+            answers.append(limb.answer())
+        except RuntimeError as error:
+            failures.append(error)
+    return answers, failures
 
 
 def _close(limbs: Sequence[Limb], meeting: Meeting) -> None:
+    meeting.close()  # first: whoever waits there for this process must not wait for ever
     for limb in limbs:
         limb.close()
-    meeting.close()

@@ -27,6 +27,10 @@ PR_SET_PDEATHSIG = 1
 Order = dict[str, Any]
 
 
+class Missed(RuntimeError):
+    """Another process of this worker failed or died; why is for it to tell."""
+
+
 def shared_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor on the CPU that a fork of this process goes on sharing."""
     count = torch.Size(shape).numel()
@@ -40,7 +44,12 @@ class Limb:
     def __init__(self, work: Callable[[Order], Order], kept: Sequence[int] = ()) -> None:
         ordered, self._orders = os.pipe()
         self._answers, answered = os.pipe()
-        self.process = os.fork()
+        try:
+            self.process = os.fork()
+        except OSError:
+            for end in (ordered, self._orders, self._answers, answered):
+                os.close(end)
+            raise
         if self.process == 0:
             _live(work, ordered, answered, kept)
         os.close(ordered)
@@ -48,19 +57,23 @@ class Limb:
         self._told = os.fdopen(self._answers, "r", encoding="utf-8")
 
     def order(self, order: Order) -> None:
-        """Give it something to do."""
+        """Give it something to do. Raises RuntimeError where the process is gone."""
         content = json.dumps(order).encode() + b"\n"
-        while content:
-            content = content[os.write(self._orders, content) :]
+        try:
+            while content:
+                content = content[os.write(self._orders, content) :]
+        except BrokenPipeError as error:
+            raise RuntimeError(f"process {self.process} of this worker is gone") from error
 
     def answer(self) -> Order:
-        """Wait for what came of the order. Raises RuntimeError where it failed, or the process is gone."""
+        """Wait for what came of the order. Raises RuntimeError where it failed, or the process is gone; Missed where
+        another one is why."""
         line = self._told.readline()
         answer: Order = (
             json.loads(line) if line.endswith("\n") else {"failed": f"process {self.process} of this worker is gone"}
         )
         if "failed" in answer:
-            raise RuntimeError(answer["failed"])
+            raise (Missed if answer.get("missed") else RuntimeError)(answer["failed"])
         return answer
 
     def close(self) -> None:
@@ -80,8 +93,8 @@ def _live(work: Callable[[Order], Order], ordered: int, answered: int, kept: Seq
             for line in orders:
                 try:
                     answer = work(json.loads(line))
-                except Exception:  # told to the worker, which raises it
-                    answer = {"failed": traceback.format_exc()}
+                except Exception as error:  # told to the worker, which raises it
+                    answer = {"failed": traceback.format_exc(), "missed": isinstance(error, Missed)}
                 answers.write(json.dumps(answer) + "\n")
                 answers.flush()
     finally:

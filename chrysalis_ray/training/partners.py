@@ -16,13 +16,9 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from chrysalis_ray.training.limbs import shared_zeros
+from chrysalis_ray.training.limbs import Missed, shared_zeros
 
 HERE, FAILED = b".", b"!"
-
-
-class Missed(RuntimeError):
-    """A partner failed or died; why is for it to tell."""
 
 
 class Meeting:

@@ -52,6 +52,27 @@ def test_a_temperature_lies_between_size_and_uniform(tokens, one, other):
     assert warm[smallest] >= cool[smallest] * (1 - 1e-9)
 
 
+def test_a_silent_domain_on_its_floor_has_no_room_for_what_caps_refuse_others():
+    """It gets its floor and no more: all caps together were passed 16 times, and it was said to fit."""
+    tokens = {"a": 900, "c": 1400}
+    mix = Epigenome({"c": 1.0}, floors={"a": 0.05}, caps={"c": 1.0}, budget_rows=9000, row_tokens=16)
+    assert shares_of(mix, tokens)["c"] > 16 * schedule(mix, tokens)[0].most["c"]
+    with pytest.raises(GenomeError, match=r"the caps allow 0\.05972 of the rows"):
+        check_bounds(mix, tokens, "v000")
+
+
+@pytest.mark.parametrize("temperature", ["0.001", "1e-320", "1e300"])
+def test_shares_of_any_temperature_are_numbers(temperature):
+    shares = shares_of(Epigenome(dict.fromkeys("ad", 1.0), f"temperature({temperature})"), TOKENS)
+    assert math.fsum(shares.values()) == pytest.approx(1.0)
+    assert shares["d"] == pytest.approx(0.5 if temperature == "1e300" else 1.0)
+
+
+def test_a_level_that_no_sum_can_hold_is_refused():
+    with pytest.raises(GenomeError, match=r"'d' at level 1e\+308"):
+        shares_of(Epigenome({"a": 1.0, "d": 1e308}, "size"), TOKENS)
+
+
 @given(sizes, st.floats(0.05, 30), st.floats(1, 1e7))
 def test_unimax_gives_equal_tokens_as_far_as_epochs_reach(tokens, epochs, budget):
     given_ = unimax(tokens, epochs, budget)

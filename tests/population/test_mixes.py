@@ -7,7 +7,7 @@ import pytest
 
 from chrysalis_ray.body.turn import next_position
 from chrysalis_ray.config.loading import load_experiment
-from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.errors import ConfigError, GenomeError
 from chrysalis_ray.core.records import Change, Epigenome, Hyperparameters, Variant, write_json
 from chrysalis_ray.population.branch import Branching, branch_population
 
@@ -29,9 +29,10 @@ def test_what_holds_for_all_is_spelt_out_by_domain():
         "{type: brightened, prior: temperature(2), silence: [unicode, 'co[dm]*'], floors: {'*': 0.02, reference: 0.1},"
         " caps: {'*': 4}, loss_weights: {reference: 2}, replay: {share: 0.25}}"
     )
-    mix = rows[1].epigenome  # code is the bright one, and silent
+    mix = rows[1].epigenome
     loud = ["api_docs", "docstrings", "reference"]
-    assert mix.express == {"api_docs": 1, "code": 0, "comments": 0, "docstrings": 1, "reference": 1, "unicode": 0}
+    bright = {"docstrings": 4}  # in turn are those that are heard
+    assert mix.express == {"api_docs": 1, "code": 0, "comments": 0, "reference": 1, "unicode": 0} | bright
     assert mix.prior == "temperature(2)"
     assert mix.floors == {"api_docs": 0.02, "docstrings": 0.02, "reference": 0.1}
     assert mix.caps == dict.fromkeys(loud, 4)
@@ -39,6 +40,19 @@ def test_what_holds_for_all_is_spelt_out_by_domain():
     assert (mix.replay_share, mix.loss_weights) == (0.25, {"reference": 2})
     assert (mix.budget_rows, mix.row_tokens) == (rows[1].steps * rows[1].rows_per_step, rows[1].sequence_length)
     assert Variant.from_json(rows[1].to_json()) == rows[1]
+
+
+def test_mixes_are_dealt_and_drawn_of_the_domains_that_are_heard():
+    """Else a grid had a point where only the silenced sound, and a drawn mix the name of one."""
+    heard = {"api_docs", "code", "comments"}
+    silence = "silence: [docstrings, reference, unicode]"
+    grid = mixes(f"{{type: simplex_grid, steps: 2, {silence}}}", "population.search={}", "population.variants=6")
+    points = [tuple(sorted(variant.epigenome.express.items())) for variant in grid]
+    assert len(set(points)) == 6
+    drawn = mixes(f"{{type: dirichlet, concentration: 0.01, {silence}}}", "population.variants=12")
+    for variant in (*grid, *drawn):
+        assert {domain for domain, level in variant.epigenome.express.items() if level > 0.0} <= heard
+        assert variant.variant_id[5:] in heard
 
 
 def test_a_listed_mix_says_its_own_where_it_wants():
@@ -75,6 +89,27 @@ def test_stages_begin_with_whole_steps_and_match_keeps_a_part_of_the_rows():
         (stage,) = variant.epigenome.stages
         assert stage.row % variant.rows_per_step == 0
         assert 0 <= stage.row * length - tokens / 4 <= 2 * variant.tokens_per_step
+
+
+@pytest.mark.parametrize("steps", [11, 12, 17])
+def test_what_validates_has_its_stages_where_reports_are_equally_long(steps):
+    """Steps that do not divide into reports are not trained, and a stage after them, or on top of another, would be lost."""
+    written = branching().blueprint.lanes
+    tokens = steps * written.rows_per_step * written.sequence_length + 5
+    lanes, quarter = ("population.reports=6", f"population.tokens_per_variant={tokens}"), tokens // 4
+    valid = 0
+    for at in (0.36, 0.4, 0.48, 0.6, 0.84, 0.9, 0.95):
+        stages = f"stages: [{{at: 0.34, express: {{code: 2}}}}, {{at: {at}, express: {{code: 3}}}}]"
+        try:
+            (variant, *_) = mixes(f"{{type: dirichlet, {stages}}}", *lanes)
+        except ConfigError:
+            continue
+        valid += 1
+        one, other = (stage.row // variant.rows_per_step for stage in variant.epigenome.stages)
+        assert 0 < one < other < variant.steps
+    assert valid
+    (variant, *_) = mixes(f"{{type: dirichlet, stages: [{{at_tokens: {quarter}, express: {{code: 3}}}}]}}", *lanes)
+    assert 0 <= variant.epigenome.stages[0].row * variant.sequence_length - quarter < variant.tokens_per_step
 
 
 def test_caps_that_the_genome_cannot_keep_are_refused_at_branching():

@@ -126,6 +126,8 @@ def test_without_more_processes_threads_do(tiny_base: Path, tokens: TextTokens, 
             place_fresh(pack, slot, variant(slot))
     train_chunk(packs[0], (0, 1, 2), tokens, 2)
     monkeypatch.setattr(os, "fork", few)
+    open_before = len(os.listdir("/proc/self/fd"))
     train_chunk(packs[1], (0, 1, 2), tokens, 2)
     assert not packs[1].shards.may_fork
+    assert len(os.listdir("/proc/self/fd")) == open_before
     assert all(same(packs[0].harvest(slot)[0], packs[1].harvest(slot)[0]) for slot in range(3))

@@ -12,7 +12,7 @@ from training_texts import TextTokens, new_pack, place_fresh, variant
 from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.apart import Apart
 from chrysalis_ray.training.pack import Pack
-from chrysalis_ray.training.partners import groups
+from chrysalis_ray.training.partners import Partners, groups
 from chrysalis_ray.training.step import train_chunk
 
 
@@ -86,8 +86,63 @@ def test_a_partner_that_fails_or_dies_is_missed_at_once(tiny_base: Path, tokens:
     apart = shared.shards.apart
     assert isinstance(apart, Apart)
     os.kill(apart._limbs[0].process, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=f"process {apart._limbs[0].process} of this worker is gone|failed or is gone"):
+    with pytest.raises(RuntimeError, match=f"process {apart._limbs[0].process} of this worker is gone"):
         train_chunk(shared, (0,), tokens, 1)
+
+
+def quartet(base: Path) -> Pack:
+    """One variant on four processes."""
+    pack = new_pack(base, 1, threads=4, dtype=torch.float64)
+    place_fresh(pack, 0, replace(variant(0), rows_per_step=4))
+    return pack
+
+
+def test_of_several_failures_the_first_cause_is_told(
+    tiny_base: Path, tokens: TextTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, real = quartet(tiny_base), Partners.reduce
+
+    def fail(partners: Partners, rows: torch.Tensor) -> None:
+        if partners.rank == 3:
+            raise ArithmeticError("the last partner stumbles")
+        real(partners, rows)
+
+    monkeypatch.setattr(Partners, "reduce", fail)  # before the fork: everywhere
+    with pytest.raises(RuntimeError, match="the last partner stumbles"):
+        train_chunk(pack, (0,), tokens, 1)
+
+
+def test_who_died_between_two_chunks_leaves_nobody_waiting(tiny_base: Path, tokens: TextTokens) -> None:
+    """The first partner has its order when the second turns out to be gone: it waits for us, and we for its end."""
+    pack = quartet(tiny_base)
+    train_chunk(pack, (0,), tokens, 1)
+    apart = pack.shards.apart
+    assert isinstance(apart, Apart)
+    processes = [limb.process for limb in apart._limbs]
+    os.kill(processes[1], signal.SIGKILL)
+    os.waitid(os.P_PID, processes[1], os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RuntimeError, match=f"process {processes[1]} of this worker is gone"):
+        train_chunk(pack, (0,), tokens, 1)
+    for process in processes:
+        with pytest.raises(ChildProcessError):  # ended, and waited for
+            os.waitpid(process, os.WNOHANG)
+
+
+def test_after_a_failure_others_take_their_places(tiny_base: Path, tokens: TextTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a measurement found too little memory and goes on with less."""
+    pack, alone = quartet(tiny_base), new_pack(tiny_base, 1, dtype=torch.float64)
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("in the middle of a step")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Partners, "total", fail)
+        with pytest.raises((ArithmeticError, RuntimeError), match="in the middle"):
+            train_chunk(pack, (0,), tokens, 1)
+    for one in (pack, alone):
+        place_fresh(one, 0, replace(variant(0), rows_per_step=4))
+    (told,), (expected,) = train_chunk(pack, (0,), tokens, 3), train_chunk(alone, (0,), tokens, 3)
+    assert told.train_loss == pytest.approx(expected.train_loss, rel=1e-12)
 
 
 def test_what_fails_in_this_process_does_not_leave_a_partner_waiting(
