@@ -58,7 +58,7 @@ class Apart:
         Where fewer variants live than there are processes, and lanes need not keep their shape, several share a variant.
         """
         live = self._pack.shards.live
-        most = rows_per_microstep if self._pack.lanes == "compacted" else 1
+        most = rows_per_microstep if self._pack.shards.may_share else 1
         teams = groups(len(live), len(self._pack.shards.all), most)
         others: list[Ordered] = []
         try:

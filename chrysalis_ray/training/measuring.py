@@ -118,6 +118,7 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
         store = f"file://{order.folder}/rendezvous"
         dist.init_process_group("nccl" if order.on_gpu else "gloo", init_method=store, rank=rank, world_size=order.workers)
     pack = make_pack(order, device)
+    shares, pack.shards.may_share = pack.shards.may_share, False  # the law follows from steps that are not shared
     bench = Bench(order, pack, device)
     bench.place(order.slots, order.lane, order.microsteps)
     points = [bench.weigh(variants) for variants in ladder(order.slots)]
@@ -129,7 +130,7 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
     return {
         "slots": order.slots,
         "lane": asdict(order.lane),
-        "pace": told.pace.to_json(),
+        "pace": replace(told.pace, shares=shares).to_json(),
         "residual": told.residual,
         "rejected": told.rejected,
         "holding": holding,

@@ -54,13 +54,14 @@ class Pace:
     keep: float = 0.0
     shards: int = 1
     crowding: float = 1.0  # how much longer a step takes when all shards work than when one does
+    shares: bool = False  # whether shards that have no variant compute rows of another's
 
     def step(self, variants: float, lane: float, length: int, microsteps: int = 1) -> float:
         """One optimizer step of so many variants together."""
-        part = self.part(variants)
-        work = part * lane * (self.per_token + self.per_token_length * length)
+        part, partners = self.part(variants), self.partners(variants, lane, length)
+        work = part * lane / partners * (self.per_token + self.per_token_length * length)
         once = self.launch + work if self.kind == "sum" else max(self.launch, work)
-        return (microsteps * once + self.per_variant * part) * self.crowd(variants)
+        return (microsteps * once + self.per_variant * part) * self.crowd(variants * partners)
 
     def score(self, variants: float, tokens: float) -> float:
         """Held-out losses of so many variants on the same `tokens` tokens."""
@@ -78,6 +79,10 @@ class Pace:
     def part(self, variants: float) -> int:
         """Variants that the busiest thread computes."""
         return math.ceil(variants / self._live(variants))
+
+    def partners(self, variants: float, lane: float, length: int) -> int:
+        """Shards that compute the rows of each variant (`partners.py`)."""
+        return max(1, min(self.shards // self._live(variants), int(lane // length))) if self.shares else 1
 
     def crowd(self, variants: float) -> float:
         """How many times as long a step takes because other shards compute beside it."""

@@ -102,6 +102,7 @@ class Shards:
         self.live = self.all[:1]
         # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
         self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
+        self.may_share = self.may_fork and lanes == "compacted"  # whether several processes may compute one variant
         self.apart: object = None  # the shards in processes of their own, once they have trained
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 

@@ -91,7 +91,7 @@ def _train_parts(
     Processes that would have none share the rows of a variant with another.
     """
     shards = pack.shards
-    shared = pack.lanes == "compacted" and rows_per_microstep > 1 and len(seats) < len(shards.all)
+    shared = shards.may_share and rows_per_microstep > 1 and len(seats) < len(shards.all)
     if (len(seats) > 1 or shared) and (apart := _apart(pack, tokens)) is not None:
         return apart.train(seats, rows_per_microstep)
     return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)

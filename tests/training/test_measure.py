@@ -297,3 +297,13 @@ def test_two_workers_with_a_sharded_base_are_measured_together(tmp_path: Path) -
     assert found.gather > 0
     assert found.pace.launch > 0
     assert found.pace.shards == 1
+
+
+def test_shards_without_a_variant_take_rows_of_anothers() -> None:
+    law = Pace("sum", launch=0.01, per_token=1e-4, shards=4, crowding=1.5)
+    shared = replace(law, shares=True)
+    assert shared.step(1, 256, 64) == pytest.approx((0.01 + 64 * 1e-4) * 1.5)  # four rows on four shards
+    assert shared.step(1, 128, 64) == pytest.approx((0.01 + 64 * 1e-4) * (1 + 0.5 / 3))  # two rows on two
+    assert shared.step(2, 256, 64) == pytest.approx((0.01 + 128 * 1e-4) * 1.5)  # two of each on four
+    for variants in (3, 4, 9):
+        assert shared.step(variants, 256, 64) == law.step(variants, 256, 64)
