@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Rows:
     position_ids: np.ndarray
     labels: np.ndarray
     document: np.ndarray
-    bytes: None = None  # how much text each token stands for is not known here
+    bytes: ClassVar[None] = None  # how much text each token stands for is not known here
 
 
 class TextTokens:
