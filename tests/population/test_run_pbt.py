@@ -19,7 +19,7 @@ from chrysalis_ray.training.step import train_chunk
 pytestmark = pytest.mark.ray
 
 SETTINGS = (
-    "population.scheduler={type: pbt, perturb_every_reports: 2, quantile: 0.5}",
+    "population.scheduler={type: pbt, perturb_every_reports: 1, quantile: 0.5}",
     "population.search.learning_rate={type: log_uniform, low: 1e-5, high: 1e-2}",
     "population.search.rank={type: grid, values: [2, 4]}",
 )
