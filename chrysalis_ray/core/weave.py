@@ -132,14 +132,15 @@ class Weave:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The turn on a line, or None if the line is torn or altered."""
+    """The turn on a line, or None if the line is torn or altered, even where it still says the same (1E-5, a digit too many)."""
     if not line.endswith(b"\n"):
         return None
     try:
         turn = json.loads(line)
         claimed = turn["sha256"]
         unsigned = {key: value for key, value in turn.items() if key != "sha256"}
-        return turn if sha256_of(unsigned) == claimed and {"n", "prev", "kind", "body", "time"} <= turn.keys() else None
+        intact = sha256_of(unsigned) == claimed and canonical_json(turn) + b"\n" == line
+        return turn if intact and {"n", "prev", "kind", "body", "time"} <= turn.keys() else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

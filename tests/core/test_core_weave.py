@@ -60,6 +60,19 @@ def test_a_flipped_bit_is_found_or_drops_the_last_line_only(
         assert where <= len(content)
 
 
+@pytest.mark.parametrize(("written", "altered"), [(b"0.30000000000000004", b"0.30000000000000005"), (b"1e-05", b"1E-05")])
+def test_a_line_that_says_the_same_in_other_bytes_is_altered(tmp_path: Path, written: bytes, altered: bytes) -> None:
+    path = tmp_path / "weave.jsonl"
+    for value in (0.1 + 0.2, 1e-5):
+        Weave(path).append("measured", {"value": value})
+    Weave(path).append("end", {})
+    content = path.read_bytes()
+    assert content.count(written) == 1
+    path.write_bytes(content.replace(written, altered))
+    with pytest.raises(StoreCorrupt, match="the chain breaks"):
+        Weave(path).turns()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_torn_end_is_dropped_and_mended_by_the_next_turn(
