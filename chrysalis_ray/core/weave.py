@@ -132,7 +132,7 @@ class Weave:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The turn on a line, or None if the line is torn or altered, even where it still says the same (1E-5, a digit too many)."""
+    """The turn on a line, or None if the line is torn or altered, even where it still says the same (a digit too many)."""
     if not line.endswith(b"\n"):
         return None
     try:
