@@ -29,16 +29,22 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """
     _key(row, path)
     line = canonical_json(_finite(row)) + b"\n"
+    try:
+        written = _appended(path, line)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}", "mend that, then run the same command again") from error
+    if written != len(line):
+        raise RunError(f"{path}: wrote {written} of {len(line)} bytes", "free some disk space and run the same command again")
+
+
+def _appended(path: Path, line: bytes) -> int:
+    """Bytes of `line` that were added to the file, in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # a line that another process is still writing is not a torn one
         _cut_torn_tail(descriptor)
-        written = os.write(descriptor, line)
-        if written != len(line):
-            raise RunError(
-                f"{path}: wrote {written} of {len(line)} bytes", "free some disk space and run the same command again"
-            )
+        return os.write(descriptor, line)
     finally:
         os.close(descriptor)
 

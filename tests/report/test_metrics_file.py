@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import math
@@ -90,6 +91,21 @@ def test_a_line_that_another_process_is_still_writing_is_not_cut_off(tmp_path: P
     append_metrics(path, {"variant": "b", "report": 0})
     writer.join()
     assert read_metrics(path) == [{"variant": "a", "report": 0}, {"variant": "b", "report": 0}]
+
+
+def test_a_file_that_cannot_be_written_is_one_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, {"variant": "a", "report": 0})
+
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chrysalis_ray.report.metrics.os.write", full)
+        with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written: .*No space left"):
+            append_metrics(path, {"variant": "a", "report": 1})
+    append_metrics(path, {"variant": "a", "report": 1})
+    assert [row["report"] for row in read_metrics(path)] == [0, 1]
 
 
 def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
