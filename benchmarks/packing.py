@@ -201,8 +201,8 @@ def packed(folder: Path, rows: Rows, place: Place = HERE_ON_CPU) -> Callable[[],
         pack.zero_gradients()
         with strided_gradients():
             losses_K = torch.cat(pack.shards.each(forward_backward, batches))
-        norms = slot_norms(bank.gflat_SP)
-        clip_slots(bank.gflat_SP, norms, [CLIP] * variants)
+        gradients_NP = bank.gflat_SP[:variants]  # a bank may have a row more than there are slots, which no variant owns
+        clip_slots(gradients_NP, slot_norms(gradients_NP), [CLIP] * variants)
         for optimizer in optimizers:
             optimizer.step(LEARNING_RATE)
         return losses_K.view(variants, -1).mean(1).tolist()
