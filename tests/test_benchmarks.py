@@ -1,4 +1,4 @@
-"""Every benchmark runs to its end at its smallest size: a figure nobody can reproduce is worth nothing. No timing is looked at."""
+"""Every benchmark runs to its end at its smallest size: a figure that nobody can reproduce is worth nothing."""
 
 from __future__ import annotations
 
