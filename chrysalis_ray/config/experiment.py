@@ -19,7 +19,7 @@ from chrysalis_ray.config.genome import (
     PackagesSource,
     RecordsSource,
 )
-from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, WinnerMerge
+from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, SlerpMerge, WinnerMerge, WudiMerge
 from chrysalis_ray.config.population import Name, Population
 
 _TAKEN_NAMES = ("seed", "merges.json")  # a merge is a candidate beside the seed, and a folder beside merges.json
@@ -148,8 +148,10 @@ class Experiment(Written):
     population: Population
     body: OpenBody = OpenBody()
     evaluate: Evaluate = Evaluate()
+    # What is safe, and the two that surely beat the best variant over five populations (benchmarks/methods.py).
     merge: Annotated[tuple[Merge, ...], Field(min_length=1)] = (
-        WinnerMerge(method="winner"), EnsembleMerge(method="ensemble"), ConsensusMerge(method="consensus"),
+        WinnerMerge(method="winner"), EnsembleMerge(method="ensemble"), SlerpMerge(method="slerp"),
+        WudiMerge(method="wudi"), ConsensusMerge(method="consensus"),
     )  # fmt: skip
     tracking: Tracking = Tracking()
 
