@@ -15,9 +15,10 @@ from typing import Any
 from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.cluster import check_room, joined
 from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
+from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.turn import Candidate, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
-from chrysalis_ray.config.population import Population
+from chrysalis_ray.config.population import Asha, MedianStopping, Pb2, Pbt, Population
 from chrysalis_ray.core.errors import BodyError, error_line
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
@@ -32,6 +33,14 @@ def namespace() -> str:
     return ray.get_runtime_context().namespace
 
 
+def order_for(population: Population) -> AnswerOrder:
+    """The order of answers that suits the scheduler of a population."""
+    scheduler = population.scheduler
+    if isinstance(scheduler, Asha):
+        return AnswerOrder("halving", scheduler.reduction_factor)
+    return AnswerOrder("best_first" if isinstance(scheduler, Pbt | Pb2 | MedianStopping) else "by_variant")
+
+
 def awaken_omega(
     name: str,
     store: Path,
@@ -42,6 +51,7 @@ def awaken_omega(
     barrier: Barrier | None = None,
     bodies: int = 1,
     run_ahead: bool = False,
+    order: AnswerOrder | None = None,
 ) -> Any:
     """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
     import ray
@@ -49,7 +59,7 @@ def awaken_omega(
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
-    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier, bodies, run_ahead)
+    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier, bodies, run_ahead, order)
     omega: Any = ray.remote(Omega).options(**options).remote(*arguments)
     started = omega.start.remote()
     importlib.import_module("chrysalis_ray.body.trainer")  # Ray Train and torch: that takes as long as a process to come up
@@ -232,6 +242,7 @@ def awakened(
             barrier=Barrier(shape.places, population.variants, by_rest=population.pauses),
             bodies=shape.count,
             run_ahead=population.runs_ahead,
+            order=order_for(population),
         )
         autoscaling = address is not None  # a cluster of our own cannot grow
         bodies = Bodies(plan.in_namespace(namespace()), omega, layout.bodies, autoscaling=autoscaling).manifest()

@@ -3,8 +3,8 @@
 Trials ask `advance`; the body asks `next_turn` and hands in `commit`. Between them omega keeps three promises:
 
 * **barrier**: a turn starts when every live variant has asked (`barrier.py`), so that the pack is the same in every run;
-* **order**: answers leave one by one in the order of the variants, each after the decision on the one before, so that an
-  asynchronous scheduler takes the same decisions in every run;
+* **order**: answers leave one by one in an order that the results alone give (`order.py`), each after the decision on the one
+  before, so that an asynchronous scheduler takes the same decisions in every run;
 * **cut**: the results of a turn are on disk before anyone hears of them.
 
 Several bodies share a turn (`roster.py`); what one of them loses by dying is its part of one turn.
@@ -29,6 +29,7 @@ from typing import Any
 from chrysalis_ray.body.asks import Asks
 from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.ledger import Ledger, standing_row
+from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.roster import Roster
 from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_ask
 from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
@@ -57,6 +58,7 @@ class Omega:
         barrier: Barrier | None = None,
         bodies: int = 1,
         run_ahead: bool = False,
+        order: AnswerOrder | None = None,
     ) -> None:
         self.store = Store(Path(store))
         self.weave = Weave(Path(weave))
@@ -65,6 +67,7 @@ class Omega:
         self.barrier = barrier or Barrier(slots, len(variants))
         self.linger_seconds = linger_seconds
         self.run_ahead = run_ahead
+        self.order = order or AnswerOrder()
         self.ledger = Ledger(self.store)
         self.known = self.ledger.known  # target position -> what it came to, from the cuts
         self.asks = Asks()
@@ -288,7 +291,7 @@ class Omega:
             raise
 
     async def _steer(self) -> None:
-        """For ever: gather asks, train what is not known, answer in order."""
+        """For ever: gather asks, train what is not known, answer one by one."""
         while True:
             asks = await self._gather()
             if self.ahead is not None:
@@ -367,7 +370,7 @@ class Omega:
 
     async def _answer(self, asks: Sequence[Ask]) -> None:
         """Release the answers one by one, each when the decision on the one before has shown."""
-        for ask in asks:
+        for ask in self.order.sort(asks, lambda ask: self.known[ask.target].metrics.get("select_loss")):
             self.asks.answer(ask, self.known[ask.target])
             await self._decision(ask.variant.variant_id)
 

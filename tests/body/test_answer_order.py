@@ -1,0 +1,99 @@
+"""The order of answers, asked of Ray Tune's own ASHA: who goes on is who is best, whatever the variants are called."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chrysalis_ray.body.manifest import order_for
+from chrysalis_ray.body.order import AnswerOrder
+from chrysalis_ray.body.turn import Ask
+from chrysalis_ray.config.population import Asha, Population
+from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
+
+LOSSES = st.lists(st.floats(0.1, 20.0, allow_nan=False), min_size=1, max_size=24, unique=True)
+
+
+def ask(index, chunk=0):
+    name = f"v{index:03d}-x"
+    variant = Variant(name, index, index, "s", "g", "b", Hyperparameters(), Epigenome({"code": 1.0}), 12, 3, 2, 16)
+    return Ask(variant, "origin", f"target-{index}-{chunk}", chunk)
+
+
+def go_on(order, losses, factor):
+    """Indices of the variants that ASHA lets go on at a rung, heard of in this order."""
+    from ray.tune.schedulers.async_hyperband import _Bracket
+
+    bracket = _Bracket(min_t=1, max_t=8, reduction_factor=factor, s=0)
+    heard = order.sort([ask(index) for index in range(len(losses))], lambda item: losses[item.variant.index])
+    decisions = {
+        item.variant.index: bracket.on_result(SimpleNamespace(trial_id=item.variant.variant_id), 1, -losses[item.variant.index])
+        for item in heard
+    }
+    return {index for index, decision in decisions.items() if decision == "CONTINUE"}
+
+
+@settings(deadline=None, max_examples=150)
+@given(LOSSES, st.sampled_from([1.5, 2.0, 3.0, 4.0]))
+def test_asha_keeps_exactly_the_best(losses, factor):
+    kept = max(1, int(len(losses) / factor))
+    best = set(sorted(range(len(losses)), key=losses.__getitem__)[:kept])
+    assert go_on(AnswerOrder("halving", factor), losses, factor) == best
+
+
+def test_by_variant_asha_keeps_the_first_however_bad_it_is():
+    assert 0 in go_on(AnswerOrder(), [9.0, 1.0, 2.0, 3.0], 2.0)
+    assert 0 not in go_on(AnswerOrder("halving"), [9.0, 1.0, 2.0, 3.0], 2.0)
+
+
+def test_a_loss_that_is_no_number_is_worse_than_any():
+    losses = [None, 2.0, float("nan"), 1.0]
+    heard = AnswerOrder("best_first").sort([ask(index) for index in range(4)], lambda item: losses[item.variant.index])
+    assert [item.variant.index for item in heard] == [3, 1, 0, 2]
+
+
+def test_who_is_further_is_no_rival_and_comes_first():
+    asks = [ask(0), ask(1, chunk=1), ask(2), ask(3, chunk=1)]
+    losses = [5.0, 4.0, 3.0, 2.0]
+    heard = AnswerOrder("best_first").sort(asks, lambda item: losses[item.variant.index])
+    assert [item.variant.index for item in heard] == [3, 1, 2, 0]
+
+
+@settings(deadline=None)
+@given(LOSSES, st.randoms(use_true_random=False))
+def test_the_order_is_a_function_of_the_results(losses, random):
+    asks = [ask(index) for index in range(len(losses))]
+    shuffled = asks.copy()
+    random.shuffle(shuffled)
+    for by in ("by_variant", "best_first", "halving"):
+        order = AnswerOrder(by)
+        assert order.sort(asks, lambda item: losses[item.variant.index]) == order.sort(
+            shuffled, lambda item: losses[item.variant.index]
+        )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "by"),
+    [
+        ({"type": "fifo"}, "by_variant"),
+        ({"type": "asha", "reduction_factor": 3}, "halving"),
+        ({"type": "pbt", "perturb_every_reports": 1}, "best_first"),
+        ({"type": "median"}, "best_first"),
+        ({"type": "hyperband"}, "by_variant"),
+    ],
+)
+def test_every_scheduler_has_its_order(scheduler, by):
+    wanted = Population.model_validate(
+        {
+            "variants": 4,
+            "tokens_per_variant": 100,
+            "search": {"learning_rate": {"type": "log_uniform", "low": 1e-3, "high": 1e-2}},
+            "epigenomes": {"type": "brightened", "level": 2.0},
+            "scheduler": scheduler,
+        }
+    )
+    order = order_for(wanted)
+    assert order.by == by
+    if isinstance(wanted.scheduler, Asha):
+        assert order.reduction_factor == 3
