@@ -68,8 +68,10 @@ def run_population(
             verbose=0,
             callbacks=[listener],
             failure_config=tune.FailureConfig(max_failures=population.max_failures),
+            # By default a trial that is stopped writes a checkpoint first; if its process dies meanwhile, Tune forgets the
+            # decision, starts it again and lets it go on, for a rung decides once.
             checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=1 if mutable else 0, num_to_keep=HOLDS if mutable else None
+                checkpoint_frequency=1 if mutable else 0, num_to_keep=HOLDS if mutable else None, checkpoint_at_end=False
             ),
         ),
     ).fit()
