@@ -18,7 +18,7 @@ genome:
     - {type: python, domains: [code, docstrings, reference], max_megabytes: 0.12}
 population:
   variants: 4
-  tokens_per_variant: 768
+  tokens_per_variant: 6144
   reports: 6
   search:
     learning_rate: {type: grid, values: [1e-2, 1e-5]}
