@@ -32,7 +32,7 @@ def test_every_variant_reports_its_own_metrics_by_its_own_tokens(undisturbed):
     for name, row in population(undisturbed).items():
         own = [line for line in lines if line["variant"] == name]
         assert [line["report"] for line in own] == list(range(1, row["chunks"] + 1))
-        assert [line["tokens"] for line in own] == [128 * report for report in range(1, row["chunks"] + 1)]
+        assert [line["tokens"] for line in own] == [1024 * report for report in range(1, row["chunks"] + 1)]
         assert len({line["train_loss"] for line in own}) == len(own)
         assert all(0 < line["select_loss"] < 10 for line in own)
 
