@@ -58,7 +58,7 @@ def _names(expression: Expression, at: Location, domains: Sequence[str]) -> Iter
             yield (*at, "silence", place), f"no domain is named {pattern!r}; {suggestion(pattern, domains)}"
     for domain, least in expression.floors.items():
         if least * BLOCK < 1.0:
-            what = f"{least:g} is less than one row in {BLOCK}, the finest share there is; write 0.00025 or more"
+            what = f"{least:g} is less than one row in {BLOCK}; write 0.00025 or more"
             yield (*at, "floors", domain), what
     named: dict[Location, Mapping[str, float]] = {
         (*at, key): getattr(expression, key) for key in ("floors", "caps", "loss_weights")

@@ -14,8 +14,8 @@ from chrysalis_ray.config.epigenome_checks import loud, silenced, stage_step
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.population import Epigenomes, LevelMixes
-from chrysalis_ray.core.records import Change, Epigenome, sha256_of
-from chrysalis_ray.core.shares import parse_prior
+from chrysalis_ray.core.records import Change, Epigenome, Variant, sha256_of
+from chrysalis_ray.core.shares import parse_prior, schedule, unheard
 from chrysalis_ray.genome.epigenome import brighten, silence
 from chrysalis_ray.population.words import LEVEL
 
@@ -87,6 +87,29 @@ def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains
         row_tokens=budget.row_tokens if counted else 0,
         stages=tuple(_staged(expression, budget)),
     )
+
+
+def counted_in_rows(
+    epigenome: Epigenome, budget: Budget, tokens: Mapping[str, int], rows: Mapping[str, int], *, bred: bool
+) -> Epigenome:
+    """The mix with the rows that every domain holds, where its draws depend on them: it has floors or caps, counts epochs, is
+    `bred` while it trains, or has a share that is too small for blocks. `tokens` and `rows` are those of the train split."""
+    exact = replace(epigenome, rows=dict(sorted(rows.items())), budget_rows=budget.rows, row_tokens=budget.row_tokens)
+    counted = epigenome.floors or epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax"
+    if counted or bred or any(segment.quotas for segment in schedule(exact, tokens)):
+        return exact
+    return epigenome
+
+
+def never_drawn(variants: Sequence[Variant], tokens: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for every domain, and reason, that mixes ask for and that no row of their training is of."""
+    whose: dict[tuple[str, str], list[str]] = {}
+    for variant in variants:
+        for domain, why in unheard(variant.epigenome, tokens).items() if tokens else ():
+            whose.setdefault((domain, why), []).append(variant.variant_id)
+    for (domain, why), names in whose.items():
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        yield f"{names[0]}{others}: {domain!r} is never drawn: {why}"
 
 
 def _staged(expression: Expression, budget: Budget) -> Iterator[Change]:
