@@ -74,7 +74,8 @@ def exact(sets: Sequence[Sequence[bytes]]) -> dict[tuple[int, int], float]:
             small, large = len(hashed[one]), len(hashed[other])
             if not small or small < EXACT_ABOVE * large:
                 break
-            both = small + large - len(np.union1d(hashed[one], hashed[other]))
+            places = np.minimum(np.searchsorted(hashed[other], hashed[one]), large - 1)
+            both = int(np.count_nonzero(hashed[other][places] == hashed[one]))
             if both >= EXACT_ABOVE * (small + large - both):
                 found[min(one, other), max(one, other)] = both / (small + large - both)
     return found
