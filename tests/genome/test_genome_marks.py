@@ -16,16 +16,7 @@ from chrysalis_ray.genome.documents import PARTS, SPLITS, decoded, make_document
 from chrysalis_ray.genome.licences import identified, is_licence_file, joined, tagged
 from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scanning import scan
-from chrysalis_ray.genome.similarity import (
-    NEAR_DUPLICATE,
-    SHINGLE_WORDS,
-    Groups,
-    WholeTexts,
-    candidate_pairs,
-    in_doubt,
-    similar_pairs,
-    sketch,
-)
+from chrysalis_ray.genome.similarity import SHINGLE_WORDS, Groups, candidate_pairs, similar_pairs, sketch
 from chrysalis_ray.genome.splits import kin_groups, kinship
 
 
@@ -178,39 +169,6 @@ def test_planted_pairs_are_found_as_often_as_the_formula_says(wanted):
     expected = np.mean([1 - (1 - similarity**8) ** 14 for similarity in measured])
     deviation = math.sqrt(max(expected * (1 - expected), 0.01) / pairs)
     assert abs(len(candidates) / pairs - expected) < 4 * deviation
-
-
-def test_near_the_threshold_all_shingles_decide_and_far_from_it_the_kept_ones_do():
-    """Pairs of a few hundred shingles just above and just below 0.8: by half of their shingles, one in three was misjudged."""
-    texts, exact = [], []
-    for number, wanted in enumerate([0.81, 0.79, 0.84, 0.76, 0.95, 0.6] * 20):
-        one, two = pair_of_similarity(number, wanted)
-        a, b = shingle_set(one), shingle_set(two)
-        exact.append(len(a & b) / len(a | b))
-        texts += [" ".join(one), " ".join(two)]
-    sketches, asked = sketch(texts), []
-    whole = WholeTexts(lambda number: asked.append(number) or texts[number])
-    found = {left // 2: similarity for left, _, similarity in similar_pairs(sketches, NEAR_DUPLICATE, whole=whole)}
-    candidates = {left // 2 for left, _ in candidate_pairs(sketches)}
-    assert set(found) == {n for n in candidates if exact[n] >= NEAR_DUPLICATE}
-    assert all(found[n] == exact[n] for n in found if n % 6 == 0)
-    assert {number // 2 % 6 for number in asked} <= {0, 1, 2, 3}
-    assert len(asked) == len(set(asked))  # each text is looked through once
-    sampled = {left // 2 for left, _, _ in similar_pairs(sketches, NEAR_DUPLICATE)}
-    assert len(sampled ^ set(found)) > 5
-
-
-@given(st.integers(2, 20), st.floats(0.55, 0.97))
-@settings(max_examples=40)
-def test_who_is_a_near_duplicate_does_not_depend_on_which_shingles_were_kept(number, wanted):
-    one, two = (" ".join(tokens) for tokens in pair_of_similarity(number, wanted))
-    sketches = sketch([one, two])
-    whole = WholeTexts([one, two].__getitem__)
-    a, b = shingle_set(one.split()), shingle_set(two.split())
-    assert whole.jaccard(0, 1) == len(a & b) / len(a | b)
-    assert abs(sketches.jaccard(0, 1) - whole.jaccard(0, 1)) < in_doubt(int(sketches.sizes.sum())) * 4 / 3
-    for _, _, similarity in similar_pairs(sketches, NEAR_DUPLICATE, whole=whole):
-        assert (similarity >= NEAR_DUPLICATE) == (len(a & b) >= NEAR_DUPLICATE * len(a | b))
 
 
 def test_signatures_agree_as_often_as_the_sets_overlap():
@@ -397,21 +355,6 @@ def test_a_genome_of_format_1_is_opened_verified_and_rebuilt(tmp_path, notes):
     write_json(tmp_path / "g" / "manifest.json", {**manifest, "genome_id": sha256_of(content)})
     with pytest.raises(GenomeError, match="of format 4; this version reads 1, 2, 3"):
         open_genome(tmp_path / "g")
-
-
-def test_a_genome_of_the_kinship_before_is_opened_and_verified_as_it_is_and_built_anew(tmp_path, notes):
-    """Its recipe does not say how kinship was found: what it sealed stays, and who builds it again gets the rules of now."""
-    from chrysalis_ray.core.records import read_json, sha256_of, write_json
-
-    genome = build(tmp_path)
-    manifest = read_json(tmp_path / "g" / "manifest.json")
-    content = manifest["content"]
-    assert content["recipe"].pop("kinship") == 2
-    content["recipe_sha256"] = sha256_of(content["recipe"])
-    write_json(tmp_path / "g" / "manifest.json", {**manifest, "genome_id": sha256_of(content)})
-    old = verify_genome(tmp_path / "g")
-    assert old.genome_id == open_genome(tmp_path / "g").genome_id == sha256_of(content) != genome.genome_id
-    assert build(tmp_path).genome_id == genome.genome_id
 
 
 # licences
