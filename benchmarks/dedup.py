@@ -6,9 +6,9 @@
 
 The text is Python files of this machine in hash order, every tenth of them once more with a sixteenth of its lines changed. All
 sides look for texts whose sets of five-word shingles have a Jaccard similarity of at least 0.8, with 112 hashes in 14 bands.
-Ours is `sketch` and `similar_pairs`, from texts to verified pairs. The others are given the shingles, which they do not make;
-making them in Python, for both alike, is told apart. Their candidates count when their own estimate is at least 0.8. A pair is
-found when its texts end in one cluster. What is not installed is skipped.
+Ours is `sketch` and `similar_pairs` with the whole texts, from texts to verified pairs. The others are given the shingles,
+which they do not make; making them in Python, for both alike, is told apart. Their candidates count when their own estimate is
+at least 0.8. A pair is found when its texts end in one cluster. What is not installed is skipped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from chrysalis_ray.genome.similarity import (
     ROWS_PER_BAND,
     SHINGLE_WORDS,
     Groups,
+    WholeTexts,
     joined,
     similar_pairs,
     sketch,
@@ -73,7 +74,8 @@ def exact(sets: Sequence[Sequence[bytes]]) -> dict[tuple[int, int], float]:
             small, large = len(hashed[one]), len(hashed[other])
             if not small or small < EXACT_ABOVE * large:
                 break
-            both = small + large - len(np.union1d(hashed[one], hashed[other]))
+            places = np.minimum(np.searchsorted(hashed[other], hashed[one]), large - 1)
+            both = int(np.count_nonzero(hashed[other][places] == hashed[one]))
             if both >= EXACT_ABOVE * (small + large - both):
                 found[min(one, other), max(one, other)] = both / (small + large - both)
     return found
@@ -92,7 +94,7 @@ def ours(texts: Sequence[str]) -> Pairs:
             batch, size = [], 0
     parts.append(sketch(batch))
     groups = Groups(len(texts))
-    for left, right, _ in similar_pairs(joined(parts), NEAR_DUPLICATE, groups.together):
+    for left, right, _ in similar_pairs(joined(parts), NEAR_DUPLICATE, groups.together, WholeTexts(texts.__getitem__)):
         groups.join(left, right)
         yield left, right
 

@@ -24,6 +24,7 @@ from datasets import Dataset, IterableDataset, disable_progress_bars, interleave
 from torch import Generator
 from torch.utils.data import WeightedRandomSampler
 
+from chrysalis_ray.core.apportioned import apportioned
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.core.shares import Segment
 from chrysalis_ray.genome import mix
@@ -56,6 +57,11 @@ def planned(later: int = 0) -> MixPlan:
     names, turned = list(SHARES), list(SHARES.values())
     segments = [Segment(10_000 * k, dict(zip(names, turned[k:] + turned[:k], strict=True))) for k in range(1, later + 1)]
     return MixPlan(SHARES, ROWS, 17, segments)
+
+
+def counted() -> MixPlan:
+    """The plan of a mix with floors or caps: whole quotas of two billion rows."""
+    return MixPlan(SHARES, ROWS, 17, quotas=apportioned(SHARES, 2 * FAR, {}))
 
 
 def by_plan(plan: MixPlan, samples: int, batch: int) -> Drawn:
@@ -151,6 +157,14 @@ def compare(samples: int, skip: int) -> dict[str, Any]:
         "access_at": FAR,
         "access_seconds": access_seconds(changed),
     }
+    whole_draws = counted()
+    rows["mix plan with floors or caps"] = {
+        "samples_per_second": samples / seconds(lambda: by_plan(whole_draws, samples, BATCH)),
+        "access_at": FAR,
+        "access_seconds": access_seconds(whole_draws),
+        **quality(by_plan(whole_draws, samples, BATCH)),
+    }
+    rows["mix plan with caps, steps of 32"] = {"samples_per_second": few / seconds(lambda: by_plan(whole_draws, few, 32))}
     rows["interleave_datasets, iterable"] = {
         "samples_per_second": few / seconds(lambda: by_stream(few)),
         "access_at": skip,

@@ -187,17 +187,18 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
 
 def branching_of(run: Run, genome: Genome, base: dict[str, Any], seed_sha256: str) -> Branching:
-    from chrysalis_ray.population.branch import Branching, trained_tokens
+    from chrysalis_ray.population.branch import Branching, trained_rows, trained_tokens
     from chrysalis_ray.population.mixes import heard_domains
 
     domains = heard_domains(run.experiment, genome.domains, base["parameters"], run.story.stage)
-    known = (domains, seed_sha256, genome.genome_id, base["sha256"], trained_tokens(run.layout))
+    known = (domains, seed_sha256, genome.genome_id, base["sha256"], trained_tokens(run.layout), trained_rows(run.layout))
     return Branching(run.experiment, run.loaded.blueprint, *known)
 
 
 def branch(run: Run, branching: Branching) -> list[Variant]:
     """The variants that are there before training: all of them, or those that a searcher had proposed before a kill."""
     from chrysalis_ray.population.branch import branch_population, check_origins, drawn_values, read_branch, write_branch
+    from chrysalis_ray.population.mixes import never_drawn
 
     if run.layout.branch_manifest.exists():
         variants = read_branch(run.layout)
@@ -210,6 +211,8 @@ def branch(run: Run, branching: Branching) -> list[Variant]:
     proposed = "" if variants else f", proposed by {population.searcher.type} as slots fall free"
     length = f"{first.steps * first.tokens_per_step:,} tokens each at the most"
     run.story.stage("branch", f"{population.variants} variants, {length}{proposed}")
+    for sentence in never_drawn(variants, branching.tokens):
+        run.story.stage("mixes", sentence)
     return variants
 
 

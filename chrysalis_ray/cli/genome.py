@@ -272,7 +272,10 @@ def lines_of(genome: Genome) -> list[str]:
         pinned = [f"commit {source['commit']}"] if "commit" in source else []
         pinned += [f"sha256 {source['sha256']}"] if "sha256" in source else []
         pinned += [f"{len(source['packages'])} packages"] if "packages" in source else []
-        pinned += [f"{len(source['submodules'])} submodules not followed"] if "submodules" in source else []
+        if "followed" in source:
+            pinned += [f"{len(source['followed'])} submodules followed"]
+        elif "submodules" in source:
+            pinned += [f"{len(source['submodules'])} submodules not followed"]
         pinned += [f"{shot['domain']} is {shot['snapshot']} ({shot['commit'][:12]})" for shot in source.get("snapshots", [])]
         pinned += completeness(source["records"]) if "records" in source else []
         pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]

@@ -91,8 +91,21 @@ def expressing(express: dict[str, float], what: str) -> dict[str, float]:
 
 
 class Mix(Expression):
+    """Levels of its own, those of a mix above (`like`), or a `cross` of two; then what the operators make of them, in the order
+    that they stand in here. What a mix says beside levels goes to those that are like it, key by key.
+
+    A cross is the Hellinger midpoint of its parents, or nearer to the second for a `weight` above 1/2 (`genome.epigenome`).
+    """
+
     name: Name
-    express: Annotated[dict[Name, Level], Field(min_length=1)]
+    express: Annotated[dict[Name, Level], Field(min_length=1)] = Field(default_factory=dict)
+    like: Name | None = None
+    cross: tuple[Name, Name] | None = None
+    weight: Between | None = None  # of the second of a cross; 1/2 where it is not written
+    brighten: dict[Name, Weight] = Field(default_factory=dict)  # so many times as loud
+    dim: dict[Name, Weight] = Field(default_factory=dict)  # so many times as quiet
+    swap: tuple[tuple[Name, Name], ...] = ()  # the levels of two domains, exchanged
+    mutate: Annotated[float, Field(gt=0.0, le=4.0)] | None = None  # every level times exp(so much x a normal number)
     prior: str | None = None
 
     @field_validator("express")
@@ -105,11 +118,19 @@ class Mix(Expression):
     def _known(cls, prior: str | None) -> str | None:
         return checked_prior(prior) if prior is not None else None
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> Mix:
+        if (bool(self.express), self.like is not None, self.cross is not None).count(True) != 1:
+            raise ValueError("a mix says its levels (`express`), or is `like` another, or a `cross` of two: write one of them")
+        if self.weight is not None and self.cross is None:
+            raise ValueError("a `weight` is that of the second mix of a `cross`: leave it out, or write the cross")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_was_not_said(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What it did say, `stages: []` too, stands in for what holds for all."""
         told: dict[str, Any] = serialise(self)
-        optional = {*Expression.model_fields, "prior"} - self.model_fields_set
+        optional = set(type(self).model_fields) - self.model_fields_set
         return {key: value for key, value in told.items() if value or key not in optional}
 
 
@@ -163,13 +184,6 @@ class SimplexGridMixes(Mixes):
 
     type: Literal["simplex_grid"]
     steps: Annotated[int, Field(ge=1, le=64)] = 4
-
-
-def expression_of(mixes: Mixes, mix: Mix | None) -> tuple[Expression, str]:
-    """What holds for a variant of this listed mix (None: not listed), and its prior: the mix's own keys, then those of all."""
-    own = {name: getattr(mix, name) for name in Expression.model_fields if mix is not None and name in mix.model_fields_set}
-    common = {name: getattr(mixes, name) for name in Expression.model_fields}
-    return Expression.model_construct(**(common | own)), (mix.prior if mix is not None else None) or mixes.prior
 
 
 def spread(written: Mapping[str, float], domains: list[str]) -> dict[str, float]:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from chrysalis_ray.config.epigenome import OTHERS, Expression, ListedMixes, Mix, Stage, expression_of, spread
+from chrysalis_ray.config.epigenome import OTHERS, Expression, ListedMixes, Mix, Mixes, Stage, spread
+from chrysalis_ray.config.mix_parents import Descent, descents, expression_of, parent_names
 from chrysalis_ray.config.population import LevelMixes, Pb2, Pbt
 from chrysalis_ray.config.population_checks import common_rows, step_sizes
 from chrysalis_ray.config.problems import Finding, Location, suggestion
@@ -17,25 +18,31 @@ EPIGENOMES: Location = ("population", "epigenomes")
 
 
 def check_epigenomes(loaded: LoadedExperiment, domains: Sequence[str]) -> Iterator[Finding]:
-    """Every problem of silence, floors, caps, replay, loss weights, stages and match, as (path, what is wrong and meant)."""
+    """Every problem of silence, floors, caps, replay, loss weights, stages, match, and of mixes made of others, as (path, what
+    is wrong and meant)."""
     epigenomes = loaded.experiment.population.epigenomes
     if isinstance(epigenomes, LevelMixes):
         for domain in silenced(epigenomes, list(epigenomes.levels)):
             yield (*EPIGENOMES, "levels", domain), f"{domain!r} is silenced; leave it out here, or out of silence"
     written: list[tuple[Location, Expression]] = [(EPIGENOMES, epigenomes)]
     mixes: Sequence[Mix | None] = [None]
+    known: dict[str, Descent] = {}
     if isinstance(epigenomes, ListedMixes):
         mixes = epigenomes.mixes
+        if lost := [*_parents(epigenomes)]:  # the rest cannot be told of a mix whose parents are not there
+            yield from lost
+            return
+        known = descents(epigenomes)
+        for place, of in enumerate(epigenomes.mixes):
+            yield from _operators(epigenomes, of, (*EPIGENOMES, "mixes", place), known[of.name])
         written += [((*EPIGENOMES, "mixes", place), mix) for place, mix in enumerate(epigenomes.mixes)]
     for at, expression in written:
         yield from _names(expression, at, domains)
         yield from _stages(loaded, expression, at)
         yield from _match(loaded, expression, at)
     seen: set[Finding] = set()  # what all mixes share is wrong once
-    for place, mix in enumerate(mixes):
-        here = (*EPIGENOMES, "mixes", place) if mix is not None else EPIGENOMES
-        expression, _ = expression_of(epigenomes, mix)
-        for finding in _together(expression, mix, domains, here):
+    for mix in mixes:
+        for finding in _together(epigenomes, mix, known[mix.name] if mix is not None else None, domains):
             if finding not in seen:
                 seen.add(finding)
                 yield finding
@@ -58,7 +65,7 @@ def _names(expression: Expression, at: Location, domains: Sequence[str]) -> Iter
             yield (*at, "silence", place), f"no domain is named {pattern!r}; {suggestion(pattern, domains)}"
     for domain, least in expression.floors.items():
         if least * BLOCK < 1.0:
-            what = f"{least:g} is less than one row in {BLOCK}, the finest share there is; write 0.00025 or more"
+            what = f"{least:g} is less than one row in {BLOCK}; write 0.00025 or more"
             yield (*at, "floors", domain), what
     named: dict[Location, Mapping[str, float]] = {
         (*at, key): getattr(expression, key) for key in ("floors", "caps", "loss_weights")
@@ -116,24 +123,69 @@ def _match(loaded: LoadedExperiment, expression: Expression, at: Location) -> It
         )
 
 
-def _together(expression: Expression, mix: Mix | None, domains: Sequence[str], here: Location) -> Iterator[Finding]:
-    """Problems between the keys that hold for one mix; told where the mix wrote them, or where all of them are."""
+def _parents(epigenomes: ListedMixes) -> Iterator[Finding]:
+    """Mixes made of others that are not there, or not above, or that nothing can be made of."""
+    names = [mix.name for mix in epigenomes.mixes]
+    for place, mix in enumerate(epigenomes.mixes):
+        at: Location = (*EPIGENOMES, "mixes", place, "cross" if mix.cross else "like")
+        for parent in parent_names(mix):
+            if parent in names[place:]:
+                below = "is made of itself" if parent == mix.name else f"stands above {parent!r}, which it is made of"
+                yield at, f"{mix.name!r} {below}; a mix is made of mixes above it"
+            elif parent not in names:
+                yield at, f"no mix is named {parent!r}; {suggestion(parent, names[:place] or ['(none above)'])}"
+        if mix.cross and mix.cross[0] == mix.cross[1]:
+            yield at, f"crosses {mix.cross[0]!r} with itself; write like: {mix.cross[0]}"
+
+
+def _operators(epigenomes: ListedMixes, mix: Mix, at: Location, descent: Descent) -> Iterator[Finding]:
+    """Operators on domains that a mix does not express, and parents that do not agree."""
+    given = descent.given
+    quiet = silenced(expression_of(epigenomes, descent)[0], list(given))
+    named: list[tuple[Location, str, bool]] = [((*at, "brighten", domain), domain, True) for domain in mix.brighten]
+    named += [((*at, "dim", domain), domain, True) for domain in mix.dim]
+    named += [((*at, "swap", place), domain, False) for place, pair in enumerate(mix.swap) for domain in pair]
+    for path, domain, times in named:
+        if domain not in given:
+            yield path, f"{mix.name!r} expresses no {domain!r}; {suggestion(domain, list(given))}"
+        elif domain in quiet:
+            yield path, f"{domain!r} is silenced; leave it out here, or out of silence"
+        elif times and not given[domain]:
+            yield path, f"{domain!r} stands at level 0, and stays there however many times; write its level in express"
+    for place, (one, other) in enumerate(mix.swap):
+        if one == other:
+            yield (*at, "swap", place), f"swaps {one!r} with itself; write two domains"
+    for key in descent.disputed:
+        one, other = parent_names(mix)
+        remedy = "cross mixes of one prior" if key == "prior" else f"write the {key} of {mix.name!r}"
+        yield (*at, "cross"), f"{one!r} and {other!r} differ in `{key}`; {remedy}"
+
+
+def _together(epigenomes: Mixes, mix: Mix | None, descent: Descent | None, domains: Sequence[str]) -> Iterator[Finding]:
+    """Problems between the keys that hold for one mix; told where the mix, or who it has them from, wrote them, or where all
+    of them are."""
+    expression, _ = expression_of(epigenomes, descent)
+    places = [other.name for other in epigenomes.mixes] if isinstance(epigenomes, ListedMixes) else []
 
     def at(key: str) -> Location:
-        return (*(here if mix is not None and key in mix.model_fields_set else EPIGENOMES), key)
+        if descent is None or key not in descent.speakers:
+            return (*EPIGENOMES, key)
+        return (*EPIGENOMES, "mixes", places.index(descent.speakers[key].name), key)
 
     quiet = silenced(expression, domains)
     heard = loud(expression, domains)
     if not heard:
         yield at("silence"), "silences every domain of the genome; leave one"
         return
-    if mix is not None and not any(level > 0.0 for domain, level in mix.express.items() if domain not in quiet):
-        yield at("silence"), f"silences all that {mix.name!r} expresses; leave one of {', '.join(mix.express)}"
+    levels: dict[str, float] = dict.fromkeys(heard, 1.0)
+    if mix is not None and descent is not None:
+        levels = {domain: float(audible) for domain, audible in descent.heard.items()}
+        if not any(level > 0.0 for domain, level in levels.items() if domain not in quiet):
+            yield at("silence"), f"silences all that {mix.name!r} expresses; leave one of {', '.join(levels)}"
     for key in ("floors", "caps", "loss_weights"):
         for domain in getattr(expression, key):
             if domain in quiet:
                 yield (*at(key), domain), f"{domain!r} is silenced; leave it out here, or out of silence"
-    levels: dict[str, float] = dict(mix.express) if mix is not None else dict.fromkeys(heard, 1.0)
     for place, stage in enumerate(expression.stages):
         levels |= stage.express
         if not any(level > 0.0 for domain, level in levels.items() if domain not in quiet):

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 from chrysalis_ray.config.blueprint import Count, Positive, Written
 from chrysalis_ray.config.population import Name
@@ -144,11 +145,13 @@ class GitSource(PackedSource):
     """A git repository at one commit: ``https``, ``ssh``, ``file``, a local repository or a bundle. Nothing is checked out.
 
     `commit` is a full object id; a branch or tag is resolved when the genome is built, and the id it had is sealed.
+    `submodules` are recorded, or with ``follow`` fetched too, each at the commit that is pinned, their files below their path.
     """
 
     type: Literal["git"]
     url: str
     commit: str
+    submodules: Literal["record", "follow"] = "record"
 
     @property
     def named(self) -> str:
@@ -160,6 +163,12 @@ class GitSource(PackedSource):
         if why := refused_url(url):
             raise ValueError(why)
         return url
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A source that only records submodules is written as it was before they could be followed: it is the same recipe."""
+        told: dict[str, Any] = serialise(self)
+        return {key: value for key, value in told.items() if key != "submodules" or value != "record"}
 
     @field_validator("commit")
     @classmethod

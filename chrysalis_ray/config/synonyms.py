@@ -65,6 +65,8 @@ _EXPERIMENT_NAMES: dict[str, str] = {
     "population.search": "param_space hyperparameters search_space",
     "population.search.rows_per_step": "batch_sizes",
     "population.epigenomes.mixes": "mix mixture interleave_probs mixes dataset_weights",
+    "population.epigenomes.mixes.like": "from parent base_mix",
+    "population.epigenomes.mixes.cross": "crossover crossovers",
     "population.reports": "eval_steps logging_steps save_steps evals_per_epoch",
     "population.scheduler.grace_reports": "grace_period",
     "population.scheduler.reduction_factor": "eta",

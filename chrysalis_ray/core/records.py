@@ -162,7 +162,8 @@ class Epigenome:
     levels `replay` instead. A label of a domain weighs `loss_weights` in the loss (1 where none is given). `kept` is the
     share of every domain's rows that is drawn at all. `stages` were written before the first step, `changes` were appended
     while the variant trained; both ascend. `budget_rows` rows of `row_tokens` tokens are the whole training, 0 where nothing
-    depends on it.
+    depends on it. `rows` says how many rows each domain holds in training, of which epochs are counted; it is empty where
+    nothing depends on it, and in mixes that were branched before caps were exact.
     """
 
     express: Mapping[str, float]
@@ -175,13 +176,14 @@ class Epigenome:
     kept: float = 1.0
     budget_rows: int = 0
     row_tokens: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[Change, ...] = ()
     changes: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Only what was set: a mix of levels and prior alone has two keys."""
         told: dict[str, Any] = {"express": dict(self.express), "prior": self.prior}
-        for name in ("floors", "caps", "replay", "loss_weights"):
+        for name in ("floors", "caps", "replay", "loss_weights", "rows"):
             if value := getattr(self, name):
                 told[name] = dict(value)
         for name, unset in (("replay_share", 0.0), ("kept", 1.0), ("budget_rows", 0), ("row_tokens", 0)):
@@ -195,7 +197,7 @@ class Epigenome:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Epigenome:
         plain = {f.name: value[f.name] for f in fields(cls) if f.name in value}
-        for name in ("express", "floors", "caps", "replay", "loss_weights"):
+        for name in ("express", "floors", "caps", "replay", "loss_weights", "rows"):
             if name in plain:
                 plain[name] = dict(plain[name])
         for name in ("stages", "changes"):

@@ -5,10 +5,12 @@ In this order, each step a function of its own:
     level x prior        `prior_weights`; normalised: what was asked for
     replay               a part of all rows is drawn by other levels
     floors and caps      `bounded`: the nearest shares to what was asked that keep both
-    rounding             `in_block`: whole draws in a block of 4096 rows, by largest remainder
+    rounding             `in_block`: whole draws in a block of 4096 rows, by largest remainder; or, where there are floors or
+                         caps, or a share that rounds to none of 4096, whole draws of all rows up to a horizon (`apportioned`)
 
 `schedule` does so for every segment of a schedule, from its start to the next change of levels. A segment never depends on
-what is appended after it, so the past stays as it was.
+what is appended after it, so the past stays as it was. A mix that does not say how many rows its domains hold (`rows`) was
+branched before caps were exact, and is drawn as it was then: by blocks, its epochs counted in tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from chrysalis_ray.core.apportioned import apportioned, first_draws, rows_of_epochs
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Epigenome
 
@@ -32,11 +35,13 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True)
 class Segment:
-    """From row `start` on, to the next segment: the share of every domain, and the most that the caps allow some."""
+    """From row `start` on, to the next segment: the share of every domain, and the most that the caps allow some. `quotas` are
+    whole draws of the rows up to a horizon, which they sum to; without them draws are of blocks."""
 
     start: int
     shares: Mapping[str, float]
     most: Mapping[str, float] = field(default_factory=dict)
+    quotas: Mapping[str, int] = field(default_factory=dict)
 
 
 # priors -------------------------------------------------------------------------------------------------------------
@@ -94,7 +99,8 @@ def asked(epigenome: Epigenome, levels: Mapping[str, float], tokens: Mapping[str
 
 def _normalised(epigenome: Epigenome, levels: Mapping[str, float], tokens: Mapping[str, int | float]) -> Shares:
     _check_levels(levels, tokens)
-    heard = {domain: tokens[domain] * epigenome.kept for domain in sorted(tokens) if levels.get(domain, 0.0) > 0.0}
+    sizes = _sizes(epigenome, tokens)
+    heard = {domain: sizes[domain] for domain in sorted(tokens) if levels.get(domain, 0.0) > 0.0}
     prior = prior_weights(epigenome.prior, heard, float(epigenome.budget_rows * epigenome.row_tokens))
     weights = {domain: levels.get(domain, 0.0) * prior.get(domain, 0.0) for domain in sorted(tokens)}
     total = math.fsum(weights.values())
@@ -104,6 +110,19 @@ def _normalised(epigenome: Epigenome, levels: Mapping[str, float], tokens: Mappi
             f"raise the level of one of {', '.join(sorted(tokens))}",
         )
     return {domain: weight / total for domain, weight in weights.items()}
+
+
+def _sizes(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> Shares:
+    """What a prior knows of every domain: its tokens; where epochs are counted of rows, the room of its rows, padding too."""
+    if epigenome.rows and parse_prior(epigenome.prior)[0] == "unimax":
+        return {domain: float(held_rows(epigenome, domain) * epigenome.row_tokens) for domain in tokens}
+    return {domain: size * epigenome.kept for domain, size in tokens.items()}
+
+
+def held_rows(epigenome: Epigenome, domain: str) -> int:
+    """The rows of a domain that are drawn at all, once an epoch."""
+    rows = epigenome.rows.get(domain, 0)
+    return rows if epigenome.kept == 1.0 else min(rows, max(1, math.ceil(epigenome.kept * rows)))
 
 
 def _check_levels(levels: Mapping[str, float], tokens: Mapping[str, int | float]) -> None:
@@ -164,16 +183,7 @@ def in_block(shares: Mapping[str, float], most: Mapping[str, float] | None = Non
 
     `shares` need not sum to 1. No domain is rounded up beyond its `most` while another that has a share has room.
     """
-    total, most = math.fsum(shares.values()), most or {}
-    quotas = {domain: share / total * BLOCK for domain, share in shares.items() if share > 0.0}
-    counts = {domain: math.floor(quota) for domain, quota in quotas.items()}
-    order = sorted(quotas, key=lambda domain: (counts[domain] - quotas[domain], domain))
-    for _ in range(BLOCK - sum(counts.values())):
-        roomy = [domain for domain in order if domain not in most or counts[domain] + 1 <= most[domain] * BLOCK]
-        chosen = (roomy or order)[0]
-        counts[chosen] += 1
-        order = [*(domain for domain in order if domain != chosen), chosen]
-    return counts
+    return apportioned(shares, BLOCK, {domain: part * BLOCK for domain, part in (most or {}).items()})
 
 
 # schedules ----------------------------------------------------------------------------------------------------------
@@ -192,13 +202,14 @@ def levels_at(epigenome: Epigenome, row: int) -> dict[str, float]:
 def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[Segment, ...]:
     """The shares of every segment, from row 0 on. A mix without stages and changes has one.
 
-    A cap of E epochs of n tokens is E n / (tokens of the horizon) of the shares, less what was drawn before. The horizon ends
-    with the stage, or with the budget: it is known when the segment begins. Shares under caps are whole 4096ths, so
-    that what was drawn is known to less than two rows of a domain and segment; by so much a cap may be missed. Raises
-    GenomeError for a level that is no number of at least 0 or stands at a domain that the genome lacks, and for a mix of
-    nothing.
+    A cap of E epochs of a domain with n rows is a room of floor(E n) rows, less what was drawn before, out of the rows up to a
+    horizon. The horizon ends with the stage, or with the budget: it is known when the segment begins. Draws are whole quotas of
+    those rows, none beyond its room, so that no cap is ever passed. Only where all domains together have less room than there
+    are rows (`check_bounds` refuses that) do all get more, alike. Raises GenomeError for a level that is no number of at least
+    0 or stands at a domain that the genome lacks, and for a mix of nothing.
     """
-    if (epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax") and not epigenome.budget_rows * epigenome.row_tokens:
+    counted = epigenome.caps or epigenome.rows or parse_prior(epigenome.prior)[0] == "unimax"
+    if counted and not epigenome.budget_rows * epigenome.row_tokens:
         raise GenomeError(
             "caps and the prior unimax count epochs of a budget, and this mix knows none", "give it `budget_rows`"
         )
@@ -206,27 +217,70 @@ def schedule(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> tuple[S
     starts = sorted({0, *(change.row for change in (*epigenome.stages, *epigenome.changes))})
     starts = [start for start in starts if start < end]
     ends = [*sorted(stage.row for stage in epigenome.stages), end]
-    drawn = dict.fromkeys(tokens, 0.0)  # rows of each domain so far
+    drawn = dict.fromkeys(tokens, 0.0)  # rows of each capped domain so far
     segments = []
     for start, stop in zip(starts, [*starts[1:], end], strict=True):
         wanted = asked(epigenome, levels_at(epigenome, start), tokens)
         horizon = min(after for after in ends if after > start) - start
-        most = _ceilings(epigenome, tokens, drawn, horizon)
-        shares = bounded(wanted, {d: f for d, f in epigenome.floors.items() if tokens.get(d, 0) > 0}, most)
-        if most:
-            counts = in_block(shares, most)
-            shares = {domain: counts.get(domain, 0) / BLOCK for domain in tokens}
-            drawn = {domain: rows + shares[domain] * (stop - start) for domain, rows in drawn.items()}
-        segments.append(Segment(start, shares, most))
+        make = _whole_segment if epigenome.rows else _segment_of_blocks
+        segment = make(epigenome, tokens, wanted, start, horizon, drawn)
+        for domain, rows in _drawn_of(segment, stop - start).items() if segment.most else ():
+            drawn[domain] += rows
+        segments.append(segment)
     return tuple(segments)
 
 
-def _ceilings(epigenome: Epigenome, tokens: Mapping[str, int | float], drawn: Mapping[str, float], horizon: float) -> Shares:
-    """The most that each capped domain may have of the next `horizon` rows."""
-    if not epigenome.caps:
-        return {}
-    rows = {domain: tokens[domain] * epigenome.kept / epigenome.row_tokens for domain in epigenome.caps if domain in tokens}
-    return {domain: max(0.0, epigenome.caps[domain] * size - drawn[domain]) / horizon for domain, size in rows.items()}
+def _whole_segment(
+    epigenome: Epigenome,
+    tokens: Mapping[str, int | float],
+    wanted: Shares,
+    start: int,
+    horizon: float,
+    drawn: Mapping[str, float],
+) -> Segment:
+    """Draws are whole quotas of the rows up to the horizon, unless blocks do as well: there are no floors and caps to keep, and
+    every domain has its part of each block, and of the horizon a row."""
+    capped = {domain: epochs for domain, epochs in epigenome.caps.items() if domain in tokens}
+    room = {d: max(0.0, rows_of_epochs(epochs, held_rows(epigenome, d)) - drawn[d]) for d, epochs in capped.items()}
+    most = {domain: rows / horizon for domain, rows in room.items()}
+    shares = bounded(wanted, _floors(epigenome, tokens), most)
+    counts = in_block(shares)
+    if not (room or epigenome.floors) and all(count and count * horizon >= BLOCK for count in counts.values()):
+        return Segment(start, shares)
+    quotas = apportioned(shares, int(horizon), room)
+    return Segment(start, {domain: quotas.get(domain, 0) / horizon for domain in tokens}, most, quotas)
+
+
+def _segment_of_blocks(
+    epigenome: Epigenome,
+    tokens: Mapping[str, int | float],
+    wanted: Shares,
+    start: int,
+    horizon: float,
+    drawn: Mapping[str, float],
+) -> Segment:
+    """As draws were before caps were exact: shares under caps are whole 4096ths, and a cap may be missed by two rows. In force
+    for mixes that were branched then."""
+    room = {d: tokens[d] * epigenome.kept / epigenome.row_tokens for d in epigenome.caps if d in tokens}
+    most = {d: max(0.0, epigenome.caps[d] * size - drawn[d]) / horizon for d, size in room.items()}
+    shares = bounded(wanted, _floors(epigenome, tokens), most)
+    if most:
+        counts = in_block(shares, most)
+        shares = {domain: counts.get(domain, 0) / BLOCK for domain in tokens}
+    return Segment(start, shares, most)
+
+
+def _floors(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> Shares:
+    return {domain: least for domain, least in epigenome.floors.items() if tokens.get(domain, 0) > 0}
+
+
+def _drawn_of(segment: Segment, rows: float) -> dict[str, float]:
+    """Rows of each domain in the first `rows` of a segment."""
+    if not segment.quotas:
+        return {domain: share * rows for domain, share in segment.shares.items()}
+    names = sorted(segment.quotas)
+    counts = first_draws([segment.quotas[name] for name in names], int(rows))
+    return {name: float(count) for name, count in zip(names, counts, strict=True)}
 
 
 def shares_of(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> Shares:
@@ -245,6 +299,27 @@ def mean_shares(segments: Sequence[Segment], rows: int) -> Shares:
         for domain, share in segment.shares.items() if length > 0 else ():
             mean[domain] = mean.get(domain, 0.0) + share * length / max(rows, 1)
     return mean
+
+
+def unheard(epigenome: Epigenome, tokens: Mapping[str, int | float]) -> dict[str, str]:
+    """Domains that a mix asks for and that its whole training never draws, each with the reason: it comes to less than a row.
+    Nothing for a mix that does not know its rows."""
+    wanted, drawn = dict.fromkeys(tokens, 0.0), dict.fromkeys(tokens, 0.0)
+    segments = schedule(epigenome, tokens) if epigenome.rows else ()
+    for segment, stop in zip(segments, [*(after.start for after in segments[1:]), epigenome.budget_rows], strict=False):
+        rows = stop - segment.start
+        for domain, share in asked(epigenome, levels_at(epigenome, segment.start), tokens).items():
+            wanted[domain] += share * rows
+        for domain, count in _drawn_of(segment, rows).items():
+            drawn[domain] += count
+    return {domain: _why_not(epigenome, domain, rows) for domain, rows in wanted.items() if rows > 0.0 and not drawn[domain]}
+
+
+def _why_not(epigenome: Epigenome, domain: str, rows: float) -> str:
+    held, cap = held_rows(epigenome, domain), epigenome.caps.get(domain)
+    if cap is not None and not rows_of_epochs(cap, held):
+        return f"its cap of {cap:g} epochs of {held} rows is less than a row"
+    return f"its part of {epigenome.budget_rows} rows is {rows:.2g} of a row"
 
 
 def check_bounds(epigenome: Epigenome, tokens: Mapping[str, int | float], who: str) -> None:

@@ -17,6 +17,7 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.genome.build import Genome, content_of, write_genome
 from chrysalis_ray.genome.documents import PARTS, Document
+from chrysalis_ray.genome.git_source import name_of
 from chrysalis_ray.genome.tombstones import Tombstone, checked_date, united
 
 Row = Mapping[str, Any]
@@ -94,7 +95,7 @@ def of_source(genome: Genome, name: str) -> list[Row]:
     given = {
         document.doc_id
         for document in all_documents(genome)
-        if any(_gave(recipe, name, document) for recipe in named)
+        if any(_gave(recipe, name, document) or _below(recipe, document, content) for recipe in named)
     }  # fmt: skip
     if not given:
         raise GenomeError(f"no document of the source {name!r} is in the genome", "it was forgotten, or others hold it all")
@@ -127,6 +128,18 @@ def _gave(recipe: Mapping[str, Any], name: str, document: Document) -> bool:
     if kind == "folder":
         return document.source_key.startswith(f"{PurePosixPath(recipe['path'])}/")
     return document.source_key.startswith(f"{recipe.get('url') or recipe['path']}/")
+
+
+def _below(recipe: Mapping[str, Any], document: Document, content: Mapping[str, Any]) -> bool:
+    """Whether a document came from a submodule that was followed from the source."""
+    if recipe.get("submodules") != "follow" or document.domain not in _domains(recipe):
+        return False
+    followed = [module for line in content["sources"] if line["recipe"] == recipe for module in line["followed"]]
+    return any(
+        document.source_key.startswith(f"{module['url']}/")
+        and document.path.startswith(f"{name_of(recipe['url'])}/{module['path']}/")
+        for module in followed
+    )
 
 
 def _domains(recipe: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,8 @@ numpy only.
 * Inside the block the domains follow Tijdeman's solution of the chairman assignment problem (Discrete Mathematics 32, 1980):
   after every prefix of length n, domain k was drawn n q_k / 4096 times to within 1 - 1/(2K - 2) < 1. The pattern is cyclic and
   turned by a keyed amount, so any window of positions, across blocks too, keeps each quota to within less than 2 draws.
+* Where floors and caps must be kept, or a share is too small for a block, draws are whole quotas of the rows up to a horizon
+  instead, in an order of their own (`apportioned`).
 * Shares change by appending: a segment begins at any position, with blocks of its own, and draws count on from before.
 * The j-th draw of a domain with n rows is row pi_e(j mod n) of epoch e = j // n, where pi_e is a keyed permutation of range(n):
   a generalised Feistel network over the next rectangle a x b >= n, walked until it falls inside (Black and Rogaway, "Ciphers
@@ -29,6 +31,7 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import Epigenome
 from chrysalis_ray.core.shares import BLOCK, Segment, in_block, schedule
 from chrysalis_ray.core.shares import shares_of as shares_of
+from chrysalis_ray.genome.apportioned import ApportionedStretch
 
 ROUNDS = 6
 
@@ -41,10 +44,11 @@ class MixPlan:
     `shares` need not sum to 1; `rows` says how many rows each domain has. A domain with share 0, without rows, or whose share
     rounds to none of 4096 is never drawn. From the `start` of each of `later` on its shares hold instead; what was drawn before
     counts on, so that an epoch goes through all rows exactly once across a change too, and no position before it is touched.
-    With `kept` below 1 a keyed subset of every domain is all that is drawn of it: that part of its rows, rounded up.
+    With `kept` below 1 a keyed subset of every domain is all that is drawn of it: that part of its rows, rounded up. `quotas`
+    are those of the first segment.
 
-    Raises GenomeError for negative or non-finite shares, for a domain without an entry in `rows`, when nothing is left to draw,
-    and for starts that do not ascend.
+    Raises GenomeError for negative or non-finite shares, for a domain without an entry in `rows` or with a quota and no rows,
+    when nothing is left to draw, and for starts that do not ascend.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class MixPlan:
         rng_seed: int,
         later: Sequence[Segment] = (),
         kept: float = 1.0,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
-        segments = [Segment(0, shares), *later]
+        segments = [Segment(0, shares, quotas=quotas or {}), *later]
         if any(one.start >= other.start for one, other in pairwise(segments)):
             raise GenomeError(f"the segments of a mix start at {[segment.start for segment in segments]}", "let them ascend")
-        drawn = [_counts(segment.shares, rows, segment.most) for segment in segments]
+        drawn = [_counts(segment, rows) for segment in segments]
         self.rng_seed, self.kept = rng_seed, kept
         self.domains = tuple(sorted({domain for counts in drawn for domain in counts}))
         whole = [rows[domain] for domain in self.domains]
@@ -66,10 +71,13 @@ class MixPlan:
         self.rows = (
             self.all_rows if kept == 1.0 else np.array([max(1, math.ceil(kept * size)) for size in whole], dtype=np.int64)
         )
-        self._segments: list[_Stretch] = []
+        self._segments: list[_Stretch | ApportionedStretch] = []
         for segment, counts in zip(segments, drawn, strict=True):
             before = self._before(segment.start) if self._segments else np.zeros(len(self.domains), np.int64)
             counted = tuple(counts.get(domain, 0) for domain in self.domains)
+            if segment.quotas:
+                self._segments.append(ApportionedStretch(segment.start, counted, before))
+                continue
             name = ("turn", segment.start) if self._segments else ("turn",)
             self._segments.append(_Stretch(segment.start, counted, int(_keys(rng_seed, *name)[0] % np.uint64(BLOCK)), before))
         self._starts = np.array([segment.start for segment in self._segments], dtype=np.int64)
@@ -118,7 +126,7 @@ class MixPlan:
         """How often each domain was drawn before a position of the last segment there is."""
         return self._segments[-1].before(position)
 
-    def _touched(self, start: int, stop: int) -> list[tuple[_Stretch, int, int]]:
+    def _touched(self, start: int, stop: int) -> list[tuple[_Stretch | ApportionedStretch, int, int]]:
         """(segment, first position, stop) of the segments that positions start .. stop - 1 lie in."""
         first, last = (int(np.searchsorted(self._starts, at, "right")) - 1 for at in (start, max(start, stop - 1)))
         ends = [*self._starts[first + 1 : last + 1].tolist(), stop]
@@ -174,7 +182,7 @@ class _Stretch:
 def plan_of(epigenome: Epigenome, tokens: Mapping[str, int], rows: Mapping[str, int], rng_seed: int) -> MixPlan:
     """The plan of a variant: its epigenome over domains of so many `tokens` in so many `rows`. Raises GenomeError."""
     first, *later = schedule(epigenome, tokens)
-    return MixPlan(first.shares, rows, rng_seed, later, epigenome.kept)
+    return MixPlan(first.shares, rows, rng_seed, later, epigenome.kept, first.quotas)
 
 
 def permuted(values: Integers, sizes: Integers, keys: NDArray[np.uint64]) -> Integers:
@@ -251,8 +259,9 @@ def _keys(*name: object) -> NDArray[np.uint64]:
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def _counts(shares: Mapping[str, float], rows: Mapping[str, int], most: Mapping[str, float]) -> dict[str, int]:
-    """Draws of every drawn domain in a block."""
+def _counts(segment: Segment, rows: Mapping[str, int]) -> dict[str, int]:
+    """Draws of every drawn domain in a block, or up to the horizon."""
+    shares = segment.shares
     for domain, share in shares.items():
         if domain not in rows:
             raise GenomeError(f"domain {domain!r} has a share but no rows are known", f"known: {', '.join(sorted(rows))}")
@@ -264,7 +273,10 @@ def _counts(shares: Mapping[str, float], rows: Mapping[str, int], most: Mapping[
             f"nothing to draw: no domain of {sorted(shares)} has both a share and rows",
             "give a share to a domain with text, or lower `sequence_length`",
         )
-    return {domain: count for domain, count in in_block(drawn, most).items() if count}
+    if silent := [domain for domain, quota in segment.quotas.items() if quota and not rows.get(domain)]:
+        raise GenomeError(f"domain {silent[0]!r} has a quota of {segment.quotas[silent[0]]} rows, but holds none")
+    counts = segment.quotas or in_block(drawn, segment.most)
+    return {domain: count for domain, count in counts.items() if count}
 
 
 @lru_cache(maxsize=256)

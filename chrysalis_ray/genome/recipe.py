@@ -8,6 +8,7 @@ from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
 from chrysalis_ray.core.records import sha256_of
 from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.splits import VERSION as KINSHIP_VERSION
 
 FORMAT = 3
 
@@ -21,6 +22,7 @@ def recipe_of(spec: GenomeSpec) -> dict[str, Any]:
         "split": spec.split.model_dump(mode="json"),
         "exclude": sorted(set(spec.exclude)),
         "marks": MARKS_VERSION,
+        "kinship": KINSHIP_VERSION,
     }
     if spec.use_denied:
         recipe["use_denied"] = sorted((denial.model_dump(mode="json") for denial in spec.use_denied), key=sha256_of)

@@ -5,16 +5,18 @@ everywhere. Near-duplicates are found by MinHash (Broder 1997) with one permutat
 each give one minimum (Li, Owen, Zhang 2012); a bin that holds no shingle borrows from another one, drawn alike for all texts
 (Shrivastava 2017). `BANDS` bands (Leskovec, Rajaraman, Ullman, *Mining of Massive Datasets*, 3.4) make a candidate pair of
 two texts of Jaccard similarity s with probability 1 - (1 - s^8)^14, that is 0.05 at s = 0.5, 0.65 at 0.72, 0.92 at 0.8 and
-1.00 at 0.95. Every candidate is then verified by the Jaccard similarity of the kept shingles. Nothing here draws a random
-number at run time.
+1.00 at 0.95. Every candidate is then verified by the Jaccard similarity of the kept shingles, and where chance could have kept
+the wrong ones, by that of all shingles of the two texts. Nothing here draws a random number at run time.
 
 Everything is done for a batch of texts at once, in arrays that should fit into a processor's cache.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ NEIGHBOURS = 16  # of one bucket
 FEWEST_SHINGLES = 5  # a shorter text says nothing about kinship
 SPLIT_APART_BELOW = 0.5  # texts at least this similar belong into one split
 NEAR_DUPLICATE = 0.8
+DOUBTFUL = 3.0  # standard deviations from a threshold within which the kept shingles do not decide
+REMEMBERED = 512  # texts whose shingles are all remembered
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
@@ -79,9 +83,29 @@ class Sketches:
 
     def jaccard(self, left: int, right: int) -> float:
         """Jaccard similarity of the kept shingles of two texts; 0 where both have none."""
-        a, b = self.of(left), self.of(right)
-        both = len(np.intersect1d(a, b, assume_unique=True))
-        return both / max(1, len(a) + len(b) - both)
+        return jaccard_of(self.of(left), self.of(right))
+
+
+def jaccard_of(one: Hashes, other: Hashes) -> float:
+    """Jaccard similarity of two ascending, distinct lists; 0 where both are empty."""
+    both = len(np.intersect1d(one, other, assume_unique=True))
+    return both / max(1, len(one) + len(other) - both)
+
+
+class WholeTexts:
+    """The Jaccard similarity of all shingles of two texts, which `text_of` gives by their numbers; those of the last
+    `REMEMBERED` texts are remembered."""
+
+    def __init__(self, text_of: Callable[[int], str]) -> None:
+        self._shingles = lru_cache(REMEMBERED)(lambda number: all_shingles(text_of(number)))
+
+    def jaccard(self, left: int, right: int) -> float:
+        return jaccard_of(self._shingles(left), self._shingles(right))
+
+
+def all_shingles(text: str) -> Hashes:
+    """Every shingle of a text, ascending and distinct."""
+    return kept_shingles(*in_one([text.encode("utf-8", "surrogatepass")]), one_in=1)[0]
 
 
 def sketch(texts: Sequence[str]) -> Sketches:
@@ -103,10 +127,11 @@ def in_one(contents: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
     return b"\n".join([*contents, b""]), np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
 
 
-def kept_shingles(together: bytes, ends: NDArray[np.int64]) -> tuple[Hashes, NDArray[np.int64]]:
-    """The kept shingles of the texts in `together`, one text after the other, ascending and distinct; how many each has."""
+def kept_shingles(together: bytes, ends: NDArray[np.int64], one_in: int = SAMPLED_ONE_IN) -> tuple[Hashes, NDArray[np.int64]]:
+    """The kept shingles of the texts in `together`, one text after the other, ascending and distinct; how many each has. Of
+    `one_in` (a power of two) one is kept."""
     words, begins = _word_hashes(together)
-    owned = _shingles(words, np.searchsorted(begins, ends))
+    owned = _shingles(words, np.searchsorted(begins, ends), one_in)
     sizes = np.bincount((owned >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(ends))
     return owned & np.uint64(2**HASH_BITS - 1), sizes
 
@@ -160,7 +185,7 @@ def _eight_bytes(loaded: Hashes, begins: NDArray[np.int64]) -> Hashes:
     return low
 
 
-def _shingles(words: Hashes, word_ends: NDArray[np.int64]) -> Hashes:
+def _shingles(words: Hashes, word_ends: NDArray[np.int64], one_in: int) -> Hashes:
     """Every kept run of `SHINGLE_WORDS` words of one text, the text's number above the `HASH_BITS` of the run's hash: ascending
     and distinct. A run's hash is a polynomial in those of its words, mixed."""
     count = len(words) - SHINGLE_WORDS + 1
@@ -176,7 +201,7 @@ def _shingles(words: Hashes, word_ends: NDArray[np.int64]) -> Hashes:
     mixed *= _MIXER
     mixed ^= mixed >> np.uint64(29)
     mixed >>= np.uint64(64 - HASH_BITS)
-    kept = mixed & np.uint64(SAMPLED_ONE_IN - 1) == 0
+    kept = mixed & np.uint64(one_in - 1) == 0
     for back in range(1, SHINGLE_WORDS):  # runs that begin in one text and end in the next
         across = word_ends[:-1] - back
         kept[across[(across >= 0) & (across < count)]] = False
@@ -266,18 +291,37 @@ def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
 
 
 def similar_pairs(
-    sketches: Sketches, at_least: float, settled: Callable[[int, int], bool] = lambda left, right: False
+    sketches: Sketches,
+    at_least: float,
+    settled: Callable[[int, int], bool] = lambda left, right: False,
+    whole: WholeTexts | None = None,
 ) -> Iterator[tuple[int, int, float]]:
     """(left, right, Jaccard similarity) of candidate pairs that are at least so similar, without those that are `settled` when
-    their turn comes: known to belong together by then."""
+    their turn comes: known to belong together by then.
+
+    The similarity is that of the kept shingles. With the `whole` texts it is that of all their shingles wherever the kept ones
+    leave it in doubt whether the two are near-duplicates (`in_doubt`).
+    """
     for left, right in candidate_pairs(sketches):
         if settled(left, right):
             continue
         smaller, larger = sorted((int(sketches.sizes[left]), int(sketches.sizes[right])))
-        if smaller >= at_least * larger:
-            similarity = sketches.jaccard(left, right)
-            if similarity >= at_least:
-                yield left, right, similarity
+        doubt = in_doubt(smaller + larger) if whole is not None else 0.0
+        if smaller < (at_least - doubt) * larger:
+            continue
+        similarity = sketches.jaccard(left, right)
+        if whole is not None and abs(similarity - NEAR_DUPLICATE) <= doubt:
+            similarity = whole.jaccard(left, right)
+        if similarity >= at_least:
+            yield left, right, similarity
+
+
+def in_doubt(kept: int) -> float:
+    """How far the similarity of two texts that keep so many shingles together may be from that of all of theirs: `DOUBTFUL`
+    standard deviations at a similarity s of `NEAR_DUPLICATE`. Of the U shingles that either has, chance keeps n = U / 2, which
+    leaves a variance of s (1 - s) / n x (1 - n / U); of two texts that keep k, n is k / (1 + s)."""
+    either = max(1.0, kept / (1.0 + NEAR_DUPLICATE))
+    return DOUBTFUL * math.sqrt(NEAR_DUPLICATE * (1.0 - NEAR_DUPLICATE) / either * (1.0 - 1.0 / SAMPLED_ONE_IN))
 
 
 class Groups:

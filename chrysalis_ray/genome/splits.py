@@ -25,10 +25,12 @@ from chrysalis_ray.genome.similarity import (
     Groups,
     Hashes,
     Sketches,
+    WholeTexts,
     similar_pairs,
     sketch,
 )
 
+VERSION = 2  # of who is kin: by version 1 the kept shingles alone said who are near-duplicates
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
@@ -64,7 +66,8 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
     groups, clusters = Groups(len(keys)), Groups(len(documents))
     for left, right in _containing(sources, sketches):
         groups.join(int(sources[left]), int(sources[right]))
-    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW, clusters.together):
+    whole = WholeTexts(lambda index: documents[index].text)
+    for left, right, similarity in similar_pairs(sketches, SPLIT_APART_BELOW, clusters.together, whole):
         groups.join(int(sources[left]), int(sources[right]))
         if similarity >= NEAR_DUPLICATE:
             clusters.join(left, right)

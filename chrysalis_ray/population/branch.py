@@ -11,14 +11,25 @@ from typing import Any
 
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.experiment import Experiment
-from chrysalis_ray.config.population import Choice, Grid, LevelMixes, LogUniform, Population, Range, SearchSpace, Uniform
+from chrysalis_ray.config.population import (
+    Choice,
+    Grid,
+    LevelMixes,
+    LogUniform,
+    Pb2,
+    Pbt,
+    Population,
+    Range,
+    SearchSpace,
+    Uniform,
+)
 from chrysalis_ray.config.population_checks import common_rows, largest_rank, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, sha256_of, write_json
 from chrysalis_ray.core.shares import check_bounds
-from chrysalis_ray.population.mixes import Budget, epigenome_of
+from chrysalis_ray.population.mixes import Budget, counted_in_rows, epigenome_of
 from chrysalis_ray.population.sobol import sobol_point
 from chrysalis_ray.population.words import LEVEL, MIX
 from chrysalis_ray.training.planner import optimizer_steps
@@ -38,6 +49,7 @@ class Branching:
     genome_id: str
     base_sha256: str
     tokens: Mapping[str, int] = field(default_factory=dict)  # of every domain in training, where they are known
+    rows: Mapping[str, int] = field(default_factory=dict)  # that they are packed into
 
     def variant(self, index: int, values: Mapping[str, Any]) -> Variant:
         """Variant `index` with these values; the same for the same arguments on every machine. Raises GenomeError where the
@@ -52,6 +64,8 @@ class Branching:
         number = values.get(MIX, mix_number(population, index))
         budget = Budget(strides * common, rows, lanes.sequence_length, population.tokens_per_variant)
         epigenome, mix = epigenome_of(population.epigenomes, number, self.domains, experiment.rng_seed, values, budget)
+        if self.rows:
+            epigenome = counted_in_rows(epigenome, budget, self.tokens, self.rows, bred=breeds_levels(population))
         if self.tokens:
             check_bounds(epigenome, self.tokens, f"v{index:03d}-{mix}")
         drawn = {name: value for name, value in values.items() if name in HYPERPARAMETERS}
@@ -76,6 +90,17 @@ def trained_tokens(layout: RunLayout) -> dict[str, int]:
     """Tokens of every domain's train split, of a genome that was tokenised."""
     parts = read_json(layout.tokens / "manifest.json")["parts"]
     return {domain: int(splits["train"]["tokens"]) for domain, splits in parts.items()}
+
+
+def trained_rows(layout: RunLayout) -> dict[str, int]:
+    """Rows of every domain's train split, of a genome that was tokenised."""
+    parts = read_json(layout.tokens / "manifest.json")["parts"]
+    return {domain: int(splits["train"]["rows"]) for domain, splits in parts.items()}
+
+
+def breeds_levels(population: Population) -> bool:
+    """Whether the scheduler changes levels while a variant trains."""
+    return isinstance(population.scheduler, (Pbt, Pb2)) and "levels" in population.scheduler.mutate
 
 
 def branch_population(branching: Branching) -> list[Variant]:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from chrysalis_ray.config.epigenome import DirichletMixes, Expression, SimplexGridMixes, expression_of, spread
+import numpy as np
+
+from chrysalis_ray.config.epigenome import DirichletMixes, Expression, ListedMixes, Mix, SimplexGridMixes, spread
 from chrysalis_ray.config.epigenome_checks import loud, silenced, stage_step
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.histories import heard_by_default
+from chrysalis_ray.config.mix_parents import descents, expression_of, parent_names
 from chrysalis_ray.config.population import Epigenomes, LevelMixes
-from chrysalis_ray.core.records import Change, Epigenome, sha256_of
-from chrysalis_ray.core.shares import parse_prior
-from chrysalis_ray.genome.epigenome import brighten, silence
+from chrysalis_ray.core.records import Change, Epigenome, Variant, sha256_of
+from chrysalis_ray.core.shares import parse_prior, schedule, unheard
+from chrysalis_ray.genome.epigenome import brighten, crossover, dim, mutate, silence, swap
 from chrysalis_ray.population.words import LEVEL
 
 
@@ -60,10 +63,10 @@ def epigenome_of(
     Raises GenomeError where nothing is left to express.
     """
     epigenome, name = _levels_of(spec, number, loud(spec, domains), rng_seed, values)
-    mix = spec.mixes[number % len(spec.mixes)] if spec.type == "listed" else None
-    if mix is None:
+    descent = descents(spec)[name] if spec.type == "listed" else None
+    if descent is None:
         epigenome = replace(epigenome, express=dict.fromkeys(silenced(spec, domains), 0.0) | dict(epigenome.express))
-    return _expressed(epigenome, *expression_of(spec, mix), domains, budget), name
+    return _expressed(epigenome, *expression_of(spec, descent), domains, budget), name
 
 
 def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains: Sequence[str], budget: Budget) -> Epigenome:
@@ -89,6 +92,29 @@ def _expressed(epigenome: Epigenome, expression: Expression, prior: str, domains
     )
 
 
+def counted_in_rows(
+    epigenome: Epigenome, budget: Budget, tokens: Mapping[str, int], rows: Mapping[str, int], *, bred: bool
+) -> Epigenome:
+    """The mix with the rows that every domain holds, where its draws depend on them: it has floors or caps, counts epochs, is
+    `bred` while it trains, or has a share that is too small for blocks. `tokens` and `rows` are those of the train split."""
+    exact = replace(epigenome, rows=dict(sorted(rows.items())), budget_rows=budget.rows, row_tokens=budget.row_tokens)
+    counted = epigenome.floors or epigenome.caps or parse_prior(epigenome.prior)[0] == "unimax"
+    if counted or bred or any(segment.quotas for segment in schedule(exact, tokens)):
+        return exact
+    return epigenome
+
+
+def never_drawn(variants: Sequence[Variant], tokens: Mapping[str, int]) -> Iterator[str]:
+    """A sentence for every domain, and reason, that mixes ask for and that no row of their training is of."""
+    whose: dict[tuple[str, str], list[str]] = {}
+    for variant in variants:
+        for domain, why in unheard(variant.epigenome, tokens).items() if tokens else ():
+            whose.setdefault((domain, why), []).append(variant.variant_id)
+    for (domain, why), names in whose.items():
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        yield f"{names[0]}{others}: {domain!r} is never drawn: {why}"
+
+
 def _staged(expression: Expression, budget: Budget) -> Iterator[Change]:
     """Stages begin with a step."""
     for stage in expression.stages:
@@ -101,7 +127,7 @@ def _levels_of(
 ) -> tuple[Epigenome, str]:
     if spec.type == "listed":
         mix = spec.mixes[number % len(spec.mixes)]
-        return Epigenome(express=dict(mix.express)), mix.name
+        return listed_levels(spec, rng_seed)[mix.name], mix.name
     if spec.type == "brightened":
         bright = domains[number % len(domains)]
         return brighten(Epigenome(dict.fromkeys(domains, 1.0)), bright, spec.level), bright
@@ -112,6 +138,35 @@ def _levels_of(
     else:
         levels = _dirichlet(spec, number, domains, rng_seed)
     return Epigenome(express=levels), max(levels, key=lambda domain: levels[domain])
+
+
+def listed_levels(spec: ListedMixes, rng_seed: int) -> dict[str, Epigenome]:
+    """The levels that every listed mix begins with, by its name: its own, those of the mix it is like, or a cross of two, and
+    what its operators make of them. A mutation is drawn from the experiment's `rng_seed` and the name of the mix: one for all
+    its variants."""
+    made: dict[str, Epigenome] = {}
+    for mix in spec.mixes:
+        parents = [made[name] for name in parent_names(mix)]
+        made[mix.name] = _operated(_begun(mix, parents), mix, rng_seed)
+    return made
+
+
+def _begun(mix: Mix, parents: Sequence[Epigenome]) -> Epigenome:
+    if len(parents) == 2:
+        return crossover(parents[0], parents[1], 0.5 if mix.weight is None else mix.weight)
+    return parents[0] if parents else Epigenome(express=dict(mix.express))
+
+
+def _operated(epigenome: Epigenome, mix: Mix, rng_seed: int) -> Epigenome:
+    for domain, factor in mix.brighten.items():
+        epigenome = brighten(epigenome, domain, factor)
+    for domain, factor in mix.dim.items():
+        epigenome = dim(epigenome, domain, factor)
+    for one, other in mix.swap:
+        epigenome = swap(epigenome, one, other)
+    if mix.mutate is None:
+        return epigenome
+    return mutate(epigenome, np.random.default_rng(int(sha256_of([rng_seed, "mutate", mix.name])[:16], 16)), mix.mutate)
 
 
 def _dirichlet(spec: DirichletMixes, number: int, domains: Sequence[str], rng_seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ to the order. After a kill every proposal is made anew and must be the one whose
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -81,7 +82,7 @@ class Proposals(Searcher):
         if not isinstance(values, dict):  # none now, or none any more
             return values
         variant = self.branching.variant(self.count, {name: plain(value) for name, value in values.items()})
-        keep_proposal(self.layout, variant)
+        variant = keep_proposal(self.layout, variant)
         ray.get(self.omega.join.remote(variant))
         self.count += 1
         return {"variant": variant.variant_id}
@@ -122,11 +123,16 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def keep_proposal(layout: RunLayout, variant: Variant) -> None:
-    """`variant.json`, then its name in the branch's manifest; or, after a kill, the proof that both are the same again."""
+def keep_proposal(layout: RunLayout, variant: Variant) -> Variant:
+    """`variant.json`, then its name in the branch's manifest; or, after a kill, the proof that both are the same again. A mix
+    that was proposed before rows were counted stays as it was."""
     before = sorted(layout.variants.glob(f"v{variant.index:03d}-*/variant.json"))
     if before:
         kept = Variant.from_json(read_json(before[0]))
+        if not kept.epigenome.rows:
+            then = kept.epigenome
+            mix = replace(variant.epigenome, rows={}, budget_rows=then.budget_rows, row_tokens=then.row_tokens)
+            variant = replace(variant, epigenome=mix)
         if kept != variant:
             raise RunError(
                 f"the searcher proposed {kept.variant_id} before and proposes {variant.variant_id} with other values now",
@@ -136,3 +142,4 @@ def keep_proposal(layout: RunLayout, variant: Variant) -> None:
     manifest = read_json(layout.branch_manifest)
     if variant.variant_id not in manifest["variants"]:
         write_json(layout.branch_manifest, {**manifest, "variants": [*manifest["variants"], variant.variant_id]})
+    return variant

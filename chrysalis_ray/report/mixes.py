@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from chrysalis_ray.core.records import Epigenome, Variant
-from chrysalis_ray.core.shares import Segment, mean_shares, schedule
+from chrysalis_ray.core.shares import Segment, mean_shares, schedule, unheard
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def resolved_mix(variant: Variant, epigenome: Epigenome, tokens: Mapping[str, fl
     """What makes the mix of a variant, as it is now."""
     stages = {stage.row for stage in epigenome.stages}
     return ResolvedMix(
-        words=_words(epigenome),
+        words=(*_words(epigenome), *_never_drawn(epigenome, tokens)),
         parts=tuple(
             Part(
                 part.start // variant.rows_per_step,
@@ -62,13 +62,23 @@ def resolved_mix(variant: Variant, epigenome: Epigenome, tokens: Mapping[str, fl
 
 
 def _segments(epigenome: Epigenome, tokens: Mapping[str, float]) -> tuple[Segment, ...]:
-    named = {*epigenome.express, *epigenome.replay, *epigenome.floors}
-    named |= {domain for change in (*epigenome.stages, *epigenome.changes) for domain in change.express}
     if not any(level > 0.0 for level in epigenome.express.values()):
         return ()
+    named = _named(epigenome)
     if all(tokens.get(domain) for domain in named):
         return schedule(epigenome, tokens)
-    return schedule(replace(epigenome, prior="uniform", caps={}), dict.fromkeys(named, 1.0))
+    return schedule(replace(epigenome, prior="uniform", caps={}, rows={}), dict.fromkeys(named, 1.0))
+
+
+def _named(epigenome: Epigenome) -> set[str]:
+    named = {*epigenome.express, *epigenome.replay, *epigenome.floors}
+    return named | {domain for change in (*epigenome.stages, *epigenome.changes) for domain in change.express}
+
+
+def _never_drawn(epigenome: Epigenome, tokens: Mapping[str, float]) -> tuple[str, ...]:
+    if not all(tokens.get(domain) for domain in _named(epigenome)):
+        return ()
+    return tuple(f"no row of {domain}: {why}" for domain, why in unheard(epigenome, tokens).items())
 
 
 def _words(epigenome: Epigenome) -> tuple[str, ...]:

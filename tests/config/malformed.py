@@ -1031,6 +1031,69 @@ EPIGENOMES = [
     ),
 ]
 
+
+def third(name: str, written: str, *words: str) -> Case:
+    """One more mix below the two of the good experiment."""
+    old = "        express: {chats: 2, notes: 0.5}\n"
+    return exp(name, old, f"{old}      - {written}\n", written, *words)
+
+
+PARENTS = [
+    third("mix of no origin", "{name: c}", "mixes.2", "write one of them"),
+    third("mix of two origins", "{name: c, like: even, cross: [even, talk]}", "mixes.2", "write one of them"),
+    third("mix like nobody", "{name: c, like: evne}", "mixes.2.like", "did you mean 'even'", "known: even, talk"),
+    third("mix like itself", "{name: c, like: c}", "mixes.2.like", "'c' is made of itself"),
+    exp("mix like one below", "express: {code: 1, docstrings: 1}", "like: talk", "like: talk", "stands above 'talk'"),
+    third("mix from another", "{name: c, from: even}", "unknown key 'from'; the name here is", "mixes.like"),
+    third("cross of one", "{name: c, cross: [even]}", "mixes.2.cross"),
+    third("cross as a word", "{name: c, cross: even}", "mixes.2.cross", "a list was meant"),
+    third("cross of nobody", "{name: c, cross: [even, tolk]}", "mixes.2.cross", "did you mean 'talk'"),
+    third("cross with itself", "{name: c, cross: [even, even]}", "mixes.2.cross", "write like: even"),
+    third("weight of no cross", "{name: c, like: even, weight: 0.3}", "mixes.2", "or write the cross"),
+    third("weight of everything", "{name: c, cross: [even, talk], weight: 1}", "mixes.2.weight", "must be < 1"),
+    third("dim of what is not expressed", "{name: c, like: even, dim: {chats: 2}}", "dim.chats", "'c' expresses no 'chats'"),
+    third("dim to nothing", "{name: c, like: even, dim: {code: 0}}", "dim.code", "must be > 0"),
+    third("dim as a list", "{name: c, like: even, dim: [code]}", "mixes.2.dim", "a mapping was meant"),
+    third("brighten without end", "{name: c, like: even, brighten: {code: .inf}}", "brighten.code", "not a finite number"),
+    third("swap of one", "{name: c, like: even, swap: [code, docstrings]}", "mixes.2.swap.0"),
+    third("swap with itself", "{name: c, like: even, swap: [[code, code]]}", "mixes.2.swap.0", "with itself"),
+    third("swap of a stranger", "{name: c, like: even, swap: [[code, docstring]]}", "swap.0", "did you mean 'docstrings'"),
+    third("mutation of nothing", "{name: c, like: even, mutate: 0}", "mixes.2.mutate", "must be > 0"),
+    third("brightened silence", "{name: c, like: even, silence: [code], brighten: {code: 2}}", "'code' is silenced"),
+    exp(
+        "a factor of nothing",
+        "express: {chats: 2, notes: 0.5}",
+        "express: {chats: 2, notes: 0}\n      - {name: c, like: talk, brighten: {notes: 9}}",
+        "{name: c",
+        "brighten.notes",
+        "stands at level 0",
+    ),
+    exp(
+        "parents of different floors",
+        "express: {chats: 2, notes: 0.5}",
+        "floors: {chats: 0.1}\n        express: {chats: 2}\n      - {name: c, cross: [even, talk]}",
+        "{name: c",
+        "differ in `floors`",
+        "write the floors of 'c'",
+    ),
+    exp(
+        "parents of different priors",
+        "express: {chats: 2, notes: 0.5}",
+        "prior: size\n        express: {chats: 2}\n      - {name: c, cross: [even, talk], prior: size}",
+        "{name: c",
+        "differ in `prior`",
+        "mixes of one prior",
+    ),
+    exp(
+        "an inherited floor of the silenced",
+        "express: {chats: 2, notes: 0.5}",
+        "floors: {chats: 0.1}\n        express: {chats: 2, notes: 1}\n      - {name: c, like: talk, silence: [chats]}",
+        "floors: {chats",
+        "mixes.1.floors.chats",
+        "'chats' is silenced",
+    ),
+]
+
 CASES = [
-    *TYPOS, *PACKED, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *EPIGENOMES, *BATCHES, *CONVERSATIONS, *SYNTAX
+    *TYPOS, *PACKED, *OTHER_TRAINERS, *TYPES, *UNIONS, *RULES, *SEARCH, *EPIGENOMES, *PARENTS, *BATCHES, *CONVERSATIONS, *SYNTAX
 ]  # fmt: skip

@@ -7,21 +7,24 @@ import pytest
 
 from chrysalis_ray.body.turn import next_position
 from chrysalis_ray.config.loading import load_experiment
-from chrysalis_ray.core.errors import ConfigError, GenomeError
-from chrysalis_ray.core.records import Change, Epigenome, Hyperparameters, Variant, write_json
+from chrysalis_ray.core.errors import ConfigError, GenomeError, RunError
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import Change, Epigenome, Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.population.branch import Branching, branch_population
+from chrysalis_ray.population.mixes import never_drawn
+from chrysalis_ray.report.mixes import resolved_mix
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DOMAINS = ("api_docs", "code", "comments", "docstrings", "reference", "unicode")
 
 
-def branching(*settings, tokens=None):
+def branching(*settings, tokens=None, rows=None):
     loaded = load_experiment(EXPERIMENTS / "quickstart.yaml", settings)
-    return Branching(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base", tokens or {})
+    return Branching(loaded.experiment, loaded.blueprint, DOMAINS, "seed", "genome", "base", tokens or {}, rows or {})
 
 
-def mixes(written, *settings, tokens=None):
-    return branch_population(branching(f"population.epigenomes={written}", *settings, tokens=tokens))
+def mixes(written, *settings, tokens=None, rows=None):
+    return branch_population(branching(f"population.epigenomes={written}", *settings, tokens=tokens, rows=rows))
 
 
 def test_what_holds_for_all_is_spelt_out_by_domain():
@@ -117,6 +120,53 @@ def test_caps_that_the_genome_cannot_keep_are_refused_at_branching():
     with pytest.raises(GenomeError, match=r"v000-api_docs: the caps allow"):
         mixes("{type: brightened, caps: {'*': 0.5}}", tokens=tokens)
     assert mixes("{type: brightened, caps: {'*': 99}}", tokens=tokens)
+
+
+TOKENS, HELD = dict.fromkeys(DOMAINS, 9000), dict.fromkeys(DOMAINS, 90)
+
+
+@pytest.mark.parametrize(
+    ("written", "more", "counted"),
+    [
+        ("{type: brightened}", (), False),
+        ("{type: brightened, stages: [{at: 0.5, express: {code: 2}}]}", (), False),
+        ("{type: brightened, caps: {code: 9}}", (), True),
+        ("{type: brightened, floors: {code: 0.1}}", (), True),
+        ("{type: brightened, prior: unimax(9)}", (), True),
+        ("{type: listed, mixes: [{name: a, express: {code: 1, unicode: 0.0001}}]}", (), True),
+        ("{type: brightened}", ("population.scheduler={type: pbt, mutate: [levels], level_strength: 0.3}",), True),
+    ],
+)
+def test_a_mix_carries_the_rows_of_its_domains_where_its_draws_depend_on_them(written, more, counted):
+    """A mix of levels alone is written as it ever was."""
+    for variant in mixes(written, *more, tokens=TOKENS, rows=HELD):
+        assert variant.epigenome.rows == (HELD if counted else {})
+        assert Variant.from_json(variant.to_json()) == variant
+        if counted:
+            assert variant.epigenome.budget_rows == variant.steps * variant.rows_per_step
+
+
+def test_a_domain_that_is_never_drawn_is_told_and_stands_in_the_report():
+    listed = "{type: listed, caps: {code: 0.01}, mixes: [{name: a, express: {code: 1, unicode: 1}}]}"
+    rows = mixes(listed, "population.variants=3", tokens=TOKENS, rows=HELD)
+    why = "its cap of 0.01 epochs of 90 rows is less than a row"
+    assert list(never_drawn(rows, TOKENS)) == [f"v000-a and 2 others: 'code' is never drawn: {why}"]
+    assert f"no row of code: {why}" in resolved_mix(rows[0], rows[0].epigenome, TOKENS).words
+    assert list(never_drawn(mixes("{type: brightened}", tokens=TOKENS, rows=HELD), TOKENS)) == []
+
+
+def test_a_mix_that_was_proposed_before_rows_were_counted_stays_as_it_was(tmp_path):
+    from chrysalis_ray.population.propose import keep_proposal
+
+    layout = RunLayout(tmp_path)
+    write_json(layout.branch_manifest, {"variants": []})
+    capped = "{type: brightened, caps: {'*': 9}}"
+    before, now = (mixes(capped, tokens=TOKENS, rows=rows)[0] for rows in ({}, HELD))
+    assert keep_proposal(layout, before) == before
+    assert keep_proposal(layout, now) == before
+    assert read_json(layout.branch_manifest) == {"variants": [before.variant_id]}
+    with pytest.raises(RunError, match="with other values now"):
+        keep_proposal(layout, replace(now, epigenome=replace(now.epigenome, caps={"code": 1.0})))
 
 
 # a trial's levels ---------------------------------------------------------------------------------------------------
