@@ -174,14 +174,14 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
     if (run.layout.seed / WEIGHTS).exists():
         return adapter_sha256(run.layout.seed)
-    folder, lora, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.lora, bank_rank(run.loaded), run.experiment.rng_seed
-    directions = None
-    if lora.init == "eva":
+    folder, worn, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.worn, bank_rank(run.loaded), run.experiment.rng_seed
+    directions, is_eva = None, getattr(worn, "init", None) == "eva"
+    if is_eva:
         from chrysalis_ray.training.eva import read_directions
 
-        directions = read_directions(folder, run.loaded.body, run.layout.tokens, lora.targets, rank, rng_seed)
-    sha256 = write_adapter_zero(folder, base["name"], lora, rank, rng_seed, run.layout.seed, directions=directions)
-    from_data = ", its A from the train split" if lora.init == "eva" else ""
+        directions = read_directions(folder, run.loaded.body, run.layout.tokens, worn.targets or (), rank, rng_seed)
+    sha256 = write_adapter_zero(folder, base["name"], worn, rank, rng_seed, run.layout.seed, directions=directions)
+    from_data = ", its A from the train split" if is_eva else ""
     run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")
     return sha256
 
@@ -232,13 +232,13 @@ def bodies_for(
         tokens_folder=str(layout.tokens),
         seed_folder=str(layout.seed),
         store_folder=str(layout.store),
-        targets=loaded.blueprint.lora.targets,
+        targets=loaded.blueprint.worn.targets or (),
         rank=bank_rank(loaded),
         rows_per_microstep=rows_at_once(loaded),
         rows_per_report=loaded.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
         namespace="",
-        solo=loaded.blueprint.lora if loaded.blueprint.lora.solo else None,
+        solo=loaded.blueprint.worn if loaded.blueprint.worn.solo else None,
     )
     tell = partial(run.story.stage, "body")
     return awakened(plan, layout, loaded.experiment.population, variants, address, tell)

@@ -23,6 +23,7 @@ from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
+    from chrysalis_ray.config.adapters import PeftAdapter
     from chrysalis_ray.config.blueprint import Lora
     from chrysalis_ray.evaluate.heldout import DocumentScore
     from chrysalis_ray.genome.tokens import TokenStore
@@ -46,7 +47,7 @@ class BodyPlan:
     omega_name: str
     namespace: str
     number: int = 0  # which of the run's bodies
-    solo: Lora | None = None  # of what kind the adapters are, where no pack can hold them
+    solo: Lora | PeftAdapter | None = None  # of what kind the adapters are, where no pack can hold them
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""

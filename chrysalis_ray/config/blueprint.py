@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Written(BaseModel):
-    """Base of everything a person writes: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+from chrysalis_ray.config.adapters import Adapter, PeftAdapter, refuse_other_kinds
+from chrysalis_ray.config.written import Count, Fraction, Names, Positive, Written
 
 
 class EmbeddedBase(Written):
@@ -75,9 +68,7 @@ class Lora(Written):
     )  # fmt: skip
     use_dora: bool = False
     lora_bias: bool = False
-    modules_to_save: tuple[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...
-    ] = ()  # trained whole, by the end of the name
+    modules_to_save: Names = ()  # trained whole, by the end of the name
 
     @field_validator("init", mode="before")
     @classmethod
@@ -233,6 +224,7 @@ class Blueprint(Written):
     description: str = ""
     base: Base
     lora: Lora = Lora()
+    adapter: Adapter | None = None  # of another kind, in the place of lora
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lanes: Lanes = Lanes()
@@ -245,3 +237,29 @@ class Blueprint(Written):
         if len(set(lora.targets)) != len(lora.targets):
             raise ValueError("lora.targets names a module twice")
         return lora
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _a_kind_that_can_train(cls, adapter: object) -> object:
+        return refuse_other_kinds(adapter)
+
+    @property
+    def worn(self) -> Lora | PeftAdapter:
+        """The kind of adapter that variants train: `adapter` with its targets, else `lora`."""
+        if self.adapter is None:
+            return self.lora
+        return self.adapter.aimed_at(self.lora.targets)
+
+    @property
+    def adapter_type(self) -> str:
+        """What variants train, in peft's word."""
+        return "lora" if self.adapter is None else self.adapter.type
+
+    @property
+    def rank(self) -> int:
+        """That of its variants where the search space says nothing; 1 for a kind without one."""
+        return self.lora.rank if self.adapter is None else getattr(self.adapter, "rank", 1)
+
+    @property
+    def alpha(self) -> float:
+        return self.lora.alpha if self.adapter is None else getattr(self.adapter, "alpha", 1.0)

@@ -118,7 +118,9 @@ CONVERSIONS: dict[str, str] = {
     "seed": "`seed` is the state of a variant, never a random number",
 }
 
-_OTHER_KIND = "the adapters of a pack are rows of LoRA factors; other kinds of peft are trained alone with peft"
+_OTHER_KIND = "a kind of adapter other than LoRA is written as adapter: {type: ...} in the blueprint, beside lora"
+_DROPOUT = "peft draws it anew at every look, and a variant that goes on from its seed would see another; leave it out"
+_PATTERN = "variants of a pack have one rank and one scale each, for all targets; leave it out"
 
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
@@ -126,6 +128,14 @@ ABSENT: dict[str, str] = {
     "use_vera": _OTHER_KIND,
     "use_oft": _OTHER_KIND,
     "peft_type": _OTHER_KIND,
+    "rank_dropout": _DROPOUT,
+    "module_dropout": _DROPOUT,
+    "vera_dropout": _DROPOUT,
+    "boft_dropout": _DROPOUT,
+    "miss_dropout": _DROPOUT,
+    "rank_pattern": _PATTERN,
+    "alpha_pattern": _PATTERN,
+    "boft_n_butterfly_factor": "peft takes more than one only with CUDA code that it compiles itself, else silently one",
     "output_dir": "a run is written to runs/NAME; choose `name`",
     "include": "one experiment is one file; there are no includes",
     "defaults": "one experiment is one file; there are no includes",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
@@ -20,7 +21,7 @@ from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
 def write_adapter_zero(
     base_folder: Path,
     base_name: str,
-    lora: Lora,
+    worn: Lora | PeftAdapter,
     rank: int,
     rng_seed: int,
     folder: Path,
@@ -33,9 +34,14 @@ def write_adapter_zero(
     (Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in))) from a generator of (rng_seed, module name), so
     that it depends neither on the order of modules nor on other targets. The bound does not depend on the rank: a variant
     of smaller rank takes the first rows of A. `directions` gives the A [rank, in] of every module instead, best rows first.
+
+    For adapters of another kind it stands for the base as it is, and for what peft will draw: a LoRA all the same, on every
+    linear module where the targets are others.
+
     Raises ModelError for a target that is no linear module of the base, and for directions of other modules or shapes.
     """
-    shapes, transposed = _target_shapes(base_folder, lora.targets)
+    wanted = worn.targets if isinstance(worn, Lora) or worn.linear else None
+    shapes, transposed = _target_shapes(base_folder, wanted, "lora" if isinstance(worn, Lora) else "adapter")
     factors = {}
     for module, (out_features, in_features) in shapes.items():
         a_ri = _drawn(module, rank, in_features, rng_seed) if directions is None else directions.get(module)
@@ -47,9 +53,9 @@ def write_adapter_zero(
         base_model=base_name,
         revision=revision,
         rank=rank,
-        alpha=lora.alpha,
-        use_rslora=lora.use_rslora,
-        targets=tuple(sorted(lora.targets)),
+        alpha=worn.alpha if isinstance(worn, Lora) else float(rank),
+        use_rslora=worn.use_rslora if isinstance(worn, Lora) else False,
+        targets=tuple(sorted(wanted or {module.rpartition(".")[2] for module in shapes})),
         factors=factors,
         fan_in_fan_out=transposed,
     )
@@ -67,8 +73,10 @@ def _generator(rng_seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> tuple[dict[str, tuple[int, int]], bool]:
-    """(out, in) of every linear module that peft would adapt, by its name in the base; and whether one is stored [in, out]."""
+def _target_shapes(base_folder: Path, targets: tuple[str, ...] | None, section: str) -> tuple[dict[str, tuple[int, int]], bool]:
+    """(out, in) of every linear module that peft would adapt, by its name in the base; and whether one is stored [in, out].
+
+    Without `targets` all of them but the output head."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -85,11 +93,14 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> tuple[dict[st
         ) from error
     linear = {name: shape for name, module in model.named_modules() if (shape := linear_shape(module)) is not None}
     transposed = {name for name, module in model.named_modules() if stored_transposed(module)}
+    if targets is None:
+        head = model.get_output_embeddings()
+        targets = tuple(sorted({name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not head}))
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             leaves = sorted({name.rpartition(".")[2] for name in linear})
             raise ModelError(
-                f"lora.targets names {target!r}, the base has no such linear module", f"choose from: {', '.join(leaves)}"
+                f"{section}.targets names {target!r}, the base has no such linear module", f"choose from: {', '.join(leaves)}"
             )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's own affair
@@ -100,6 +111,6 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...]) -> tuple[dict[st
         if isinstance(module, LoraLayer):
             own = name.removeprefix(PREFIX)
             if own not in linear:
-                raise ModelError(f"lora.targets reaches {own}, which is not linear", "name linear modules only")
+                raise ModelError(f"{section}.targets reaches {own}, which is not linear", "name linear modules only")
             shapes[own] = linear[own]
     return shapes, not transposed.isdisjoint(shapes)
