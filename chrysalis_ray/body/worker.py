@@ -120,11 +120,12 @@ def grow(plan: BodyPlan) -> Flesh:
     virtual = morphology.virtual_workers
     disk = morphology.nvme_path
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual, disk)
+    zero = read_adapter(visible(plan.seed_folder))
     if plan.solo:
         pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
-        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+        pack = Pack(model, tuple(zero.factors), morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 
@@ -136,7 +137,7 @@ def grow(plan: BodyPlan) -> Flesh:
         pack=pack,
         tokens=open_tokens(visible(plan.tokens_folder)),
         store=Store(visible(plan.store_folder)),
-        zero=read_adapter(visible(plan.seed_folder)),
+        zero=zero,
     )
 
 

@@ -20,6 +20,7 @@ from chrysalis_ray.config.genome import (
     RecordsSource,
     is_remote,
 )
+from chrysalis_ray.config.lora_checks import check_lora
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
@@ -55,7 +56,14 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *check_selection(loaded.blueprint)]
     there += _truth_as_number(blueprint_tree)
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_base_in_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
+    for path, what in (
+        *_body(loaded),
+        *_base_in_body(loaded),
+        *_lanes(loaded),
+        *_chat_template(loaded),
+        *check_lora(loaded),
+        *check_solo(loaded),
+    ):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines

@@ -37,6 +37,7 @@ from chrysalis_ray.seed.adapter import (
 )
 from chrysalis_ray.seed.kinds import constants_of, form_of_kind, peft_config, read_kind, write_kind
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
+from chrysalis_ray.seed.zero import narrowing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -215,11 +216,13 @@ def _lora_config(lora: Lora, own: Hyperparameters, moves: bool) -> Any:
         use_dora=lora.use_dora,
         lora_bias=lora.lora_bias,
         modules_to_save=list(lora.modules_to_save) or None,
+        **narrowing(lora),
     )
 
 
 def _is_target(module: str, worn: Lora | PeftAdapter) -> bool:
-    return any(module == target or module.endswith(f".{target}") for target in worn.targets or ())
+    meant = any(module == target or module.endswith(f".{target}") for target in worn.targets or ())
+    return meant and (not isinstance(worn, Lora) or worn.takes(module))
 
 
 def _factors(layer: Any) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,10 +42,12 @@ def write_adapter_zero(
     Raises ModelError for a target that is no linear module of the base, and for directions of other modules or shapes.
     """
     wanted = worn.targets if isinstance(worn, Lora) or worn.linear else None
-    shapes, transposed = _target_shapes(base_folder, wanted, "lora" if isinstance(worn, Lora) else "adapter")
+    shapes, transposed = _target_shapes(base_folder, worn, wanted)
+    is_narrowed = isinstance(worn, Lora) and worn.is_narrowed
+    spread = 1.0 / rank if isinstance(worn, Lora) and worn.init == "gaussian" else None
     factors = {}
     for module, (out_features, in_features) in shapes.items():
-        a_ri = _drawn(module, rank, in_features, rng_seed) if directions is None else directions.get(module)
+        a_ri = _drawn(module, rank, in_features, rng_seed, spread) if directions is None else directions.get(module)
         if a_ri is None or a_ri.shape != (rank, in_features):
             found = "none" if a_ri is None else f"those of shape {list(a_ri.shape)}"
             raise ModelError(f"adapter zero needs directions [{rank}, {in_features}] for {module}, there are {found}")
@@ -55,15 +58,18 @@ def write_adapter_zero(
         rank=rank,
         alpha=worn.alpha if isinstance(worn, Lora) else float(rank),
         use_rslora=worn.use_rslora if isinstance(worn, Lora) else False,
-        targets=tuple(sorted(wanted or {module.rpartition(".")[2] for module in shapes})),
+        targets=tuple(sorted(shapes if is_narrowed else wanted or {module.rpartition(".")[2] for module in shapes})),
         factors=factors,
         fan_in_fan_out=transposed,
     )
     return write_adapter(folder, weights)
 
 
-def _drawn(module: str, rank: int, in_features: int, rng_seed: int) -> torch.Tensor:
+def _drawn(module: str, rank: int, in_features: int, rng_seed: int, spread: float | None) -> torch.Tensor:
+    """As peft draws it, or normally with this `spread`: its gaussian."""
     a_ri = torch.empty(rank, in_features)
+    if spread is not None:
+        return a_ri.normal_(std=spread, generator=_generator(rng_seed, module))
     torch.nn.init.kaiming_uniform_(a_ri, a=math.sqrt(5), generator=_generator(rng_seed, module))
     return a_ri
 
@@ -73,7 +79,14 @@ def _generator(rng_seed: int, module: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _target_shapes(base_folder: Path, targets: tuple[str, ...] | None, section: str) -> tuple[dict[str, tuple[int, int]], bool]:
+def target_names(base_folder: Path, lora: Lora) -> tuple[str, ...]:
+    """The modules of the base that a LoRA adapts, by their whole names. Raises ModelError as `write_adapter_zero` does."""
+    return tuple(_target_shapes(base_folder, lora, lora.targets)[0])
+
+
+def _target_shapes(
+    base_folder: Path, worn: Lora | PeftAdapter, targets: tuple[str, ...] | None
+) -> tuple[dict[str, tuple[int, int]], bool]:
     """(out, in) of every linear module that peft would adapt, by its name in the base; and whether one is stored [in, out].
 
     Without `targets` all of them but the output head."""
@@ -83,6 +96,7 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...] | None, section: 
 
     from chrysalis_ray.seed.linear import linear_shape, stored_transposed
 
+    section = "lora" if isinstance(worn, Lora) else "adapter"
     try:
         config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -105,7 +119,13 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...] | None, section: 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's own affair
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # peft corrects it module by module
-        adapted = get_peft_model(model, LoraConfig(r=1, target_modules=list(targets), task_type="CAUSAL_LM"))
+        warnings.filterwarnings("ignore", message="You have passed exclude_modules")  # refused below
+        try:
+            adapted = get_peft_model(
+                model, LoraConfig(r=1, target_modules=list(targets), task_type="CAUSAL_LM", **narrowing(worn))
+            )
+        except ValueError as error:
+            raise ModelError(f"peft finds nothing to adapt: {error}", f"look at {section} in the blueprint") from error
     shapes = {}
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLayer):
@@ -113,4 +133,28 @@ def _target_shapes(base_folder: Path, targets: tuple[str, ...] | None, section: 
             if own not in linear:
                 raise ModelError(f"{section}.targets reaches {own}, which is not linear", "name linear modules only")
             shapes[own] = linear[own]
+    if isinstance(worn, Lora):
+        _check_narrowing(worn, linear, shapes)
     return shapes, not transposed.isdisjoint(shapes)
+
+
+def narrowing(worn: Lora | PeftAdapter) -> dict[str, Any]:
+    """The arguments of peft's LoraConfig that leave out some of the modules that targets mean."""
+    if not isinstance(worn, Lora):
+        return {}
+    layers = None if worn.layers is None else list(worn.layers)
+    return {"exclude_modules": list(worn.exclude) or None, "layers_to_transform": layers}
+
+
+def _check_narrowing(lora: Lora, linear: Mapping[str, tuple[int, int]], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Every word of `exclude` and every layer must make a difference."""
+    whole = lora.model_copy(update={"exclude": (), "layers": None})
+    meant = [name for name in linear if any(name == target or name.endswith(f".{target}") for target in whole.targets)]
+    for out in lora.exclude:
+        if not any(name == out or name.endswith(f".{out}") for name in meant):
+            raise ModelError(f"lora.exclude names {out!r}, and lora.targets mean no such module", "leave it out")
+    for layer in lora.layers or ():
+        alone = whole.model_copy(update={"layers": (layer,)})
+        if not any(alone.takes(name) for name in meant):
+            raise ModelError(f"lora.layers names layer {layer}, and the base has no such targets", "layers count from 0")
+    assert set(shapes) == {name for name in meant if lora.takes(name)}, "peft and this package mean the same modules"

@@ -127,8 +127,7 @@ def order_of(
     body, lanes = loaded.body, loaded.blueprint.lanes
     return {
         "base": _base_of(loaded, shape, folder),
-        "targets": list(loaded.blueprint.worn.targets or ()),
-        "solo": loaded.blueprint.worn.model_dump(mode="json") if loaded.blueprint.worn.solo else None,
+        "worn": loaded.blueprint.worn.model_dump(mode="json"),
         "rank": largest_rank(loaded),
         "optimizer": loaded.blueprint.optimizer.type,
         "vocabulary": shape.vocabulary,

@@ -113,11 +113,12 @@ def lane_of(loaded: LoadedExperiment) -> Lane:
 
 def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware) -> dict[str, Any]:
     """What a measurement for this experiment on this machine depends on, as JSON content."""
-    body, on_gpu = loaded.body, (loaded.body.gpus_per_worker or 0) > 0
+    body, on_gpu, lora = loaded.body, (loaded.body.gpus_per_worker or 0) > 0, loaded.blueprint.lora
     sizes = {key: value for key, value in asdict(shape).items() if key not in ("name", "family", "window")}
     return {
         "base": sizes,
         "targets": sorted(loaded.blueprint.worn.targets or ()),
+        **({"exclude": sorted(lora.exclude), "layers": list(lora.layers or ())} if lora.is_narrowed else {}),
         "rank": largest_rank(loaded),
         "optimizer": loaded.blueprint.optimizer.type,
         "workers": body.workers,

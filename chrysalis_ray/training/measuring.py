@@ -27,7 +27,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from chrysalis_ray.config.adapters import KINDS, PeftAdapter
+from chrysalis_ray.config.adapters import KINDS
 from chrysalis_ray.config.blueprint import EmbeddedBase, Lora
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, write_json
@@ -42,6 +42,7 @@ from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
 from chrysalis_ray.training.measured import Lane, Point
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.packed import find_targets
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
@@ -57,8 +58,7 @@ class Order:
     """What to measure, as `measure.py` writes it. `room` is the memory this process may use beyond its imports, in bytes."""
 
     base: dict[str, Any]
-    targets: list[str]
-    solo: dict[str, Any] | None  # the kind of adapter, where no pack can hold it
+    worn: dict[str, Any]  # the blueprint's lora, or its adapter
     rank: int
     optimizer: str
     vocabulary: int
@@ -162,17 +162,14 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     if order.activation_checkpointing:
         checkpoint_activations(model)
     engine = make_engine(order.zero_stage, order.offload, order.precision, device)
-    if order.solo is not None:
-        return SoloPack(model, worn_of(order.solo), engine)
-    pack = Pack(model, order.targets, order.slots, order.rank, engine, threads=order.threads)
+    worn = KINDS[order.worn["type"]].model_validate(order.worn) if "type" in order.worn else Lora.model_validate(order.worn)
+    if worn.solo or not isinstance(worn, Lora):
+        return SoloPack(model, worn, engine)
+    targets = [target.name for target in find_targets(model, worn.targets) if worn.takes(target.name)]
+    pack = Pack(model, targets, order.slots, order.rank, engine, threads=order.threads)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)
     return pack
-
-
-def worn_of(solo: dict[str, Any]) -> Lora | PeftAdapter:
-    """The kind of adapter that `measure.py` wrote down."""
-    return KINDS[solo["type"]].model_validate(solo) if "type" in solo else Lora.model_validate(solo)
 
 
 def make_base(base: dict[str, Any], precision: str) -> PreTrainedModel:

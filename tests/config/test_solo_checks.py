@@ -86,3 +86,28 @@ def test_another_kind_of_adapter_stands_in_the_place_of_lora(good: Path) -> None
     assert any("4 variants train one after another" in note for note in planned.notes)
     assert "adapter loha rank 8" in planned.lines()[1]  # the largest that is searched
     assert planned.lora_parameters == 2 * 8 * 2 * (64 + 64 + 64 + 32)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("init: gaussian", "the spread of gaussian is 1/rank"),
+        ("layers: [0, 2]", "2 is no layer: the base has 2"),
+    ],
+)
+def test_a_lora_that_does_not_fit_base_or_ranks_is_refused_at_its_line(written: str, words: str, good: Path) -> None:
+    blueprint = good.with_name("blueprint.yaml")
+    blueprint.write_text(blueprint.read_text().replace("  rank: 8\n", f"  rank: 8\n  {written}\n"))
+    assert f"blueprint.yaml:13: lora.{written.partition(':')[0]}: " in refused(good)
+    assert words in refused(good)
+
+
+def test_layers_and_one_rank_for_all_make_a_smaller_plan_and_may_be_gaussian(good: Path) -> None:
+    one_rank = ("population.search.rank={type: choice, values: [8]}", "blueprint.lora.layers=[1]")
+    whole, half = (plan(load_experiment(good, [one_rank[0], *more]), Hardware.local()) for more in ((), one_rank[1:]))
+    assert whole.lora_parameters == 2 * (half.lora_parameters or 0)
+    assert "is for LoRA" in refused(good, KIND, WINNER, ONE, "blueprint.lora.layers=[1]")
+    blueprint = good.with_name("blueprint.yaml")
+    blueprint.write_text(blueprint.read_text().replace("  rank: 8\n", "  rank: 8\n  init: gaussian\n"))
+    good.write_text(good.read_text().replace("    rank: {type: choice, values: [4, 8]}\n", ""))
+    assert load_experiment(good).blueprint.lora.init == "gaussian"
