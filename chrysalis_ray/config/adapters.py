@@ -125,10 +125,10 @@ class Boft(PeftAdapter):
 
 
 class Hra(PeftAdapter):
-    """A chain of Householder reflections, arXiv 2405.17484."""
+    """A chain of Householder reflections, arXiv 2405.17484; an even number of them, so that they can begin as none."""
 
     type: Literal["hra"]
-    rank: Count = 8
+    rank: Annotated[int, Field(ge=2, multiple_of=2)] = 8
     apply_GS: bool = False
 
     reason = "HRA reflects the weights of the base, which variants of a pack share"
@@ -146,7 +146,7 @@ class Miss(PeftAdapter):
 
 
 class FourierFt(PeftAdapter):
-    """A change given by a few entries of its spectrum, arXiv 2405.03003."""
+    """A change given by a few entries of its spectrum, arXiv 2405.03003; they begin at zero, where peft would draw them."""
 
     type: Literal["fourierft"]
     n_frequency: Count = 1000
@@ -154,6 +154,9 @@ class FourierFt(PeftAdapter):
     random_loc_seed: Annotated[int, Field(ge=0)] = 777
 
     reason = "FourierFT adds a matrix that its spectrum gives, and a pack adds a product of factors"
+
+    def settings(self, rank: int, alpha: float) -> dict[str, Any]:
+        return {**super().settings(rank, alpha), "init_weights": True}
 
 
 class Road(PeftAdapter):

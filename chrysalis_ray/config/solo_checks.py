@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chrysalis_ray.config.adapters import Boft, PeftAdapter
+from chrysalis_ray.config.adapters import Boft, Hra, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.config.population import Choice, Grid
 from chrysalis_ray.config.problems import Finding
@@ -59,6 +59,9 @@ def _adapter(loaded: LoadedExperiment, worn: PeftAdapter) -> Iterator[Finding]:
     for field in ("plus_ratio", "freeze_a", "dropout"):
         if getattr(search, field) is not None:
             yield ("population", "search", field), f"is for LoRA, and the variants train {name}; leave it out"
+    ranks = [int(value) for value in getattr(search.rank, "values", ()) if isinstance(value, (int, float))]
+    if isinstance(worn, Hra) and any(rank % 2 for rank in ranks):
+        yield ("population", "search", "rank"), "an odd number of reflections cannot begin as none; write even ranks"
     twins = [target for target in worn.targets or () if (worn.targets or ()).count(target) > 1]
     if twins:
         yield ("adapter", "targets"), f"{twins[0]!r} is named twice"

@@ -41,6 +41,10 @@ def test_a_pack_of_dora_is_refused_with_the_reason(good: Path) -> None:
             ("blueprint.adapter={type: ia3, targets: [q_proj], feedforward_modules: [k_proj]}",),
             "'k_proj' is none of its targets",
         ),
+        (
+            ("blueprint.adapter={type: hra}", "population.search.rank={type: choice, values: [4, 5]}"),
+            "an odd number of reflections",
+        ),
         (("blueprint.adapter={type: boft, boft_block_num: 4}",), "write one, and 0 for the other"),
         (("blueprint.adapter={type: hra, targets: [q_proj, q_proj]}",), "'q_proj' is named twice"),
         ((DORA, "body={slots: 1, workers: 2, zero_stage: 3}"), "peft puts what is trained into its modules"),

@@ -20,10 +20,12 @@ from chrysalis_ray.core.records import Variant
 from chrysalis_ray.seed.adapter import read_adapter
 from chrysalis_ray.seed.solo import quiet, read_solo
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
+from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine
 from chrysalis_ray.training.lanes import Feed
 from chrysalis_ray.training.schedules import learning_rate_at
+from chrysalis_ray.training.shapes import read_shape
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import train_chunk
 
@@ -45,10 +47,13 @@ LEFT_OUT = {  # fields of peft's configs that no kind has here
 }  # fmt: skip
 
 
-def adapter_of(kind: str, **changes: Any) -> PeftAdapter:
+def blueprint_of(kind: str, **changes: Any) -> Blueprint:
     written = {"type": kind, **SETTINGS.get(kind, {}), **({} if kind == "ln_tuning" else {"targets": TARGETS}), **changes}
-    blueprint = Blueprint.model_validate({"name": "solo", "base": {"type": "embedded"}, "adapter": written})
-    worn = blueprint.worn
+    return Blueprint.model_validate({"name": "solo", "base": {"type": "embedded"}, "adapter": written})
+
+
+def adapter_of(kind: str, **changes: Any) -> PeftAdapter:
+    worn = blueprint_of(kind, **changes).worn
     assert isinstance(worn, PeftAdapter)
     return worn
 
@@ -98,6 +103,8 @@ def test_a_variant_of_another_kind_is_what_plain_peft_makes_of_it(kind: str, tin
     alone = by_plain_peft(tiny_base, kind, member(), tokens, start, torch.float64)
     ended, _ = pack.harvest(0)
     assert {name.partition("/")[2] for name in ended if name.startswith(("weight/", "constant/"))} == alone.keys()
+    planned = adapter_parameters(read_shape(tiny_base / "config.json", "tiny"), blueprint_of(kind), 4)
+    assert sum(tensor.numel() for tensor in start.values()) <= planned  # an estimate errs upwards
     for name in start:
         mine, theirs = ended[name], alone[name.removeprefix("weight/")]
         assert (mine - theirs).abs().max().item() <= 1e-12, name
@@ -117,6 +124,7 @@ def test_it_goes_on_from_its_seed_to_the_same_bytes_and_its_folder_gives_plain_p
     bare = whole.score([0], batch)
     for pack, steps in ((whole, STEPS), (first, 3)):
         pack.place(0, member(), zero_of(tiny_base), {"optimizer_step": 0})
+        torch.testing.assert_close(pack.score([0], batch), bare, rtol=0, atol=1e-5)  # untrained, it changes nothing
         train_chunk(pack, [0], tokens, steps)
     ended, kept = pack_seed(*whole.harvest(0)), pack_seed(*first.harvest(0))
     first.place(0, member(1, rank=2), zero_of(tiny_base), {"optimizer_step": 0})
