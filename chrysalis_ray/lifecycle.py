@@ -183,6 +183,8 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
         directions = read_directions(folder, run.loaded.body, run.layout.tokens, target_names(folder, worn), rank, rng_seed)
     sha256 = write_adapter_zero(folder, base["name"], worn, rank, rng_seed, run.layout.seed, directions=directions)
     from_data = ", its A from the train split" if is_eva else ""
+    if not isinstance(worn, Lora):
+        from_data = f", the base as it is; it gives the number from which every {worn.type} begins"
     run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")
     return sha256
 

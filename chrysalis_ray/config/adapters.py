@@ -20,6 +20,7 @@ RENAMED = {"rank": "r", "targets": "target_modules"}  # name here -> name in pef
 class PeftAdapter(Written):
     """What all kinds have. Without `targets` those of `lora` are meant, or `usual`; the end of a module's name will do."""
 
+    type: str
     targets: Annotated[Names, Field(min_length=1)] | None = None
     modules_to_save: Names = ()  # trained whole beside the adapter
 
@@ -204,7 +205,7 @@ _MIXES = "chooses between adapters that were trained before, for each input; tra
 _UNTRIED = "was not tried here"
 OTHER_KINDS = {
     "lora": "is what a blueprint means by lora; write it there",
-    "adalora": "takes ranks away by what it remembers of every gradient, and no seed could take that up again to the bit",
+    "adalora": "takes ranks away by what it remembers of every gradient, which no seed here holds, and adds a term to the loss",
     "prompt_tuning": _TOKENS, "multitask_prompt_tuning": _TOKENS, "p_tuning": _TOKENS, "prefix_tuning": _TOKENS,
     "adaption_prompt": _TOKENS, "cpt": _TOKENS, "cartridge": _TOKENS,
     "xlora": _MIXES, "poly": _MIXES,

@@ -33,12 +33,8 @@ def peft_config(adapter: PeftAdapter, own: Hyperparameters) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType
 
-    make: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(type_word(adapter).upper())]
+    make: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(adapter.type.upper())]
     return make(task_type="CAUSAL_LM", **adapter.settings(own.rank, own.alpha))
-
-
-def type_word(adapter: PeftAdapter) -> str:
-    return str(adapter.model_dump(include={"type"})["type"])
 
 
 def constants_of(model: Any, trained: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -69,11 +65,9 @@ def write_kind(folder: Path, tensors: Mapping[str, Tensor], form: Mapping[str, A
 
 def read_kind(folder: Path, adapter: PeftAdapter) -> tuple[Hyperparameters, dict[str, Tensor]]:
     """Geometry and tensors of an adapter of this kind. Raises MergeError for one that is not of it."""
-    config, kind = read_config(folder), type_word(adapter)
-    if config.get("peft_type") != kind.upper():
-        raise MergeError(
-            f"{folder}: peft_type is {config.get('peft_type')!r}, not {kind.upper()!r}", "give an adapter of this run"
-        )
+    config, kind = read_config(folder), adapter.type.upper()
+    if config.get("peft_type") != kind:
+        raise MergeError(f"{folder}: peft_type is {config.get('peft_type')!r}, not {kind!r}", "give an adapter of this run")
     geometry = Hyperparameters(rank=config.get("r") or 1, alpha=config.get("alpha") or 1.0)
     for key, wanted in _plain(adapter.settings(geometry.rank, geometry.alpha)).items():
         found = sorted(config[key]) if isinstance(config.get(key), list) else config.get(key)
