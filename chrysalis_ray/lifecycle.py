@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.config.claim import claim_run, run_directory
 from chrysalis_ray.config.loading import LoadedExperiment
 from chrysalis_ray.config.population_checks import rows_at_once
@@ -170,18 +171,20 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
 def write_seed(run: Run, base: dict[str, Any]) -> str:
     from chrysalis_ray.population.branch import bank_rank
     from chrysalis_ray.seed.adapter import WEIGHTS, adapter_sha256
-    from chrysalis_ray.seed.zero import write_adapter_zero
+    from chrysalis_ray.seed.zero import target_names, write_adapter_zero
 
     if (run.layout.seed / WEIGHTS).exists():
         return adapter_sha256(run.layout.seed)
-    folder, lora, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.lora, bank_rank(run.loaded), run.experiment.rng_seed
-    directions = None
-    if lora.init == "eva":
+    folder, worn, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.worn, bank_rank(run.loaded), run.experiment.rng_seed
+    directions, is_eva = None, isinstance(worn, Lora) and worn.init == "eva"
+    if isinstance(worn, Lora) and is_eva:
         from chrysalis_ray.training.eva import read_directions
 
-        directions = read_directions(folder, run.loaded.body, run.layout.tokens, lora.targets, rank, rng_seed)
-    sha256 = write_adapter_zero(folder, base["name"], lora, rank, rng_seed, run.layout.seed, directions=directions)
-    from_data = ", its A from the train split" if lora.init == "eva" else ""
+        directions = read_directions(folder, run.loaded.body, run.layout.tokens, target_names(folder, worn), rank, rng_seed)
+    sha256 = write_adapter_zero(folder, base["name"], worn, rank, rng_seed, run.layout.seed, directions=directions)
+    from_data = ", its A from the train split" if is_eva else ""
+    if not isinstance(worn, Lora):
+        from_data = f", the base as it is; it gives the number from which every {worn.type} begins"
     run.story.stage("seed", f"adapter zero of rank {rank}{from_data}, sha256 {sha256[:12]}")
     return sha256
 
@@ -235,13 +238,13 @@ def bodies_for(
         tokens_folder=str(layout.tokens),
         seed_folder=str(layout.seed),
         store_folder=str(layout.store),
-        targets=loaded.blueprint.lora.targets,
+        targets=loaded.blueprint.worn.targets or (),
         rank=bank_rank(loaded),
         rows_per_microstep=rows_at_once(loaded),
         rows_per_report=loaded.experiment.evaluate.rows_per_report,
         omega_name=f"omega-{run.run_id}",
         namespace="",
-        solo=loaded.blueprint.lora if loaded.blueprint.lora.solo else None,
+        solo=loaded.blueprint.worn if loaded.blueprint.worn.solo else None,
     )
     tell = partial(run.story.stage, "body")
     return awakened(plan, layout, loaded.experiment.population, variants, address, tell)

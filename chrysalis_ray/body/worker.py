@@ -23,6 +23,7 @@ from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
+    from chrysalis_ray.config.adapters import PeftAdapter
     from chrysalis_ray.config.blueprint import Lora
     from chrysalis_ray.evaluate.heldout import DocumentScore
     from chrysalis_ray.genome.tokens import TokenStore
@@ -46,7 +47,7 @@ class BodyPlan:
     omega_name: str
     namespace: str
     number: int = 0  # which of the run's bodies
-    solo: Lora | None = None  # of what kind the adapters are, where no pack can hold them
+    solo: Lora | PeftAdapter | None = None  # of what kind the adapters are, where no pack can hold them
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""
@@ -119,11 +120,12 @@ def grow(plan: BodyPlan) -> Flesh:
     virtual = morphology.virtual_workers
     disk = morphology.nvme_path
     engine = make_engine(morphology.zero_stage, morphology.offload, morphology.precision, device, virtual, disk)
+    zero = read_adapter(visible(plan.seed_folder))
     if plan.solo:
         pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
-        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+        pack = Pack(model, tuple(zero.factors), morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 
@@ -135,7 +137,7 @@ def grow(plan: BodyPlan) -> Flesh:
         pack=pack,
         tokens=open_tokens(visible(plan.tokens_folder)),
         store=Store(visible(plan.store_folder)),
-        zero=read_adapter(visible(plan.seed_folder)),
+        zero=zero,
     )
 
 

@@ -46,15 +46,17 @@ def show_blueprint(
 
 def _sizes(blueprint: Blueprint, path: Path) -> list[str]:
     from chrysalis_ray.config.resolve import located
+    from chrysalis_ray.training.alone import adapter_parameters
     from chrysalis_ray.training.shapes import shape_of
 
     shape = shape_of(located(blueprint.base, path))
     if shape is None:
         return []
-    adapter = shape.lora_parameters(blueprint.lora.rank, blueprint.lora.targets)
+    adapter = adapter_parameters(shape, blueprint, blueprint.rank)
+    kind = "" if blueprint.adapter is None else f"{blueprint.adapter_type} "
     return [
-        f"{shape.parameters / 1e6:,.1f} million parameters, {shape.parameters * 2 / 1e9:.1f} GB in bf16; an adapter of rank "
-        f"{blueprint.lora.rank} has {adapter / 1e6:.2f} million"
+        f"{shape.parameters / 1e6:,.1f} million parameters, {shape.parameters * 2 / 1e9:.1f} GB in bf16; an {kind}adapter of "
+        f"rank {blueprint.rank} has {adapter / 1e6:.2f} million"
     ]
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Written(BaseModel):
-    """Base of everything a person writes: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+from chrysalis_ray.config.adapters import Adapter, PeftAdapter, refuse_other_kinds
+from chrysalis_ray.config.written import Count, Fraction, Names, Positive, Written
 
 
 class EmbeddedBase(Written):
@@ -51,19 +45,29 @@ OTHER_INITS = {
     "loftq": "quantises the base's weights and moves the error into the adapter",
     "lora_ga": "moves the first gradient out of the base's weights into the adapter",
     "milora": "moves the trailing part of the base's weights into the adapter",
+    "mica": "takes B out of the base's weights and keeps it as it is",
+    "orthogonal": "begins with a B that is not zero: its first columns alone, of a variant of lower rank, change the base",
+    "true": "is peft's word for kaiming",
+    "false": "begins with a B that is not zero, and adapter zero must change nothing",
 }
 # Inits that are peft's own: a part of the base's weights goes into the adapter.
 MOVED_INITS = {"pissa": "the leading part", "olora": "a part"}
 
 
+_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number in a module's name
+
+
 class Lora(Written):
     """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero.
+
+    Of the modules that `targets` mean those are left out that `exclude` means (names or their ends), and those of other layers
+    than `layers`, counted from 0: peft's exclude_modules and layers_to_transform.
 
     `use_dora` (arXiv 2402.09353), `lora_bias`, `modules_to_save` and the inits `pissa` (arXiv 2404.02948) and `olora` (arXiv
     2406.01775) are those of peft; such variants train one after another, each alone on the base.
     """
 
-    init: Literal["kaiming", "eva", "pissa", "olora"] = "kaiming"
+    init: Literal["kaiming", "gaussian", "eva", "pissa", "olora"] = "kaiming"
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
@@ -73,16 +77,17 @@ class Lora(Written):
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    exclude: Names = ()
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     use_dora: bool = False
     lora_bias: bool = False
-    modules_to_save: tuple[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")], ...
-    ] = ()  # trained whole, by the end of the name
+    modules_to_save: Names = ()  # trained whole, by the end of the name
 
     @field_validator("init", mode="before")
     @classmethod
     def _keeps_the_base(cls, init: object) -> object:
-        name, _, iterations = init.lower().replace("-", "_").partition("_niter") if isinstance(init, str) else ("", "", "")
+        word = str(init).lower().replace("-", "_") if isinstance(init, (str, bool)) else ""
+        name, _, iterations = word.partition("_niter")
         if what := OTHER_INITS.get(name):
             raise ValueError(f"{init!r} {what}; write eva or kaiming")
         if iterations and name in MOVED_INITS:
@@ -101,6 +106,20 @@ class Lora(Written):
         if moved := MOVED_INITS.get(self.init):
             return f"{self.init} moves {moved} of the base's weights into the adapter, and variants of a pack share the base"
         return None
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether some of the modules that targets mean are left out."""
+        return bool(self.exclude) or self.layers is not None
+
+    def takes(self, module: str) -> bool:
+        """Whether a module that targets mean is not left out, as peft decides it."""
+        if any(module == out or module.endswith(f".{out}") for out in self.exclude):
+            return False
+        if self.layers is None or module in self.targets:  # a whole name is meant whatever its layer
+            return True
+        layer = _LAYER.match(module)
+        return layer is not None and int(layer[1]) in self.layers
 
     @property
     def is_low_rank(self) -> bool:
@@ -233,6 +252,7 @@ class Blueprint(Written):
     description: str = ""
     base: Base
     lora: Lora = Lora()
+    adapter: Adapter | None = None  # of another kind, in the place of lora
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lanes: Lanes = Lanes()
@@ -245,3 +265,29 @@ class Blueprint(Written):
         if len(set(lora.targets)) != len(lora.targets):
             raise ValueError("lora.targets names a module twice")
         return lora
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _a_kind_that_can_train(cls, adapter: object) -> object:
+        return refuse_other_kinds(adapter)
+
+    @property
+    def worn(self) -> Lora | PeftAdapter:
+        """The kind of adapter that variants train: `adapter` with its targets, else `lora`."""
+        if self.adapter is None:
+            return self.lora
+        return self.adapter.aimed_at(self.lora.targets)
+
+    @property
+    def adapter_type(self) -> str:
+        """What variants train, in peft's word."""
+        return "lora" if self.adapter is None else self.adapter.type
+
+    @property
+    def rank(self) -> int:
+        """That of its variants where the search space says nothing; 1 for a kind without one."""
+        return self.lora.rank if self.adapter is None else getattr(self.adapter, "rank", 1)
+
+    @property
+    def alpha(self) -> float:
+        return self.lora.alpha if self.adapter is None else getattr(self.adapter, "alpha", 1.0)

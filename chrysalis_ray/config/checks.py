@@ -20,6 +20,7 @@ from chrysalis_ray.config.genome import (
     RecordsSource,
     is_remote,
 )
+from chrysalis_ray.config.lora_checks import check_lora
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
 from chrysalis_ray.config.resolve import LoadedExperiment, is_local
@@ -29,6 +30,7 @@ from chrysalis_ray.config.solo_checks import check_solo
 from chrysalis_ray.config.yaml_tree import Node
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+QWEN3_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm")
 
 
 def check_blueprint(blueprint: Blueprint, tree: Node) -> list[str]:
@@ -54,7 +56,14 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
     there = [*_base(loaded.blueprint.base), *_targets(loaded.blueprint), *check_selection(loaded.blueprint)]
     there += _truth_as_number(blueprint_tree)
     lines += [problem_at(blueprint_tree, path, what) for path, what in there]
-    for path, what in (*_body(loaded), *_base_in_body(loaded), *_lanes(loaded), *_chat_template(loaded), *check_solo(loaded)):
+    for path, what in (
+        *_body(loaded),
+        *_base_in_body(loaded),
+        *_lanes(loaded),
+        *_chat_template(loaded),
+        *check_lora(loaded),
+        *check_solo(loaded),
+    ):
         home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
@@ -105,11 +114,14 @@ def _chat_template(loaded: LoadedExperiment) -> Iterator[Finding]:
 def _targets(blueprint: Blueprint) -> Iterator[Finding]:
     base = blueprint.base
     known_family = isinstance(base, EmbeddedBase) or base.model.startswith("Qwen/Qwen3-")
-    for position, target in enumerate(blueprint.lora.targets):
+    section, worn = "lora" if blueprint.adapter is None else "adapter", blueprint.worn
+    known = QWEN3_LINEARS if blueprint.adapter is None or blueprint.adapter.linear else QWEN3_NORMS
+    for position, target in enumerate(worn.targets or ()):
         if target in ("all-linear", "all"):
-            yield ("lora", "targets", position), f"{target!r} is not a module; name them: {', '.join(QWEN3_LINEARS)}"
-        elif known_family and target not in QWEN3_LINEARS:
-            yield ("lora", "targets", position), f"{target!r} is no linear layer of Qwen3; {suggestion(target, QWEN3_LINEARS)}"
+            yield (section, "targets", position), f"{target!r} is not a module; name them: {', '.join(known)}"
+        elif known_family and target.rpartition(".")[2] not in known:
+            what = "linear layer" if known is QWEN3_LINEARS else "norm"
+            yield (section, "targets", position), f"{target!r} is no {what} of Qwen3; {suggestion(target, known)}"
 
 
 def _lone_body(blueprint: Blueprint, tree: Node) -> Iterator[Finding]:
@@ -189,8 +201,8 @@ def _base_in_body(loaded: LoadedExperiment) -> Iterator[Finding]:
         yield ("body", "nvme_path"), f"{lack}; write both, such as nvme_path: /nvme/chrysalis, or neither"
     elif body.nvme_path is not None and not Path(body.nvme_path).is_absolute():
         yield ("body", "nvme_path"), f"{body.nvme_path} is not absolute; a folder that every node has was meant"
-    if body.compile and (body.lanes != "fixed" or body.zero_stage == 3 or loaded.blueprint.lora.solo):
-        missing = "a pack of fixed lanes" if body.lanes != "fixed" or loaded.blueprint.lora.solo else "zero_stage: 0"
+    if body.compile and (body.lanes != "fixed" or body.zero_stage == 3 or loaded.blueprint.worn.solo):
+        missing = "a pack of fixed lanes" if body.lanes != "fixed" or loaded.blueprint.worn.solo else "zero_stage: 0"
         yield (
             ("body", "compile"),
             f"shapes and modules must stay as they are compiled: that needs {missing}; write that",

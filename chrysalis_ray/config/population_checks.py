@@ -267,7 +267,7 @@ def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
     population = loaded.experiment.population
     top = largest_rank(loaded)
     total = top * population.variants
-    widest = smallest_target(loaded.base, loaded.blueprint.lora.targets)
+    widest = smallest_target(loaded.base, loaded.blueprint.lora.targets) if loaded.blueprint.adapter is None else None
     for position, merge in enumerate(loaded.experiment.merge):
         at = ("merge", position, "rank")
         if isinstance(merge, WinnerMerge) or merge.rank is None:
@@ -288,10 +288,8 @@ def largest_rank(loaded: LoadedExperiment) -> int:
     """The largest rank any variant can have: the bank is that wide."""
     drawn = loaded.experiment.population.search.rank
     if isinstance(drawn, (Choice, Grid)):
-        return max(
-            (int(value) for value in drawn.values if isinstance(value, (int, float))), default=loaded.blueprint.lora.rank
-        )
-    return loaded.blueprint.lora.rank
+        return max((int(value) for value in drawn.values if isinstance(value, (int, float))), default=loaded.blueprint.rank)
+    return loaded.blueprint.rank
 
 
 def smallest_target(base: Base, targets: tuple[str, ...]) -> int | None:

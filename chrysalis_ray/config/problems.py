@@ -189,6 +189,8 @@ def unknown_key(key: str, known: Sequence[str], root: type[BaseModel], home: str
         return f"unknown key {key!r}: {ABSENT[key]}"
     if key in SYNONYMS:
         where, path = SYNONYMS[key]
+        if path.startswith("lora.") and path.rpartition(".")[2] in known and "type" in known:  # of an adapter of another kind
+            path = f"adapter.{path.rpartition('.')[2]}"
         here = path if where == home or (where == EXPERIMENT and path.startswith("body.")) else f"{path} of the {where}"
         note = f" ({CONVERSIONS[key]})" if key in CONVERSIONS else ""
         return f"unknown key {key!r}; the name here is {here}{note}"

@@ -26,7 +26,7 @@ COSMETIC = ("description", "tracking")
 
 def written_body(experiment: Experiment, blueprint: Blueprint) -> OpenBody:
     """Every field of the body, the experiment's over the blueprint's over `BODY_FLOOR`; some may be `auto`."""
-    floor = BODY_FLOOR.model_copy(update={"slots": 1}) if blueprint.lora.solo else BODY_FLOOR
+    floor = BODY_FLOOR.model_copy(update={"slots": 1}) if blueprint.worn.solo else BODY_FLOOR
     patches = (floor, blueprint.body, experiment.body)
     fields: dict[str, Any] = {}
     for patch in patches:
@@ -142,6 +142,8 @@ class LoadedExperiment:
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")
         experiment["body"] = self.written_body.model_dump(mode="json")
         blueprint = self.blueprint.model_dump(mode="json", exclude={"base", "genome", "body"})
+        if blueprint["adapter"] is None:  # runs of before there was one go on
+            del blueprint["adapter"]
         return {"experiment": experiment, "blueprint": blueprint, "sha256": sha256_of(_essence(experiment, blueprint))}
 
 

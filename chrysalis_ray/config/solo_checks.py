@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from chrysalis_ray.config.adapters import Boft, Hra, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.config.population import Choice, Grid
 from chrysalis_ray.config.problems import Finding
@@ -12,15 +13,18 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 
 def check_solo(loaded: LoadedExperiment) -> Iterator[Finding]:
     """Every problem, as (path in the file where it was written, what is wrong and meant)."""
-    lora = loaded.blueprint.lora
-    if lora.solo is None:
+    worn = loaded.blueprint.worn
+    if worn.solo is None:
         return
-    yield from _kinds(loaded, lora)
-    yield from _body(loaded, lora.solo)
-    if not lora.is_low_rank:
-        yield from _merges(loaded, lora)
+    if isinstance(worn, Lora):
+        yield from _kinds(loaded, worn)
+    else:
+        yield from _adapter(loaded, worn)
+    yield from _body(loaded, worn.solo)
+    if not worn.is_low_rank:
+        yield from _merges(loaded, worn)
     for position, merge in enumerate(loaded.experiment.merge):
-        if lora.is_low_rank and merge.method == "regmean":
+        if worn.is_low_rank and merge.method == "regmean":
             yield (
                 ("merge", position, "method"),
                 "regmean asks what variants feed the modules, which is measured in a pack; leave it out here",
@@ -42,6 +46,34 @@ def _kinds(loaded: LoadedExperiment, lora: Lora) -> Iterator[Finding]:
         yield ("lora", "freeze_a"), "freeze_a trains B alone, modules_to_save whole modules; leave one of the two out"
 
 
+def _adapter(loaded: LoadedExperiment, worn: PeftAdapter) -> Iterator[Finding]:
+    """What goes with `adapter` of what is written beside it."""
+    lora, plain, name = loaded.blueprint.lora, Lora(), loaded.blueprint.adapter_type
+    for field in ("init", "use_rslora", "plus_ratio", "freeze_a", "dropout", "use_dora", "lora_bias", "modules_to_save"):
+        if getattr(lora, field) != getattr(plain, field):
+            yield ("lora", field), f"is for LoRA, in whose place adapter puts {name}; leave it out, or leave adapter out"
+    search, own = loaded.experiment.population.search, type(worn).model_fields
+    for field in ("rank", "alpha"):
+        if getattr(search, field) is not None and field not in own:
+            yield ("population", "search", field), f"{name} has no {field} to search; leave it out"
+    for field in ("plus_ratio", "freeze_a", "dropout"):
+        if getattr(search, field) is not None:
+            yield ("population", "search", field), f"is for LoRA, and the variants train {name}; leave it out"
+    ranks = [int(value) for value in getattr(search.rank, "values", ()) if isinstance(value, (int, float))]
+    if isinstance(worn, Hra) and any(rank % 2 for rank in ranks):
+        yield ("population", "search", "rank"), "an odd number of reflections cannot begin as none; write even ranks"
+    twins = [target for target in worn.targets or () if (worn.targets or ()).count(target) > 1]
+    if twins:
+        yield ("adapter", "targets"), f"{twins[0]!r} is named twice"
+    for inner in getattr(worn, "feedforward_modules", None) or ():
+        if inner not in (worn.targets or ()):
+            yield ("adapter", "feedforward_modules"), f"{inner!r} is none of its targets ({', '.join(worn.targets or ())})"
+    if getattr(worn, "boft_block_num", 0) and getattr(worn, "boft_block_size", 0):
+        yield ("adapter", "boft_block_num"), "boft_block_size x boft_block_num is the width; write one, and 0 for the other"
+    elif isinstance(worn, Boft) and not (worn.boft_block_num or worn.boft_block_size):
+        yield ("adapter", "boft_block_size"), "boft_block_size and boft_block_num are 0; write one of them"
+
+
 def _body(loaded: LoadedExperiment, reason: str) -> Iterator[Finding]:
     body = loaded.body
     if body.slots not in (1, "auto"):
@@ -58,9 +90,11 @@ def _body(loaded: LoadedExperiment, reason: str) -> Iterator[Finding]:
         )
 
 
-def _merges(loaded: LoadedExperiment, lora: Lora) -> Iterator[Finding]:
+def _merges(loaded: LoadedExperiment, worn: Lora | PeftAdapter) -> Iterator[Finding]:
     """Only the winner is no sum of deltas."""
-    what = "use_dora" if lora.use_dora else "lora_bias" if lora.lora_bias else "modules_to_save"
+    what = loaded.blueprint.adapter_type
+    if isinstance(worn, Lora):
+        what = "use_dora" if worn.use_dora else "lora_bias" if worn.lora_bias else "modules_to_save"
     for position, merge in enumerate(loaded.experiment.merge):
         if merge.method != "winner":
             written = "merge" in loaded.experiment.model_fields_set

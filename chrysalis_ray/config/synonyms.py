@@ -16,6 +16,8 @@ _BLUEPRINT_NAMES: dict[str, str] = {
     "lora.plus_ratio": "loraplus_lr_ratio lora_plus_lr_ratio lora_plus_ratio loraplus_ratio",
     "lora.freeze_a": "lora_fa use_lora_fa freeze_lora_a",
     "lora.dropout": "lora_dropout",
+    "lora.exclude": "exclude_modules lora_exclude_modules",
+    "lora.layers": "layers_to_transform peft_layers_to_transform",
     "lora.use_dora": "dora peft_use_dora lora_use_dora",
     "lora.modules_to_save": "lora_modules_to_save additional_target",
     "lora.targets": "lora_target lora_target_modules lora_target_linear target_modules",
@@ -120,7 +122,9 @@ CONVERSIONS: dict[str, str] = {
     "seed": "`seed` is the state of a variant, never a random number",
 }
 
-_OTHER_KIND = "the adapters of a pack are rows of LoRA factors; other kinds of peft are trained alone with peft"
+_OTHER_KIND = "a kind of adapter other than LoRA is written as adapter: {type: ...} in the blueprint, beside lora"
+_DROPOUT = "peft draws it anew at every look, and a variant that goes on from its seed would see another; leave it out"
+_PATTERN = "variants of a pack have one rank and one scale each, for all targets; leave it out"
 
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
@@ -128,6 +132,15 @@ ABSENT: dict[str, str] = {
     "use_vera": _OTHER_KIND,
     "use_oft": _OTHER_KIND,
     "peft_type": _OTHER_KIND,
+    "rank_dropout": _DROPOUT,
+    "module_dropout": _DROPOUT,
+    "vera_dropout": _DROPOUT,
+    "boft_dropout": _DROPOUT,
+    "miss_dropout": _DROPOUT,
+    "layers_pattern": "the first number in a module's name is its layer; leave it out, and name modules in full if it is not",
+    "rank_pattern": _PATTERN,
+    "alpha_pattern": _PATTERN,
+    "boft_n_butterfly_factor": "peft takes more than one only with CUDA code that it compiles itself, else silently one",
     "output_dir": "a run is written to runs/NAME; choose `name`",
     "include": "one experiment is one file; there are no includes",
     "defaults": "one experiment is one file; there are no includes",

@@ -242,7 +242,7 @@ def _winner_as_it_is(
     weights = dict(zip(members, winner_weights([losses[name] for name in members]), strict=True))
     folder = layout.adapter(max(members, key=lambda name: weights[name]))
     return {
-        "rank": read_config(folder)["r"],
+        "rank": read_config(folder).get("r"),
         "residual": 0.0,
         "captured_energy": 1.0,
         "per_module": {},

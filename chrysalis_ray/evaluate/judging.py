@@ -126,7 +126,7 @@ def _wear(pack: SoloPack, candidate: Candidate, find: Find) -> None:
     elif candidate.folder is None or is_plain(find(candidate.folder)):
         _place(pack, 0, None if candidate.folder is None else read_adapter(find(candidate.folder)))
     else:
-        pack.load_solo(0, *read_solo(find(candidate.folder), pack.lora))
+        pack.load_solo(0, *read_solo(find(candidate.folder), pack.worn))
 
 
 def _place(pack: Pack, slot: int, adapter: AdapterWeights | None) -> None:

@@ -21,7 +21,7 @@ from chrysalis_ray.evaluate.folders import Source, audit_sources
 from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
 from chrysalis_ray.evaluate.verdict import make_verdict
-from chrysalis_ray.seed.adapter import adapter_sha256
+from chrysalis_ray.seed.adapter import adapter_sha256, read_config
 from chrysalis_ray.seed.solo import is_plain
 from chrysalis_ray.seed.streamed import open_adapter
 
@@ -76,8 +76,12 @@ def audit_population(judging: Judging) -> None:
     if layout.audit.exists():
         return
     folders = {"seed": layout.seed, **{name: layout.adapter(name) for name in judged(layout, judging.variants)}}
-    if not all(is_plain(folder) for folder in folders.values()):
-        return  # more than low-rank deltas: only the winner can come of them
+    if other := [name for name, folder in folders.items() if not is_plain(folder)]:
+        kind = read_config(folders[other[0]]).get("peft_type")
+        judging.tell(
+            "audit", f"{kind} adapters that are no plain low-rank deltas cannot be compared: the winner alone comes of them"
+        )
+        return
     seed, *variants = [Source(name, path, open_adapter(path), adapter_sha256(path)) for name, path in folders.items()]
     found = audit_sources(variants, seed)
     write_json(layout.audit, found)

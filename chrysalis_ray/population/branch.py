@@ -118,8 +118,8 @@ def data_rng_seed(experiment: Experiment, index: int) -> int:
 def blueprint_hyperparameters(blueprint: Blueprint) -> Hyperparameters:
     """The hyperparameters where the search space says nothing."""
     return Hyperparameters(
-        rank=blueprint.lora.rank,
-        alpha=blueprint.lora.alpha,
+        rank=blueprint.rank,
+        alpha=blueprint.alpha,
         use_rslora=blueprint.lora.use_rslora,
         plus_ratio=blueprint.lora.plus_ratio,
         freeze_a=blueprint.lora.freeze_a,

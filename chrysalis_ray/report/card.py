@@ -12,6 +12,7 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
+from chrysalis_ray.report.kinds import adapter_of, kind_name
 from chrysalis_ray.report.lineage import adapter_name
 from chrysalis_ray.report.scores import Interval
 from chrysalis_ray.report.sections import loading_code
@@ -52,7 +53,11 @@ def front_matter(comparison: Comparison) -> dict[str, Any]:
     head |= {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "chrysalis_ray", "merge" if comparison.verdict and comparison.verdict.kind == "merge" else "adapter"],
+        "tags": [
+            str(adapter_of(comparison.experiment)["type"]),
+            "chrysalis_ray",
+            "merge" if comparison.verdict and comparison.verdict.kind == "merge" else "adapter",
+        ],
         "license": licence,
     }
     if licence == "other":
@@ -79,10 +84,12 @@ def _introduction(comparison: Comparison) -> str:
     verdict = comparison.verdict
     assert verdict is not None
     base = (comparison.base or {}).get("name", "its base")
-    kind = "merge of LoRA adapters" if verdict.kind == "merge" else "LoRA adapter, the best of its population"
+    worn = kind_name(comparison.experiment)
+    kind = f"merge of {worn} adapters" if verdict.kind == "merge" else f"{worn} adapter, the best of its population"
+    article = "An" if kind[0] in "IO" else "A"
     said = "\n".join(f"- {_line(sentence)}" for sentence in verdict.sentences)
     return (
-        f"# {_line(comparison.name)}\n\nA {kind} for `{_code(str(base))}`, grown by chrysalis_ray from "
+        f"# {_line(comparison.name)}\n\n{article} {kind} for `{_code(str(base))}`, grown by chrysalis_ray from "
         f"{len(comparison.variants)} variants of one seed, each on its own data mix.\n\n{said}\n"
     )
 

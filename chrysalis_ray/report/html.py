@@ -18,6 +18,7 @@ from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report import judgement, sections
 from chrysalis_ray.report.charts import short_count
 from chrysalis_ray.report.comparison import Comparison, read_run
+from chrysalis_ray.report.kinds import is_lora_alone, kind_name
 from chrysalis_ray.report.lineage import mermaid
 from chrysalis_ray.report.page import whole_page
 from chrysalis_ray.report.reading import public_manifest
@@ -111,7 +112,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str, str]]:
         for row in comparison.variants:
             states[row.state] = states.get(row.state, 0) + 1
         detail = ", ".join(f"{count} {state}" for state, count in sorted(states.items(), key=lambda item: -item[1]))
-        facts.append(("variants", str(len(comparison.variants)), detail))
+        kind = "" if is_lora_alone(comparison.experiment) else f"; {kind_name(comparison.experiment)}"
+        facts.append(("variants", str(len(comparison.variants)), detail + kind))
         facts.append(("tokens trained", short_count(sum(row.tokens for row in comparison.variants)), "all variants together"))
     if comparison.wall_seconds is not None:
         facts.append(("training took", sections.duration(comparison.wall_seconds), f"{comparison.turns} turns"))

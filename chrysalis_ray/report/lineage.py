@@ -14,6 +14,7 @@ from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import sha256_of, sha256_of_file
 from chrysalis_ray.core.redaction import redact
+from chrysalis_ray.report.kinds import adapter_of, is_lora_alone
 from chrysalis_ray.report.reading import manifest, mapping
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -35,9 +36,11 @@ def lineage(root: Path) -> dict[str, Any]:
         raise RunError(
             f"{layout.root} is not a run directory: it holds no {layout.run_manifest.name}", "give the folder of a run"
         )
+    experiment = mapping(run.get("experiment"))
     record: dict[str, Any] = {
         "format": FORMAT,
         "run": {key: run.get(key) for key in ("name", "run_id", "created", "version", "experiment_sha256")},
+        "adapter": {} if is_lora_alone(experiment) else adapter_of(experiment),
         "genome": _genome(layout),
         "base": _base(layout),
         "seed": _adapter(layout.seed),

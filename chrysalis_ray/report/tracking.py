@@ -21,6 +21,7 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, sha256_of, write_json
 from chrysalis_ray.core.redaction import redact
 from chrysalis_ray.report.comparison import Comparison, MergeRow, VariantRow, read_run, tokens_by_domain
+from chrysalis_ray.report.kinds import adapter_of
 from chrysalis_ray.report.lineage import adapter_name
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.mixes import asked_shares
@@ -223,6 +224,7 @@ class Tracker:
             "variant": variant.variant_id,
             "index": variant.index,
             "rng_seed": variant.rng_seed,
+            "adapter": adapter_of(mapping((manifest(self.layout.run_manifest) or {}).get("experiment"))),
             "lora": {name: settings[name] for name in _LORA},
             "optim": {name: value for name, value in settings.items() if name not in _LORA},
             "mix": asked_shares(variant.epigenome, tokens_by_domain(self.layout)),

@@ -1,4 +1,5 @@
-"""Adapters that no pack can hold, worn by a base through plain peft: DoRA, biases, whole modules, inits that move the base.
+"""Adapters that no pack can hold, worn by a base through plain peft: DoRA, biases, whole modules, inits that move the base,
+and other kinds than LoRA (`kinds.py`).
 
 Tensors have the names of peft's own files without their prefix: ``model.layers.0.self_attn.q_proj.lora_A.weight``,
 ``....lora_magnitude_vector``, ``model.norm.weight``. What is left of a variant is a PEFT folder that plain peft loads on the
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import MergeError, ModelError
 from chrysalis_ray.core.records import Hyperparameters, canonical_json
@@ -33,7 +35,9 @@ from chrysalis_ray.seed.adapter import (
     write_adapter,
     write_folder,
 )
+from chrysalis_ray.seed.kinds import constants_of, form_of_kind, peft_config, read_kind, write_kind
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
+from chrysalis_ray.seed.zero import narrowing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,9 +46,9 @@ NAME = "default"  # peft's name of the only adapter
 FORM = ("use_dora", "lora_bias", "modules_to_save", "init")  # what of a blueprint's lora makes its variants solo
 
 
-def form_of(lora: Lora) -> dict[str, Any]:
+def form_of(worn: Lora | PeftAdapter) -> dict[str, Any]:
     """What a seed says of the kind of its adapter."""
-    return lora.model_dump(mode="json", include=set(FORM))
+    return worn.model_dump(mode="json", include=set(FORM)) if isinstance(worn, Lora) else form_of_kind(worn)
 
 
 @dataclass(frozen=True)
@@ -63,41 +67,40 @@ class Wardrobe:
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._kept: list[tuple[Any, Tensor]] = []  # modules whose weights are moved, and those weights
 
-    def wear(self, lora: Lora, hyperparameters: Hyperparameters, moved: Moved | None = None) -> SoloAdapter:
+    def wear(
+        self, worn: Lora | PeftAdapter, hyperparameters: Hyperparameters, moved: Moved | None = None, draw: int = 0
+    ) -> SoloAdapter:
         """Let peft put a fresh adapter on the base, or for one that moves the base and is no more fresh, move that again.
 
-        Raises ModelError for what peft cannot do with this base.
+        What peft draws follows from `draw`; the A of a LoRA is replaced. Raises ModelError for what peft cannot do with this
+        base.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         self.undress()
-        own = hyperparameters
-        moves = lora.init in MOVED_INITS and moved is None
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=own.rank,
-            lora_alpha=own.alpha,  # type: ignore[arg-type]
-            use_rslora=own.use_rslora,
-            target_modules=list(lora.targets),
-            lora_dropout=0.0,
-            init_lora_weights=lora.init if lora.init in MOVED_INITS and moved is None else True,  # type: ignore[arg-type]
-            use_dora=lora.use_dora,
-            lora_bias=lora.lora_bias,
-            modules_to_save=list(lora.modules_to_save) or None,
-        )
-        with quiet(), torch.random.fork_rng(devices=[]):  # the A that peft draws is replaced
+        moves = isinstance(worn, Lora) and worn.init in MOVED_INITS and moved is None
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(draw)
             if moves or moved is not None:
-                self._keep(lora)
+                self._keep(worn)
             try:
-                get_peft_model(self.model, config)
-            except (TypeError, ValueError) as error:
+                config = (
+                    _lora_config(worn, hyperparameters, moves) if isinstance(worn, Lora) else peft_config(worn, hyperparameters)
+                )
+                model = get_peft_model(self.model, config)
+            except (TypeError, ValueError, UserWarning) as error:
                 self.undress()
-                raise ModelError(f"peft refuses this adapter on the base: {error}", "look at lora in the blueprint") from error
-        self.model.eval()
-        adapter = SoloAdapter(self.model, lora, own.scale)
-        self._check(lora)
+                where = "lora" if isinstance(worn, Lora) else "adapter"
+                raise ModelError(
+                    f"peft refuses this adapter on the base: {error}", f"look at {where} in the blueprint"
+                ) from error
+            self.model.eval()
+            adapter = SoloAdapter(self.model, worn, hyperparameters.scale)
+            if not isinstance(worn, Lora):
+                adapter.constants = constants_of(model, adapter.parameters)
+        self._check(worn)
         if moves:
-            adapter.moved = Moved({name: _factors(layer) for name, layer in adapter.layers.items()}, own.scale)
+            adapter.moved = Moved({name: _factors(layer) for name, layer in adapter.layers.items()}, hyperparameters.scale)
         elif moved is not None:
             adapter.move(moved)
         return adapter
@@ -115,35 +118,35 @@ class Wardrobe:
             del self.model.peft_config
         self.model.requires_grad_(False)
 
-    def _keep(self, lora: Lora) -> None:
+    def _keep(self, worn: Lora | PeftAdapter) -> None:
         """Give the targets copies of their weights, which are about to be moved; `undress` brings the own ones back."""
         from chrysalis_ray.seed.linear import stored_transposed
 
         for name, module in self._modules.items():
-            if _is_target(name, lora):
+            if _is_target(name, worn):
                 if stored_transposed(module):
                     self.undress()
                     raise ModelError(
-                        f"{name} keeps its weight [in, out], and peft's {lora.init} takes it for [out, in]",
+                        f"{name} keeps its weight [in, out], and peft's {getattr(worn, 'init', '')} takes it for [out, in]",
                         "write init: kaiming",
                     )
                 self._kept.append((module, module.weight.data))
                 module.weight.data = module.weight.data.clone()
 
-    def _check(self, lora: Lora) -> None:
+    def _check(self, worn: Lora | PeftAdapter) -> None:
         """Every module to save must be there, stand apart from the targets, and be tied to nothing."""
         from peft.utils.other import ModulesToSaveWrapper
 
         saved = [name for name, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
         tied = getattr(self.model.config, "tie_word_embeddings", False)
         tables = (self._modules_of(self.model.get_input_embeddings()), self._modules_of(self.model.get_output_embeddings()))
-        problem = None
-        for wanted in lora.modules_to_save:
+        problem, of = None, "lora" if isinstance(worn, Lora) else "adapter"
+        for wanted in worn.modules_to_save:
             if not any(name.endswith(wanted) for name in saved):
-                problem = f"lora.modules_to_save names {wanted!r}, and no module of the base ends so"
+                problem = f"{of}.modules_to_save names {wanted!r}, and no module of the base ends so"
         for name in saved:
-            if any(f"{part}.".startswith(f"{name}.") for part in self._modules if _is_target(part, lora)):
-                problem = f"{name} of lora.modules_to_save holds modules of lora.targets"
+            if any(f"{part}.".startswith(f"{name}.") for part in self._modules if _is_target(part, worn)):
+                problem = f"{name} of {of}.modules_to_save holds modules of {of}.targets"
             elif tied and self._modules[name] in tables:
                 problem = f"{name} is tied: embedding and head of this base are one table, and cannot be trained apart"
         if problem:
@@ -156,15 +159,19 @@ class Wardrobe:
 
 
 class SoloAdapter:
-    """One adapter on a base: what peft trains of it, by name, and the modules that carry A and B, by theirs."""
+    """One adapter on a base: what peft trains of it, by name, and the modules that carry A and B, by theirs. `constants` is
+    what its kind keeps beside (`kinds.py`)."""
 
-    def __init__(self, model: PreTrainedModel, lora: Lora, scale: float) -> None:
+    def __init__(self, model: PreTrainedModel, worn: Lora | PeftAdapter, scale: float) -> None:
         from peft.tuners.lora import LoraLayer
+        from peft.tuners.lycoris_utils import LycorisLayer
 
         self.model = model
-        self.lora = lora
+        self.worn = worn
         self.moved: Moved | None = None
+        self.constants: dict[str, Tensor] = {}
         self.layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+        self._scaled: list[Any] = [*self.layers.values(), *(m for m in model.modules() if isinstance(m, LycorisLayer))]
         self.parameters = {state_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         self.rescale(scale)
 
@@ -175,8 +182,8 @@ class SoloAdapter:
         return head.modules_to_save[NAME] if hasattr(head, "modules_to_save") else head
 
     def rescale(self, scale: float) -> None:
-        """Count B A so many times."""
-        for layer in self.layers.values():
+        """Count B A, or what a kind with an alpha has in its place, so many times."""
+        for layer in self._scaled:
             layer.scaling[NAME] = scale
 
     def move(self, moved: Moved) -> None:
@@ -195,8 +202,27 @@ def state_name(parameter: str) -> str:
     return parameter.removesuffix(".weight") if parameter.endswith(".lora_magnitude_vector.weight") else parameter
 
 
-def _is_target(module: str, lora: Lora) -> bool:
-    return any(module == target or module.endswith(f".{target}") for target in lora.targets)
+def _lora_config(lora: Lora, own: Hyperparameters, moves: bool) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=own.rank,
+        lora_alpha=own.alpha,  # type: ignore[arg-type]
+        use_rslora=own.use_rslora,
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        init_lora_weights=lora.init if moves else True,  # type: ignore[arg-type]
+        use_dora=lora.use_dora,
+        lora_bias=lora.lora_bias,
+        modules_to_save=list(lora.modules_to_save) or None,
+        **narrowing(lora),
+    )
+
+
+def _is_target(module: str, worn: Lora | PeftAdapter) -> bool:
+    meant = any(module == target or module.endswith(f".{target}") for target in worn.targets or ())
+    return meant and (not isinstance(worn, Lora) or worn.takes(module))
 
 
 def _factors(layer: Any) -> tuple[Tensor, Tensor]:
@@ -212,6 +238,12 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # refused a moment later
         warnings.filterwarnings("ignore", message=".*lora_bias=True. was passed but the targeted layer")
         warnings.filterwarnings("ignore", message=".*LoRA tensor.s. have invalid shape")  # a bias is no matrix
+        warnings.filterwarnings(
+            "ignore", message="Unsupported layer type .*Norm"
+        )  # of ln_tuning, for which it is the right one
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")  # of boft, which computes without it
+        warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1")  # as it is
+        warnings.filterwarnings("error", message="Invalid `oft_block_size`")  # peft would take another one
         yield
 
 
@@ -222,6 +254,8 @@ def write_solo(
     folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], hyperparameters: Hyperparameters, seed: Path
 ) -> str:
     """The adapter in a solo seed as a PEFT folder; returns its sha256. `seed` is the folder of adapter zero."""
+    if "type" in meta["solo"]:
+        return write_kind(folder, tensors, meta["solo"], hyperparameters, seed)
     zero, own = read_adapter(seed), hyperparameters
     worn = {name.removeprefix("weight/"): tensor for name, tensor in tensors.items() if name.startswith("weight/")}
     if meta["solo"]["init"] in MOVED_INITS:
@@ -257,15 +291,17 @@ def _unmoved(
 def is_plain(folder: Path) -> bool:
     """Whether an adapter is what `read_adapter` reads, as far as the kinds go that this file writes."""
     config = read_config(folder)
-    return not any(config.get(key) for key in FORM[:3])
+    return config.get("peft_type", "LORA") == "LORA" and not any(config.get(key) for key in FORM[:3])
 
 
-def read_solo(folder: Path, lora: Lora) -> tuple[Hyperparameters, dict[str, Tensor]]:
-    """Geometry and tensors of an adapter of the kind of `lora`. Raises MergeError for one that is not of that kind."""
+def read_solo(folder: Path, worn: Lora | PeftAdapter) -> tuple[Hyperparameters, dict[str, Tensor]]:
+    """Geometry and tensors of an adapter of the kind of `worn`. Raises MergeError for one that is not of that kind."""
+    if not isinstance(worn, Lora):
+        return read_kind(folder, worn)
     config = read_config(folder)
     for key in FORM[:3]:
         written = config.get(key) or (() if key == "modules_to_save" else False)
-        wanted = getattr(lora, key)
+        wanted = getattr(worn, key)
         if (tuple(written) if isinstance(written, list) else written) != wanted:
             raise MergeError(f"{folder}: {key} is {written!r}, the blueprint says {wanted!r}", "give an adapter of this run")
     geometry = Hyperparameters(rank=config["r"], alpha=config["lora_alpha"], use_rslora=config.get("use_rslora", False))

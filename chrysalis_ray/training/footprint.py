@@ -11,7 +11,7 @@ from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
-from chrysalis_ray.training.alone import kept_activations, solo_parameters, twice_held
+from chrysalis_ray.training.alone import adapter_parameters, held_beside, kept_activations
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
 from chrysalis_ray.training.plan import Memory, gib
@@ -50,12 +50,11 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     tokens = math.ceil(slots * lane_tokens(loaded))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
-    lora = loaded.blueprint.lora
     on_gpu = (body.gpus_per_worker or 0) > 0
     return Memory(
-        base=shard - offloaded + gathered + twice_held(shape, lora) * width,
+        base=shard - offloaded + gathered + held_beside(shape, loaded.blueprint) * width,
         bank=bank_memory(shape, loaded, slots),
-        activations=round(tokens * kept * kept_activations(lora, body.precision)),
+        activations=round(tokens * kept * kept_activations(loaded.blueprint.worn, body.precision)),
         logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + in_memory if on_gpu else 0,
@@ -65,12 +64,14 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
 def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measured: Measurement) -> Memory:
     """The same from a measurement; what logits take is part of what a token was seen to take.
 
-    It was taken with the blueprint's optimizer: a variant may draw one that remembers more.
+    It was taken with the blueprint's optimizer: a variant may draw one that remembers more. What a kind of adapter other than
+    LoRA has to remember is known from there alone.
     """
     on_gpu, held = (loaded.body.gpus_per_worker or 0) > 0, measured.holding
+    told = bank_memory(shape, loaded, slots) if loaded.blueprint.adapter is None else 0
     return Memory(
         base=held.base,
-        bank=max(slots * held.per_slot, bank_memory(shape, loaded, slots)),
+        bank=max(slots * held.per_slot, told),
         activations=round(slots * lane_tokens(loaded) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
@@ -98,8 +99,7 @@ def shared_out(slots: int, workers: int) -> int:
 
 def slot_bytes(shape: ModelShape, loaded: LoadedExperiment) -> int:
     """Bytes of one slot: weights, gradients, moments."""
-    lora = loaded.blueprint.lora
-    return (shape.lora_parameters(largest_rank(loaded), lora.targets) + solo_parameters(shape, lora)) * bank_bytes(loaded)
+    return adapter_parameters(shape, loaded.blueprint, largest_rank(loaded)) * bank_bytes(loaded)
 
 
 def bank_bytes(loaded: LoadedExperiment) -> int:

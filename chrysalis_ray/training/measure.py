@@ -98,7 +98,7 @@ def _slots_to_ask(loaded: LoadedExperiment) -> int:
     """As many as there will be; of `auto` the most that there can be."""
     variants, written = loaded.experiment.population.variants, loaded.body.slots
     if written == "auto":
-        return allowed_slots(loaded.experiment.population)[-1]
+        return 1 if loaded.blueprint.worn.solo else allowed_slots(loaded.experiment.population)[-1]
     return min(written or 1, variants)
 
 
@@ -127,7 +127,7 @@ def order_of(
     body, lanes = loaded.body, loaded.blueprint.lanes
     return {
         "base": _base_of(loaded, shape, folder),
-        "targets": list(loaded.blueprint.lora.targets),
+        "worn": loaded.blueprint.worn.model_dump(mode="json"),
         "rank": largest_rank(loaded),
         "optimizer": loaded.blueprint.optimizer.type,
         "vocabulary": shape.vocabulary,

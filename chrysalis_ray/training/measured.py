@@ -113,11 +113,12 @@ def lane_of(loaded: LoadedExperiment) -> Lane:
 
 def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware) -> dict[str, Any]:
     """What a measurement for this experiment on this machine depends on, as JSON content."""
-    body, on_gpu = loaded.body, (loaded.body.gpus_per_worker or 0) > 0
+    body, on_gpu, lora = loaded.body, (loaded.body.gpus_per_worker or 0) > 0, loaded.blueprint.lora
     sizes = {key: value for key, value in asdict(shape).items() if key not in ("name", "family", "window")}
     return {
         "base": sizes,
-        "targets": sorted(loaded.blueprint.lora.targets),
+        "targets": sorted(loaded.blueprint.worn.targets or ()),
+        **({"exclude": sorted(lora.exclude), "layers": list(lora.layers or ())} if lora.is_narrowed else {}),
         "rank": largest_rank(loaded),
         "optimizer": loaded.blueprint.optimizer.type,
         "workers": body.workers,
@@ -130,6 +131,11 @@ def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware)
         "device": hardware.gpu_name if on_gpu else f"{hardware.cpus} x {hardware.processor or platform.machine()}",
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in LIBRARIES},
+        **(
+            {"solo": loaded.blueprint.worn.model_dump(mode="json"), "peft": _version("peft")}
+            if loaded.blueprint.worn.solo
+            else {}
+        ),
     }
 
 
@@ -148,8 +154,6 @@ def keep_measurement(cache: CacheLayout, measurement: Measurement) -> Path:
 
 def unmeasured(loaded: LoadedExperiment) -> str | None:
     """Why a body like this is not measured, None where it is."""
-    if reason := loaded.blueprint.lora.solo:
-        return f"what is measured is a pack, and these variants train alone: {reason}"
     if loaded.body.offload == "nvme":
         return "a base on a disk is not measured"
     return "compiled layers are not measured" if loaded.body.compile else None

@@ -27,12 +27,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from chrysalis_ray.config.blueprint import EmbeddedBase
+from chrysalis_ray.config.adapters import KINDS
+from chrysalis_ray.config.blueprint import EmbeddedBase, Lora
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.tokens import TokenStore
-from chrysalis_ray.seed.soul import pack_seed
+from chrysalis_ray.seed.soul import pack_seed, unpack_seed
 from chrysalis_ray.training.base import DTYPES, load_base
 from chrysalis_ray.training.embedded import LENGTH, ROWS, build, pretrain
 from chrysalis_ray.training.engine import make_engine
@@ -41,6 +42,8 @@ from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
 from chrysalis_ray.training.measured import Lane, Point
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
 
@@ -55,7 +58,7 @@ class Order:
     """What to measure, as `measure.py` writes it. `room` is the memory this process may use beyond its imports, in bytes."""
 
     base: dict[str, Any]
-    targets: list[str]
+    worn: dict[str, Any]  # the blueprint's lora, or its adapter
     rank: int
     optimizer: str
     vocabulary: int
@@ -159,7 +162,11 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     if order.activation_checkpointing:
         checkpoint_activations(model)
     engine = make_engine(order.zero_stage, order.offload, order.precision, device)
-    pack = Pack(model, order.targets, order.slots, order.rank, engine, threads=order.threads)
+    worn = KINDS[order.worn["type"]].model_validate(order.worn) if "type" in order.worn else Lora.model_validate(order.worn)
+    if worn.solo or not isinstance(worn, Lora):
+        return SoloPack(model, worn, engine)
+    targets = [target.name for target in find_targets(model, worn.targets) if worn.takes(target.name)]
+    pack = Pack(model, targets, order.slots, order.rank, engine, threads=order.threads)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)
     return pack
@@ -212,7 +219,8 @@ class Bench:
         """Fresh variants for the first slots, each with its gradients and moments already in memory."""
         generator = torch.Generator().manual_seed(0)
         tensors = {}
-        for target in self.pack.bank.targets:
+        targets = self.pack.targets if isinstance(self.pack, SoloPack) else self.pack.bank.targets
+        for target in targets:
             a_ri = torch.randn(self.order.rank, target.in_features, generator=generator) / target.in_features**0.5
             tensors[f"weight/{target.name}.lora_A"] = a_ri
             tensors[f"weight/{target.name}.lora_B"] = torch.zeros(target.out_features, self.order.rank)
@@ -225,7 +233,7 @@ class Bench:
     def variant(self, index: int, lane: Lane, microsteps: int) -> Variant:
         settings = Hyperparameters(rank=self.order.rank, learning_rate=1e-5, optimizer=self.order.optimizer)
         return Variant(
-            variant_id=f"m{index:03d}", index=index, rng_seed=index, seed_sha256="", genome_id=DOMAIN, base_sha256="",
+            variant_id=f"m{index:03d}", index=index, rng_seed=index, seed_sha256="0" * 64, genome_id=DOMAIN, base_sha256="",
             hyperparameters=settings, epigenome=Epigenome({DOMAIN: 1.0}), steps=1_000_000, chunk_steps=1,
             rows_per_step=lane.rows * microsteps, sequence_length=lane.length,
         )  # fmt: skip
@@ -279,7 +287,7 @@ class Bench:
         return Scored(self.order.slots, SCORED_ROWS * self.order.length, self._agreed(self.scoring[-1]))
 
     def keep_seconds(self, rank: int) -> float:
-        """A seed taken out of its slot, packed and put into a store."""
+        """A seed taken out of its slot, packed and put into a store; in a solo body, the next one put on as well."""
         if rank:  # the others hand over what they keep of it
             for _ in range(REPEATS):
                 self.pack.harvest(0)
@@ -289,7 +297,9 @@ class Bench:
             for number in range(REPEATS):
                 began = time.perf_counter()
                 tensors, meta = self.pack.harvest(0)
-                store.put(pack_seed(tensors, {**meta, "number": number}))
+                seed = store.put(pack_seed(tensors, {**meta, "number": number}))
+                if isinstance(self.pack, SoloPack):
+                    self.pack.place(0, self.pack.occupant(0).variant, *unpack_seed(store.get(seed)))
                 seconds.append(time.perf_counter() - began)
         return statistics.median(seconds)
 

@@ -101,7 +101,7 @@ class PackedLinear(nn.Module):
         )
 
 
-def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
+def find_targets(model: nn.Module, targets: Iterable[str], section: str = "lora") -> list[Target]:
     """The linear modules that `targets` (leaf names or dotted endings) mean, in module order.
 
     Raises ModelError for a target that is missing or not linear, listing the linear leaf names the model has.
@@ -114,12 +114,14 @@ def find_targets(model: nn.Module, targets: Iterable[str]) -> list[Target]:
     for target in wanted:
         matches = [name for name in modules if _means(target, name)]
         if not matches:
-            raise ModelError(f"lora.targets names {target!r}, which the base does not have", f"its linear modules: {leaves}")
+            raise ModelError(
+                f"{section}.targets names {target!r}, which the base does not have", f"its linear modules: {leaves}"
+            )
         odd = [name for name in matches if name not in linear]
         if odd:
             kind = type(modules[odd[0]]).__name__
             raise ModelError(
-                f"lora.targets names {target!r}, but {odd[0]!r} is a {kind} that carries no adapter",
+                f"{section}.targets names {target!r}, but {odd[0]!r} is a {kind} that carries no adapter",
                 f"its linear modules: {leaves}",
             )
     return [

@@ -89,6 +89,7 @@ class Plan:
     obstacles: tuple[str, ...]
     chosen: tuple[str, ...]
     notes: tuple[str, ...]
+    adapter: str = "lora"  # of which kind, in peft's word
 
     @property
     def fits(self) -> bool:
@@ -115,7 +116,7 @@ class Plan:
         return [
             f"{self.name}: {self.variants} variants of {self.base}{_millions(self.parameters)}",
             f"each: {self.steps} optimizer steps in {self.reports} reports of {self.chunk_steps}, "
-            f"{self.tokens_per_variant:,} tokens, LoRA rank {self.rank}{_millions(self.lora_parameters)}",
+            f"{self.tokens_per_variant:,} tokens, {_adapter_words(self)}{_millions(self.lora_parameters)}",
             f"together: {self.tokens:,} tokens over {len(self.domains)} domains ({', '.join(self.domains)})",
             _body_line(self),
             f"machine: {self.hardware.line()}",
@@ -125,6 +126,11 @@ class Plan:
             *(f"note: {note}" for note in self.notes),
             *(f"does not fit: {obstacle}" for obstacle in self.obstacles),
         ]
+
+
+def _adapter_words(plan: Plan) -> str:
+    ranked = f" rank {plan.rank}" if plan.adapter == "lora" or plan.rank > 1 else ""
+    return f"{'LoRA' if plan.adapter == 'lora' else f'adapter {plan.adapter}'}{ranked}"
 
 
 def _time_json(time: Time) -> dict[str, Any]:

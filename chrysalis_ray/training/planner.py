@@ -16,6 +16,7 @@ from chrysalis_ray.config.population import LevelMixes, Population
 from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
+from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.duration import bodies_of, optimizer_steps, steps_of, time_of, turns_of
 from chrysalis_ray.training.footprint import admit, worker_memory
 from chrysalis_ray.training.hardware import Hardware
@@ -61,7 +62,7 @@ def plan(loaded: LoadedExperiment, hardware: Hardware, cache: CacheLayout | None
         tokens=tokens * population.variants,
         domains=domains_of(loaded.experiment.genome),
         rank=rank,
-        lora_parameters=shape.lora_parameters(rank, loaded.blueprint.lora.targets) if shape else None,
+        lora_parameters=adapter_parameters(shape, loaded.blueprint, rank) if shape else None,
         body=body,
         slots_used=slots,
         bodies=bodies,
@@ -72,6 +73,7 @@ def plan(loaded: LoadedExperiment, hardware: Hardware, cache: CacheLayout | None
         measured=measured.date if measured else None,
         obstacles=tuple(obstacles),
         chosen=(*(loaded.chosen.reasons if loaded.chosen else ()), *loaded.selected, *why),
+        adapter=loaded.blueprint.adapter_type,
         notes=tuple(_notes(loaded, choice, slots, shape, time, measured, population.tokens_per_variant - tokens)),
     )
 
@@ -118,7 +120,7 @@ def _notes(
         notes.append(
             f"memory and time follow once the config.json of {model} is on this machine (a folder, or the hub's cache)"
         )
-    if reason := loaded.blueprint.lora.solo:
+    if reason := loaded.blueprint.worn.solo:
         notes.append(_solo_note(reason, variants, body.count or 1))
     notes.append(_search_note(loaded.experiment.population))
     domains = domains_of(loaded.experiment.genome)
@@ -126,7 +128,7 @@ def _notes(
         notes.append(silent)
     if choice.why:
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
-    if time is not None and not loaded.blueprint.lora.solo:
+    if time is not None and not loaded.blueprint.worn.solo:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0, slots))
     if measured is not None:
         notes += _measured_notes(loaded, measured)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from chrysalis_ray.config.population import HyperBand, Pb2, Pbt, Population
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.duration import bodies_of, steps_of, turns_of
 from chrysalis_ray.training.footprint import has_room, slot_bytes, worker_memory
 from chrysalis_ray.training.hardware import Hardware
@@ -25,7 +26,7 @@ def pace_of(loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape, mea
     """How fast a worker of this experiment is: as measured, else as guessed."""
     if measured is not None:
         return measured.pace
-    adapter = shape.lora_parameters(largest_rank(loaded), loaded.blueprint.lora.targets)
+    adapter = adapter_parameters(shape, loaded.blueprint, largest_rank(loaded))
     length = loaded.blueprint.lanes.sequence_length
     return guess_pace(shape, loaded.body, hardware, adapter, length, slot_bytes(shape, loaded))
 
@@ -47,7 +48,7 @@ def choose_slots(
     scheduler allow are compared by seconds per variant. One is the answer where packing would not save a tenth of them.
     """
     written, population = loaded.body.slots, loaded.experiment.population
-    if loaded.blueprint.lora.solo:
+    if loaded.blueprint.worn.solo:
         return SlotChoice(1)
     if written != "auto":
         return SlotChoice(written or 1)

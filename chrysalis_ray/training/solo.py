@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Hyperparameters, Variant
+from chrysalis_ray.seed.kinds import CONSTANT
 from chrysalis_ray.seed.solo import NAME, Moved, SoloAdapter, Wardrobe, form_of
-from chrysalis_ray.training.bank import ALIGNMENT, Bank, Window
+from chrysalis_ray.training.bank import ALIGNMENT, Bank, Target, Window
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head, HeadArithmetic, find_head, raw_logits
 from chrysalis_ray.training.lanes import MicroBatch
@@ -154,7 +156,7 @@ def _dense_losses(hidden_cd: Tensor, labels_c: Tensor, head: Head) -> Tensor:
 
 
 class SoloPack(Pack):
-    """One slot on a base, for variants of the kind of `lora`. `threads` stay inside the operations.
+    """One slot on a base, for variants of the kind of `worn`. `threads` stay inside the operations.
 
     Raises ModelError for a base or targets that do not suit.
     """
@@ -162,15 +164,17 @@ class SoloPack(Pack):
     def __init__(
         self,
         model: PreTrainedModel,
-        lora: Lora,
+        worn: Lora | PeftAdapter,
         engine: Engine,
         lanes: Literal["compacted", "fixed"] = "compacted",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if not engine.copyable:
             raise ModelError("a sharded base cannot wear an adapter of peft's own", "set zero_stage: 0")
-        self.engine, self.lanes, self.lora = engine, lanes, lora
-        find_targets(model, lora.targets)
+        self.engine, self.lanes, self.worn = engine, lanes, worn
+        self.targets: list[Target] = []
+        if isinstance(worn, Lora) or worn.linear:
+            self.targets = find_targets(model, worn.targets or (), "lora" if isinstance(worn, Lora) else "adapter")
         self.bank = RowBank(dtype, engine.device)
         window, head = Window(self.bank), find_head(model)
         self._wardrobe = Wardrobe(model)
@@ -186,22 +190,34 @@ class SoloPack(Pack):
     def place(self, slot: int, variant: Variant, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Put on a variant's adapter, from the tensors of its seed, or as peft begins it with the A of adapter zero.
 
-        An init that moves the base begins with factors of its own. Raises ModelError for what does not fit.
+        An init that moves the base begins with factors of its own, a kind other than LoRA with what peft draws from a number
+        that adapter zero gives: the same for all variants. Raises ModelError for what does not fit.
         """
         moved = None
         if "solo" in meta:
-            if meta["solo"] != form_of(self.lora):
+            if meta["solo"] != form_of(self.worn):
                 raise ModelError(f"a seed of the kind {meta['solo']} is not of this blueprint's", "use a seed of this run")
             moved = moved_in(tensors, meta)
-        self._put_on(self.lora, variant.hyperparameters, moved)
-        if "solo" not in meta:
+        self._put_on(self.worn, variant.hyperparameters, moved, int(variant.seed_sha256[:15], 16))
+        if "solo" in meta:
+            self._recall({n.removeprefix(CONSTANT): t for n, t in tensors.items() if n.startswith(CONSTANT)})
+        else:
             tensors = self._begun(tensors, variant.hyperparameters.rank)
         super().place(slot, variant, tensors, meta)
+
+    def _recall(self, constants: Mapping[str, Tensor]) -> None:
+        """Have the constants of a seed or a folder in the place of those that peft drew. Raises ModelError for others."""
+        assert self._shard.adapter is not None
+        own = self._shard.adapter.constants
+        if own.keys() != constants.keys() or any(own[name].shape != value.shape for name, value in constants.items()):
+            raise ModelError("a seed and the blueprint's adapter differ in what is not trained", "use a seed of this run")
+        for name, value in constants.items():
+            own[name].copy_(value)
 
     def _begun(self, zero: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
         """The fresh adapter: as peft made it, with the first rows of adapter zero's A where the base was not moved."""
         begun = {f"weight/{name}": tensor.clone() for name, tensor in self.bank.unpack(self.bank.flat_SP[0], rank).items()}
-        if self.lora.init not in MOVED_INITS:
+        if isinstance(self.worn, Lora) and self.worn.init not in MOVED_INITS:
             for name in [name for name in begun if name.endswith(".lora_A.weight")]:
                 begun[name] = zero[name.removesuffix(".weight")][:rank]
         return begun
@@ -218,22 +234,28 @@ class SoloPack(Pack):
         return self._show(slot, plain, Hyperparameters(rank=rank, alpha=scale * rank), tensors)
 
     def load_solo(self, slot: int, geometry: Hyperparameters, tensors: Mapping[str, Tensor]) -> None:
-        """Put on an adapter of the kind of `lora`, as its folder has it, for evaluation only."""
-        self._show(slot, self.lora, geometry, tensors)
+        """Put on an adapter of the kind of `worn`, as its folder has it, for evaluation only."""
+        self._show(slot, self.worn, geometry, tensors)
 
     def clear(self, slot: int) -> None:
         """Bare the base."""
         self._take_off()
         self._occupants.pop(slot, None)
 
-    def _show(self, slot: int, lora: Lora, geometry: Hyperparameters, tensors: Mapping[str, Tensor]) -> None:
-        self._put_on(lora, geometry)
-        self.bank.pack(tensors, geometry.rank, self.bank.flat_SP[0])
+    def _show(self, slot: int, worn: Lora | PeftAdapter, geometry: Hyperparameters, tensors: Mapping[str, Tensor]) -> None:
+        self._put_on(worn, geometry)
+        assert self._shard.adapter is not None
+        constants = self._shard.adapter.constants
+        self._recall({name: tensor for name, tensor in tensors.items() if name in constants})
+        trained = {name: tensor for name, tensor in tensors.items() if name not in constants}
+        self.bank.pack(trained, geometry.rank, self.bank.flat_SP[0])
         self._occupants.pop(slot, None)
 
-    def _put_on(self, lora: Lora, hyperparameters: Hyperparameters, moved: Moved | None = None) -> None:
+    def _put_on(
+        self, worn: Lora | PeftAdapter, hyperparameters: Hyperparameters, moved: Moved | None = None, draw: int = 0
+    ) -> None:
         self._take_off()
-        adapter = self._wardrobe.wear(lora, hyperparameters, moved)
+        adapter = self._wardrobe.wear(worn, hyperparameters, moved, draw)
         for name, layer in adapter.layers.items():
             layer.lora_dropout[NAME] = LaneDropout(name, self._shard.window)
         assert isinstance(self.bank, RowBank)
@@ -255,8 +277,10 @@ class SoloPack(Pack):
 
     def _snapshot(self, slot: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, meta = super()._snapshot(slot)
-        meta["solo"] = form_of(self.lora)
+        meta["solo"] = form_of(self.worn)
         adapter = self._shard.adapter
+        if adapter is not None:
+            tensors |= {f"{CONSTANT}{name}": tensor for name, tensor in adapter.constants.items()}
         if adapter is not None and adapter.moved is not None:
             meta["initial_scale"] = adapter.moved.scale
             for module, (a_ri, b_or) in adapter.moved.factors.items():

@@ -92,6 +92,11 @@ class Case:
     blueprint: bool = False
 
 
+def adapter(name: str, written: str, *words: str) -> Case:
+    """A blueprint with an adapter of another kind."""
+    return Case(name, "optimizer:\n", f"adapter: {written}\noptimizer:\n", "adapter:", words, blueprint=True)
+
+
 def exp(name: str, old: str, new: str, at: str, *words: str) -> Case:
     return Case(name, old, new, at, words)
 
@@ -197,9 +202,29 @@ OTHER_TRAINERS = [
         "lora_modules",
         "the name here is lora.modules_to_save",
     ),
-    blue("another kind", "  rank: 8", "  rank: 8\n  peft_type: VERA", "peft_type", "trained alone with peft"),
+    blue("another kind", "  rank: 8", "  rank: 8\n  peft_type: VERA", "peft_type", "written as adapter: {type: ...}"),
+    adapter("unknown kind", "{type: lohaa}", "'lohaa' is not known", "did you mean 'loha'"),
+    adapter("adalora", "{type: adalora}", "which no seed here holds", "ia3, loha"),
+    adapter("prefix tuning", "{type: prefix-tuning}", "several documents"),
+    adapter("lora as adapter", "{type: lora}", "is what a blueprint means by lora"),
+    adapter("kind misspelt field", "{type: loha, alhpa: 4}", "adapter.alhpa", "did you mean 'alpha'"),
+    adapter("kind in peft's names", "{type: loha, r: 4}", "the name here is adapter.rank"),
+    adapter("kind targets in peft's names", "{type: vera, target_modules: [q_proj]}", "the name here is adapter.targets"),
+    adapter("kind dropout", "{type: oft, module_dropout: 0.1}", "would see another"),
+    adapter("kind without kind", "{rank: 4}", "has no `type`"),
+    adapter("kind field of another", "{type: ia3, rank: 4}", "unknown key 'rank'"),
+    adapter("kind wrong number", "{type: road, group_size: 3}", "group_size"),
+    adapter("kind no such layer", "{type: hra, targets: [query]}", "'query' is no linear layer of Qwen3"),
+    adapter("kind no such norm", "{type: ln_tuning, targets: [q_proj]}", "'q_proj' is no norm of Qwen3"),
     blue("peft pissa", "  rank: 8", "  rank: 8\n  init: pissa_niter_16", "init:", "lora.init", "at random", "write pissa"),
     blue("lora-ga", "  rank: 8", "  rank: 8\n  init: LoRA-GA", "init:", "lora.init", "first gradient", "write eva or kaiming"),
+    blue("orthogonal init", "  rank: 8", "  rank: 8\n  init: orthogonal", "init:", "begins with a B that is not zero"),
+    blue("init true", "  rank: 8", "  rank: 8\n  init: true", "init:", "peft's word for kaiming"),
+    blue("init false", "  rank: 8", "  rank: 8\n  init: false", "init:", "adapter zero must change nothing"),
+    blue("loftq init", "  rank: 8", "  rank: 8\n  init: loftq", "init:", "quantises the base's weights"),
+    blue("peft's layers", "  rank: 8", "  rank: 8\n  layers_to_transform: [0]", "layers_to", "the name here is lora.layers"),
+    blue("peft's exclude", "  rank: 8", "  rank: 8\n  exclude_modules: [k_proj]", "exclude_m", "the name here is lora.exclude"),
+    blue("rank pattern", "  rank: 8", "  rank: 8\n  rank_pattern: {q_proj: 2}", "rank_pattern", "one rank and one scale each"),
     blue("peft init", "  rank: 8", "  rank: 8\n  init_lora_weights: eva", "init_lora", "the name here is lora.init"),
     blue("four bits", "workers: 1", "workers: 1\n  load_in_4bit: true", "load_in", "body.quantization", "quantization: nf4"),
     blue("remote code", "  layers: 2", "  trust_remote_code: true", "trust_remote_code", "never run"),

@@ -92,6 +92,7 @@ def test_one_run_per_variant_merge_and_verdict(judged: RunLayout) -> None:
     assert variant["run"]["name"] == "v000-api_docs"
     assert variant["run"]["config"]["mix"]["api_docs"] == pytest.approx(4 / 9)
     assert variant["run"]["config"]["lora"]["rank"] == 4
+    assert variant["run"]["config"]["adapter"] == {"type": "lora"}
     assert variant["run"]["config"]["optim"]["learning_rate"] == pytest.approx(1e-3 * 1.4**-3)
     assert variant["metrics"]["eval/*"] == ("train/tokens", True)
     assert variant["metrics"]["train/*"][0] == "train/tokens"

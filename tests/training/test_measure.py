@@ -236,6 +236,23 @@ def test_plan_measures_and_later_reads_what_was_measured(tmp_path: Path) -> None
     assert min(found.pace.keep, found.pace.score_per_token, found.start, found.pretrain) > 0
 
 
+def test_a_solo_body_is_measured_with_the_adapter_that_it_wears(tmp_path: Path) -> None:
+    kind = ["blueprint.adapter={type: loha, rank: 4, targets: [q_proj]}", "merge=[{method: winner}]", "body.slots=1"]
+    loaded, cache = load_experiment(QUICKSTART, [*TINY, *kind]), CacheLayout(tmp_path)
+    found = measure(loaded, Hardware.local(), cache, look=0.05)
+    assert found.question["solo"]["type"] == "loha"
+    assert [(point.variants, point.microsteps) for point in found.points] == [(1, 1), (1, 2), (1, 1)]
+    layers, rank, sides = 2, 8, 64 + 64  # the largest rank that is searched
+    assert 0 <= found.holding.per_slot - layers * 2 * rank * sides * 16 < 64 * 16  # padded
+    assert min(found.pace.keep, found.pace.launch + found.pace.per_token, found.pace.score_per_token) > 0
+    planned = plan(loaded, Hardware.local(), cache)
+    assert planned.measured == found.date
+    assert planned.memory is not None
+    assert planned.memory.bank == found.holding.per_slot
+    packed = load_experiment(QUICKSTART, [*TINY, "body.slots=1"])
+    assert find_measurement(packed, shape_of(packed.base), Hardware.local(), cache) is None
+
+
 def test_out_of_memory_halves_the_slots_and_does_not_end_the_measurement(tmp_path: Path) -> None:
     loaded, cache, said = load_experiment(QUICKSTART, HUNGRY), CacheLayout(tmp_path), []
     found = measure(loaded, Hardware.local(), cache, room=ROOM, look=0.1, progress=said.append)

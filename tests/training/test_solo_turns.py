@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_solo_kinds import adapter_of
 from test_training_solo import PROJECTIONS, member, zero_of
 from training_texts import TextTokens
 
@@ -32,13 +33,13 @@ def grown(base: Path, layout: RunLayout, tokens: TextTokens, **kind: Any) -> Fle
     zero = zero_of(base)
     factors = {name[7:-7]: (a_ri, zero[f"{name[:-1]}B"]) for name, a_ri in zero.items() if name.endswith("A")}
     write_adapter(layout.seed, AdapterWeights(str(base), None, 8, 8.0, False, PROJECTIONS, factors))
-    lora = Lora(targets=PROJECTIONS, **kind)
+    worn = adapter_of(kind["adapter"]) if "adapter" in kind else Lora(targets=PROJECTIONS, **kind)
     plan = BodyPlan(
         morphology=Morphology(slots=1), base_folder=str(base), tokens_folder="", seed_folder=str(layout.seed),
         store_folder=str(layout.store), targets=PROJECTIONS, rank=8, rows_per_microstep=2, rows_per_report=1,
-        omega_name="", namespace="", solo=lora,
+        omega_name="", namespace="", solo=worn,
     )  # fmt: skip
-    pack = SoloPack(load_base(base, "fp32"), lora, ReplicatedEngine(torch.device("cpu")))
+    pack = SoloPack(load_base(base, "fp32"), worn, ReplicatedEngine(torch.device("cpu")))
     return Flesh(plan, pack, tokens, Store(layout.store), read_adapter(layout.seed))
 
 
@@ -58,7 +59,7 @@ class Line:
         self.position, self.chunk, self.seed, self.metrics = target, self.chunk + 1, outcome.seed, outcome.metrics
 
 
-@pytest.mark.parametrize("kind", [{"use_dora": True}, {"init": "pissa"}], ids=["dora", "pissa"])
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"init": "pissa"}, {"adapter": "lokr"}], ids=["dora", "pissa", "lokr"])
 def test_variants_take_turns_and_the_winner_is_kept(
     kind: dict[str, Any], tiny_base: Path, tokens: TextTokens, tmp_path: Path
 ) -> None:
@@ -93,11 +94,11 @@ def test_variants_take_turns_and_the_winner_is_kept(
     wanted = [WinnerMerge(method="winner"), EnsembleMerge(method="ensemble")]
     merges = merge_candidates(layout, wanted, ["v00", "v01"], judge=lambda candidates: {})
     assert merges["candidates"]["winner"]["weights"] == {"v00": 1.0, "v01": 0.0}
-    if "use_dora" in kind:
+    if "init" not in kind:
         assert (
             adapter_sha256(layout.merge("winner")) == read_json(layout.population_manifest)["variants"]["v00"]["adapter_sha256"]
         )
-        assert "use_dora" in merges["failed"]["ensemble"]
+        assert ("use_dora" if "use_dora" in kind else "LOKR") in merges["failed"]["ensemble"]
     else:
         (mixed,) = judge_turn(
             flesh, Turn(10, "judge", candidates=(Candidate("mix", str(layout.merge("ensemble"))),), rows_per_domain=9)

@@ -174,7 +174,7 @@ def test_its_folder_gives_plain_peft_the_same_logits(
     else:
         with pytest.raises(MergeError):
             read_adapter(folder)
-        judge.load_solo(0, *read_solo(folder, judge.lora))
+        judge.load_solo(0, *read_solo(folder, judge.worn))
     torch.testing.assert_close(judge.score([0], batch), scored, rtol=0, atol=2e-5)
     judge.clear(0)
     assert torch.equal(judge.score([0], batch), before)
