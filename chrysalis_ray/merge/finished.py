@@ -81,9 +81,12 @@ class FinishedModules:
         """Keep a module; what comes back has its factors on disk, not in memory."""
         cut = merged.cut
         a_ri, b_or = (side.contiguous() for side in cut.factors)
-        content = a_ri.numpy().tobytes() + b_or.numpy().tobytes()
+        parts = [side.view(-1).view(torch.uint8).numpy().data for side in (a_ri, b_or)]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
         told = {
-            "module": module, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+            "module": module, "bytes": sum(map(len, parts)), "sha256": digest.hexdigest(),
             "rank": len(a_ri), "in": a_ri.shape[1], "out": len(b_or),
             "energy": cut.energy, "lost": cut.lost, "available_rank": cut.available_rank,
             "counted": dict(merged.counted), "gram": merged.gram_NN.tolist(),
@@ -91,7 +94,7 @@ class FinishedModules:
         with self._lock:
             told["start"] = -(-self._content.seek(0, os.SEEK_END) // mmap.PAGESIZE) * mmap.PAGESIZE
             self._content.truncate(told["start"])  # up to the next page: that is where a file can be mapped
-            self._content.write(content)
+            self._content.writelines(parts)
             self._content.flush()
             self._lines.write(json.dumps(told).encode() + b"\n")
             self._lines.flush()

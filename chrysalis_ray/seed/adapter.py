@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -184,13 +185,14 @@ def _write_weights(path: Path, weights: AdapterWeights, shapes: Mapping[str, tup
         return factors_of(found["module"])["AB".index(found["side"])]
 
     try:
-        with path.open("wb") as stream:
-            digest = write_floats(stream, shapes, tensor_of, "format", "pt")
+        with path.open("wb") as stream, ThreadPoolExecutor(1) as beside:
+            write_floats(stream, shapes, tensor_of, "format", "pt")
             stream.flush()
+            digest = beside.submit(sha256_of_file, path)  # while the disk is busy
             os.fsync(stream.fileno())
     except ValueError as error:
         raise MergeError(f"the adapter cannot be written: {error}", "leave out the variant that diverged") from error
-    return digest
+    return digest.result()
 
 
 # reading ------------------------------------------------------------------------------------------------------------

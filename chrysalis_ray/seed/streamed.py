@@ -7,8 +7,8 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,8 +53,8 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         a_place, b_place = self._places[module]
-        with self._path.open("rb") as stream:
-            a_ri, b_or = (_tensor_at(stream, self._path, module, place) for place in (a_place, b_place))
+        with self._path.open("rb", buffering=0) as stream:
+            a_ri, b_or = _pair_at(stream, self._path, module, a_place, b_place)
         ratio = self._ratios[module]
         return a_ri, b_or if ratio == 1.0 else b_or * ratio
 
@@ -152,13 +152,26 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
     return {module: (sides[module]["A"], sides[module]["B"]) for module in sorted(sides)}
 
 
-def _tensor_at(stream: Any, path: Path, module: str, place: Place) -> torch.Tensor:
-    tensor = torch.empty(place.shape, dtype=place.dtype)
-    content = tensor.view(-1).view(torch.uint8).numpy().data
-    stream.seek(place.start)
-    if stream.readinto(content) != len(content):
-        raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")
-    tensor = tensor.to(torch.float32)
-    if not is_finite(tensor):
+def _pair_at(stream: FileIO, path: Path, module: str, a_place: Place, b_place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B of a module in fp32, in one turn where they lie one after the other, as in most files."""
+    if (a_place.end, a_place.dtype) != (b_place.start, b_place.dtype):
+        a_R, b_R = (_values_at(stream, path, module, p.start, p.end, p.dtype) for p in (a_place, b_place))
+    else:
+        both_R = _values_at(stream, path, module, a_place.start, b_place.end, a_place.dtype)
+        a_R, b_R = both_R[: math.prod(a_place.shape)], both_R[math.prod(a_place.shape) :]
+    return a_R.view(a_place.shape), b_R.view(b_place.shape)
+
+
+def _values_at(stream: FileIO, path: Path, module: str, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+    content = torch.empty(end - start, dtype=torch.uint8)
+    stream.seek(start)
+    rest = content.numpy().data
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")
+        rest = rest[count:]
+    values = content.view(dtype).to(torch.float32)
+    if not is_finite(values):
         raise MergeError(f"{path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out")
-    return tensor
+    return values
