@@ -194,7 +194,7 @@ def _evenly(squares_L: Tensor, count: int) -> Tensor:
     """Places of `count` rows, or all, of which there are as many long ones and short ones as among all."""
     step = max(1.0, len(squares_L) / count)
     places = ((torch.arange(min(count, len(squares_L))) + 0.5) * step).long()
-    return squares_L.argsort(stable=True)[places]
+    return torch.from_numpy(np.argsort(squares_L.numpy()))[places]
 
 
 def trim_density(config: Any) -> float:
@@ -218,15 +218,15 @@ def trimmed(block: Block) -> Tensor:
     return entries_Nbl
 
 
-def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:
-    """TIES after its trimming: the sign with more weight, and the weighted mean of the kept entries that have it.
+def elected_mean(block: Block, kept_Nbl: Tensor, scale: float) -> Tensor:
+    """TIES after its trimming: the sign with more weight, and `scale` times the weighted mean of the kept entries that have it.
 
     For the elected sign e that is e sum_i w_i (|x_i| + e x_i) / sum_i w_i (|sign x_i| + e sign x_i): entries of the other sign
     cancel. Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before. `kept_Nbl`
     is used up: its memory serves for the signs.
     """
     weights_1N, kept_NL = block.weights_N[None].to(kept_Nbl.dtype), kept_Nbl.flatten(1)
-    lengths_1N = weights_1N if block.units_N is None else weights_1N * block.units_N
+    lengths_1N = scale * weights_1N if block.units_N is None else scale * weights_1N * block.units_N
     sizes_NL = kept_NL.abs()
     sum_1L, size_1L = lengths_1N @ kept_NL, lengths_1N @ sizes_NL
     signs_NL = kept_NL.sign_()

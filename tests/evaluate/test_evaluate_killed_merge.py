@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -96,9 +97,10 @@ def test_bytes_that_changed_and_lines_that_tore_are_merged_again(tmp_path, names
     out = tmp_path / "killed" / "out"
     unfinished = kill_in_the_middle(names, out, "ensemble", ["rank=2"], count=4, torn=True)
     with (unfinished / BYTES).open("r+b") as stream:
-        stream.seek(4096 + 100)  # in the second module
+        place = json.loads((unfinished / LINES).read_bytes().split(b"\n")[2])["start"] + 100  # in the second module
+        stream.seek(place)
         byte = stream.read(1)
-        stream.seek(4096 + 100)
+        stream.seek(place)
         stream.write(bytes([byte[0] ^ 1]))
     merged = spied(monkeypatch)
     assert merge_folders(names, spec, out)["sha256"] == whole["sha256"]
