@@ -78,12 +78,16 @@ class RuledRows:
         self, rule: Rule, config: Any, weights_N: Tensor, changes: Sequence[Factors | None], anchor: Factors | None,
         norms_N: Tensor, draw: int,
     ) -> None:  # fmt: skip
-        """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths."""
+        """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths.
+
+        A change of length 0 is none: what its factors leave of a member minus an equal anchor is rounding, and has no vote.
+        """
         self.rule, self.config, self.draw, self.draws = rule, config, draw, hasattr(config, "rng_seed")
         a_ri, b_or = next(block for block in (*changes, anchor) if block is not None)
         self.out_size, self.in_size = len(b_or), a_ri.shape[1]
         self.dtype = torch.float64 if self.out_size * self.in_size <= EXACT_ENTRIES else torch.float32
         self.weights_N = weights_N.to(self.dtype)
+        changes = [change if norm > 0.0 else None for change, norm in zip(changes, norms_N.tolist(), strict=True)]
         rank = max((len(change[0]) for change in changes if change is not None), default=1)
         self.b_NOR = torch.zeros(len(changes), self.out_size, rank, dtype=self.dtype)
         self.a_NRI = torch.zeros(len(changes), rank, self.in_size, dtype=self.dtype)
@@ -100,9 +104,10 @@ class RuledRows:
             kept = kept_entries(density, self.out_size * self.in_size)
             self.thresholds_N = torch.stack([self._threshold(number, kept) for number in range(len(changes))])
         self.units_N = None
-        if bool((self.thresholds_N * FAR > norms_N).all()):  # each entry in units of its threshold: all are trimmed at once
-            self.units_N = self.thresholds_N
-            self.b_NOR = self.b_NOR / self.thresholds_N[:, None, None]
+        moved_N = norms_N > 0.0
+        if bool((self.thresholds_N * FAR > norms_N)[moved_N].all()):  # in units of thresholds, all are trimmed at once
+            self.units_N = torch.where(moved_N, self.thresholds_N, 1.0)
+            self.b_NOR = self.b_NOR / self.units_N[:, None, None]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, merged rows [b, I]), top to bottom."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -50,11 +52,18 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, path: Path, places: Mapping[str, tuple[Place, Place]], ratios: Mapping[str, float]) -> None:
         self._path, self._places, self._ratios = path, places, ratios
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __getitem__(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         a_place, b_place = self._places[module]
-        with self._path.open("rb", buffering=0) as stream:
-            a_ri, b_or = _pair_at(stream, self._path, module, a_place, b_place)
+        if (a_place.end, a_place.dtype) == (b_place.start, b_place.dtype):  # as in most files: both in one turn
+            size = math.prod(a_place.shape)
+            both_R = self._values(module, a_place.start, b_place.end, a_place.dtype)
+            a_R, b_R = both_R[:size], both_R[size:]
+        else:
+            a_R, b_R = (self._values(module, place.start, place.end, place.dtype) for place in (a_place, b_place))
+        a_ri, b_or = a_R.view(a_place.shape), b_R.view(b_place.shape)
         ratio = self._ratios[module]
         return a_ri, b_or if ratio == 1.0 else b_or * ratio
 
@@ -63,6 +72,25 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def _values(self, module: str, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
+        """What lies from `start` to `end`, in fp32."""
+        content = np.empty(end - start, dtype=np.uint8)
+        rest = content.data
+        while rest:
+            count = os.preadv(self._descriptor, [rest], end - len(rest))
+            if count == 0:
+                raise MergeError(f"{self._path} became shorter while it was read", "leave the adapter alone while it is merged")
+            rest = rest[count:]
+        if dtype == torch.float32:
+            values = torch.from_numpy(content.view(np.float32))
+        else:
+            values = torch.from_numpy(content).view(dtype).to(torch.float32)
+        if not is_finite(values):
+            raise MergeError(
+                f"{self._path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out"
+            )
+        return values
 
     def shape(self, module: str) -> tuple[int, int, int]:
         """(out, rank, in) of a module, from the file's header."""
@@ -150,28 +178,3 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
     if not sides:
         raise MergeError(f"{folder}: {WEIGHTS} holds no tensor", "copy or export the adapter again")
     return {module: (sides[module]["A"], sides[module]["B"]) for module in sorted(sides)}
-
-
-def _pair_at(stream: FileIO, path: Path, module: str, a_place: Place, b_place: Place) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of a module in fp32, in one turn where they lie one after the other, as in most files."""
-    if (a_place.end, a_place.dtype) != (b_place.start, b_place.dtype):
-        a_R, b_R = (_values_at(stream, path, module, p.start, p.end, p.dtype) for p in (a_place, b_place))
-    else:
-        both_R = _values_at(stream, path, module, a_place.start, b_place.end, a_place.dtype)
-        a_R, b_R = both_R[: math.prod(a_place.shape)], both_R[math.prod(a_place.shape) :]
-    return a_R.view(a_place.shape), b_R.view(b_place.shape)
-
-
-def _values_at(stream: FileIO, path: Path, module: str, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-    content = torch.empty(end - start, dtype=torch.uint8)
-    stream.seek(start)
-    rest = content.numpy().data
-    while rest:
-        count = stream.readinto(rest)
-        if not count:
-            raise MergeError(f"{path} became shorter while it was read", "leave the adapter alone while it is merged")
-        rest = rest[count:]
-    values = content.view(dtype).to(torch.float32)
-    if not is_finite(values):
-        raise MergeError(f"{path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out")
-    return values
