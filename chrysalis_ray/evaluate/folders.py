@@ -31,7 +31,7 @@ from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import check_names, merge_adapters
 from chrysalis_ray.merge.run import MEASURE, MergeResult
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, factor_name, write_adapter
-from chrysalis_ray.seed.streamed import open_adapter
+from chrysalis_ray.seed.streamed import StreamedFactors, open_adapter
 from chrysalis_ray.seed.tensors import head_of_floats
 
 MANIFEST = "merge.json"
@@ -176,7 +176,11 @@ def layout_of(sources: Sequence[Source], spec: Merge, rank: int) -> Layout | Non
     asked = getattr(spec, "rank", None) or rank
     if asked == "exact":
         return None
-    sizes = {module: source.weights.factors.shape(module) for source in sources for module in source.weights.factors}
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for source in sources:
+        factors = source.weights.factors
+        assert isinstance(factors, StreamedFactors)
+        sizes |= {module: factors.shape(module) for module in factors}
     shapes = {(module, "A"): (asked, size[2]) for module, size in sizes.items()}
     shapes |= {(module, "B"): (size[0], asked) for module, size in sizes.items()}
     names = {key: factor_name(*key) for key in shapes}

@@ -1,10 +1,11 @@
 """Modules that a merge has finished, kept on disk: killed in the middle, it goes on with the others.
 
 `modules.bin` holds factors, A then B in fp32; `modules.jsonl` a line for each module, written after its factors: where they
-lie, their sha256, and what the merge tells of the module. Where it is known beforehand where everything lies in the file of the
-merged adapter, `modules.bin` has that `Layout` and becomes that file; else modules follow each other. Nothing is synced, which
-no killed process needs: should a power cut keep a line and lose its bytes, their sha256 no longer fits, and the module is merged
-again. The first line names the request; a folder of another one is emptied. One process at a time, by a lock on `modules.jsonl`.
+lie, their sha256, and what the merge tells of the module. With a `Layout`, that of the file of the merged adapter, every module
+is written to its place there, and in the end `modules.bin` is that file; else modules follow each other. Nothing is synced,
+which no killed process needs: should a power cut keep a line and lose its bytes, their sha256 no longer fits, and the module is
+merged again. The first line names the request; a folder of another one is emptied. One process at a time, by a lock on
+`modules.jsonl`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class FinishedModules:
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
-        told = {
+        told: dict[str, Any] = {
             "module": module, "bytes": sum(map(len, parts)), "sha256": digest.hexdigest(),
             "rank": len(a_ri), "in": a_ri.shape[1], "out": len(b_or),
             "energy": cut.energy, "lost": cut.lost, "available_rank": cut.available_rank,
@@ -154,9 +155,7 @@ class FinishedModules:
     def _mapped(self, told: dict[str, Any]) -> MergedModule:
         size, rank = told["bytes"], told["rank"]
         before = told["start"] % mmap.ALLOCATIONGRANULARITY  # a file is mapped from a page on
-        view = mmap.mmap(
-            self._content.fileno(), before + size, access=mmap.ACCESS_COPY, offset=told["start"] - before
-        )
+        view = mmap.mmap(self._content.fileno(), before + size, access=mmap.ACCESS_COPY, offset=told["start"] - before)
         values = torch.frombuffer(view, dtype=torch.float32, offset=before)
         a_ri, b_or = values[: rank * told["in"]].view(rank, -1), values[rank * told["in"] :].view(-1, rank)
         cut = Cut((a_ri, b_or), told["energy"], told["lost"], told["available_rank"])

@@ -49,8 +49,8 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     heard = [(number, *block) for number, block in enumerate(blocks) if block is not None]
     if not heard:
         return None
-    b_OK = torch.cat([b_or.detach() for _, _, b_or in heard], dim=1).to("cpu", torch.float64)
-    a_KI = torch.cat([a_ri.detach() for _, a_ri, _ in heard], dim=0).to("cpu", torch.float64)
+    b_OK = torch.cat([b_or for _, _, b_or in heard], dim=1).detach().to("cpu", torch.float64)
+    a_KI = torch.cat([a_ri for _, a_ri, _ in heard], dim=0).detach().to("cpu", torch.float64)
     owner_K = _owners(tuple((number, a_ri.shape[0]) for number, a_ri, _ in heard))
     return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
 
