@@ -310,11 +310,16 @@ def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def put_in_place(
-    beside: Path, out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any], ready: Path | None
+    beside: Path,
+    out: Path,
+    adapter: AdapterWeights,
+    task: str | None,
+    manifest: dict[str, Any],
+    ready: tuple[Path, str | None] | None,
 ) -> dict[str, Any]:
     """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest.
 
-    `ready` is a file with the adapter's weights, if there is one already.
+    `ready` is a file with the adapter's weights, if there is one already, and its sha256, if that is known.
     """
     building = Path(tempfile.mkdtemp(dir=beside))
     try:

@@ -59,20 +59,28 @@ def finished_modules(folder: Path, request_sha256: str, layout: Layout | None = 
     process is at it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / BYTES).touch()
-    with (folder / LINES).open("a+b") as lines, (folder / BYTES).open("r+b", buffering=0) as content:
+    with (folder / LINES).open("a+b") as lines:
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise MergeError(
                 f"another process is making this merge in {folder}", "wait for it, or give another --out"
             ) from error
-        try:
-            yield FinishedModules(lines, content, request_sha256, layout)
-        except MergeError:
-            shutil.rmtree(folder)  # it would be refused again
-            raise
+        with _own_file(folder / BYTES) as content:
+            try:
+                yield FinishedModules(lines, content, request_sha256, layout)
+            except MergeError:
+                shutil.rmtree(folder)  # it would be refused again
+                raise
     shutil.rmtree(folder)
+
+
+def _own_file(path: Path) -> FileIO:
+    """The file at `path`, made if it is not there. One that is an adapter's by another name already is left to that adapter."""
+    if path.exists() and path.stat().st_nlink > 1:
+        path.unlink()
+    path.touch()
+    return path.open("r+b", buffering=0)
 
 
 class FinishedModules:
@@ -90,11 +98,22 @@ class FinishedModules:
             _write_at(content, 0, layout.head)
             content.truncate(layout.size)
         self._end = os.fstat(content.fileno()).st_size
+        self._digest = hashlib.sha256(layout.head if layout else b"")
+        self._hashed = len(layout.head) if layout else 0
 
-    def whole(self, modules: Collection[str]) -> Path | None:
-        """The file, if it is that of an adapter of these modules, all of which were added or found. Nothing is synced."""
-        fits = self._layout is not None and set(modules) == set(self._layout.starts)
-        return Path(self._content.name) if fits else None
+    def whole(self, modules: Collection[str]) -> tuple[Path, str | None] | None:
+        """The file, if it is that of an adapter of these modules, all of which were added or found, and its sha256, if all
+        were hashed along. Nothing is synced."""
+        if self._layout is None or set(modules) != set(self._layout.starts):
+            return None
+        return Path(self._content.name), self._digest.hexdigest() if self._hashed == self._layout.size else None
+
+    def hash_along(self, module: str, merged: MergedModule) -> None:
+        """Take a module that was added or found into the hash of the file, if it is the next one there."""
+        if self._layout is not None and self._layout.starts[module] == self._hashed:
+            size = sum(side.nbytes for side in merged.cut.factors)
+            self._digest.update(os.pread(self._content.fileno(), size, self._hashed))  # read, not mapped: it need not stay
+            self._hashed += size
 
     def find(self, module: str) -> MergedModule | None:
         """The module as it was finished before, or None."""
@@ -119,6 +138,8 @@ class FinishedModules:
         told["start"] = self._place(module, told["bytes"])
         for start, part in zip((told["start"], told["start"] + len(parts[0])), parts, strict=True):
             _write_at(self._content, start, part)
+        if self._layout is not None and hasattr(os, "posix_fadvise"):  # the disk may begin with what will be synced
+            os.posix_fadvise(self._content.fileno(), told["start"], told["bytes"], os.POSIX_FADV_DONTNEED)
         with self._lock:
             self._lines.write(json.dumps(told).encode() + b"\n")
             self._lines.flush()

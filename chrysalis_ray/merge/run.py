@@ -155,7 +155,10 @@ def _each_module(
         return finished.add(module, merged) if finished else merged
 
     modules = population.modules()
-    return zip(modules, in_order(merged_or_found, modules), strict=True)
+    for module, merged in zip(modules, in_order(merged_or_found, modules), strict=True):
+        if finished:
+            finished.hash_along(module, merged)
+        yield module, merged
 
 
 def _merge_module(config: Merge, population: _Population, rank: int | None, module: str) -> MergedModule:

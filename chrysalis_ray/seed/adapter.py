@@ -87,13 +87,13 @@ def write_adapter(
     card: str | None = None,
     extra: Mapping[str, bytes] | None = None,
     like: Path | Mapping[str, Any] | None = None,
-    ready: Path | None = None,
+    ready: tuple[Path, str | None] | None = None,
 ) -> str:
     """Write a PEFT folder and return the sha256 over its config and weights; the same adapter gives the same bytes.
 
     `card` becomes README.md, `extra` further plain files. `like` is a folder that this function wrote, or a config: what peft
     says of every adapter is taken from there, so that peft, seconds of import, need not be asked again. `ready` is a file that
-    holds the weights already, byte for byte, and shall not be written to again: it is linked. The folder is built
+    holds these weights already, and its sha256 if known: it is linked, and must not be written to again. The folder is built
     beside its place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that
     plain peft could not load.
     """
@@ -105,7 +105,9 @@ def write_adapter(
         files[name] = content
     if card is not None:
         files[CARD] = card.encode()
-    return write_folder(folder, files, lambda path: take(ready, path) if ready else _write_weights(path, weights, shapes))
+    return write_folder(
+        folder, files, lambda path: take(ready[0], path, ready[1]) if ready else _write_weights(path, weights, shapes)
+    )
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], stream_weights: Callable[[Path], str] | None = None) -> str:

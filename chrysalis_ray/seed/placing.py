@@ -30,14 +30,17 @@ def put_in_place(building: Path, folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def take(ready: Path, path: Path) -> str:
-    """Give the file `ready` the name `path` as well, on disk for good; returns its sha256."""
+def take(ready: Path, path: Path, known_sha256: str | None) -> str:
+    """Give the file `ready` the name `path` as well, on disk for good; returns its sha256, `known_sha256` if it is known."""
     try:
         os.link(ready, path)
     except OSError:  # a file system without links
         shutil.copyfile(ready, path)
     with path.open("r+b") as stream:
-        return sync_and_hash(stream, path)
+        if known_sha256 is None:
+            return sync_and_hash(stream, path)
+        os.fsync(stream.fileno())
+    return known_sha256
 
 
 def sync_and_hash(stream: BinaryIO, path: Path) -> str:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from chrysalis_ray.evaluate.folders import merge_folders
 from chrysalis_ray.merge import run
 from chrysalis_ray.merge.finished import BYTES, LINES, finished_modules
 from chrysalis_ray.merge.gram import stack
-from chrysalis_ray.seed.adapter import WEIGHTS, AdapterWeights, write_adapter
+from chrysalis_ray.seed.adapter import WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
 from chrysalis_ray.seed.streamed import open_adapter
 
 SHAPES = {f"layers.{layer}.{name}": shape for layer in range(3) for name, shape in (("q", (30, 24)), ("up", (40, 24)))}
@@ -193,6 +194,21 @@ def test_modules_in_their_place_in_the_file_are_the_file_that_would_be_written(t
     assert merge_folders(names, spec, tmp_path / "apart") == linked
     assert (tmp_path / "linked" / WEIGHTS).stat().st_nlink == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apart", "linked", "written"]
+
+
+def test_a_file_that_has_become_an_adapters_is_never_written_to_again(tmp_path, names):
+    """Killed after the last rename, and the merge moved away as we advise: what is left must not reach into it."""
+    spec = read_merge("ensemble", ["rank=2"])
+    out = tmp_path / "out"
+    made = merge_folders(names, spec, out)
+    moved = shutil.move(out, tmp_path / "moved")
+    unfinished = out.with_name(f".out.{made['request_sha256'][:16]}")
+    unfinished.mkdir()
+    os.link(tmp_path / "moved" / WEIGHTS, unfinished / BYTES)
+    (unfinished / LINES).write_bytes(b"of another request\n")
+    assert merge_folders(names, spec, out) == made
+    assert adapter_sha256(Path(moved)) == made["sha256"]
+    assert not os.path.samefile(out / WEIGHTS, tmp_path / "moved" / WEIGHTS)
 
 
 def test_without_links_the_file_is_copied(tmp_path, names, monkeypatch):
