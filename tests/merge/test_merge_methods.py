@@ -79,6 +79,25 @@ def test_slerp_of_two_is_the_formula(shared):
 
 
 @both_regimes
+def test_slerp_of_a_pair_turns_them_as_long_as_they_are(shared):
+    one, two = members(shared, count=2)
+    x, y = deltas([one, two])
+    angle = math.acos(float((x * y).sum() / x.norm() / y.norm()))
+    pair = SlerpMerge(method="slerp", mean="pair")
+    expected = (math.sin(0.7 * angle) * x + math.sin(0.3 * angle) * y) / math.sin(angle)
+    close(merged(pair, [one, two], [0.7, 0.3])[0], expected)
+    close(merged(pair, [two, one], [0.3, 0.7])[0], expected)
+    close(merged(pair, [one, two], [1.0, 0.0])[0], x)
+    close(merged(pair, [one, one], [0.2, 0.8])[0], x)
+    half = {"q": (one["q"][0], -0.5 * one["q"][1])}
+    for mean in ("pair", "chord"):  # opposite directions have no angle between them: what is left of their mean
+        config = SlerpMerge(method="slerp", mean=mean)
+        close(merged(config, [one, half], [0.5, 0.5])[0], 0.25 * x)
+    with pytest.raises(MergeError, match="for two adapters"):
+        merged(pair, members(shared, count=3), WEIGHTS)
+
+
+@both_regimes
 def test_the_karcher_mean_has_no_pull_left(shared):
     adapters = members(shared, count=4)
     given = [0.4, 0.3, 0.2, 0.1]
