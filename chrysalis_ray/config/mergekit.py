@@ -1,7 +1,8 @@
 """Configs as mergekit reads them (github.com/arcee-ai/mergekit, 0.1), where they mean the same for LoRA adapters of one base.
 
 mergekit merges whole models, and an adapter as the model that it makes of its base: `model: org/base+folder`. What adds deltas
-from a base adds up alike for adapters, which is exact and needs no base. What looks at whole weights (its `slerp`, `karcher`),
+from a base, or turns them around it (`nuslerp` and `multislerp` with a `base_model`), does alike for adapters, which is exact
+and needs no base. What looks at whole weights (its `slerp`, `karcher`),
 stacks layers (`slices`, `passthrough`), or works by a formula of its own (`della`, `sce`, ...) means something else, and is
 refused by the name of its key. Weights can be `filter`ed: `filter: self_attn` is `*self_attn*` of `layer_weights`.
 """
@@ -22,8 +23,6 @@ from chrysalis_ray.core.errors import ConfigError
 OTHERWISE = {  # merge_method -> why it is not the same here
     "slerp": "it turns whole weights, base included, so that two adapters of one base lie at an angle of about 0; `--strategy "
              "slerp` turns their deltas",
-    "nuslerp": "it lets the length of the shorter delta decide as well; `--strategy slerp` has the mean length",
-    "multislerp": "it averages in the tangent space of one point; `--strategy slerp` is the Karcher mean of the deltas",
     "karcher": "it turns whole weights, base included; `--strategy slerp` is the Karcher mean of the deltas",
     "della": "it rescales what it kept by the norm of the whole tensor, the paper and `--strategy della` each entry by its own "
              "chance",
@@ -36,7 +35,8 @@ OTHERWISE = {  # merge_method -> why it is not the same here
     "arcee_fusion": "it selects entries of whole weights",
     "model_breadcrumbs": "there is no rule here that drops the largest entries",
 }  # fmt: skip
-KNOWN = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock")
+KNOWN = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "nuslerp", "multislerp")
+SPHERICAL = {"nuslerp": "pair", "multislerp": "chord"}  # `mean` of our slerp
 # parameters that a method has, and those of them that hold for one model
 SHARED = {
     "linear": ("normalize",),
@@ -45,8 +45,13 @@ SHARED = {
     "dare_linear": ("normalize", "lambda", "int8_mask", "density", "rescale"),
     "dare_ties": ("normalize", "lambda", "int8_mask", "density", "rescale"),
     "model_stock": ("filter_wise",),
+    "nuslerp": ("nuslerp_row_wise", "nuslerp_flatten"),
+    "multislerp": ("normalize_weights", "eps"),
 }
-NORMALIZED = {"linear": True, "task_arithmetic": False, "ties": True, "dare_linear": False, "dare_ties": False}
+NORMALIZED = {
+    "linear": True, "task_arithmetic": False, "ties": True, "dare_linear": False, "dare_ties": False,
+    "nuslerp": True, "multislerp": True,
+}  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TOP = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
 ELSEWHERE = {
@@ -112,7 +117,9 @@ def _recipe(root: Node, rank: str | None) -> Recipe:
         )
     adapters, base_name, seed = _adapters(data, base)
     settings, given = _settings(data, method, [position for position, _ in adapters])
-    ours = {"linear": "ensemble", "dare_linear": "dare", "dare_ties": "dare"}.get(method, method)
+    ours = {
+        "linear": "ensemble", "dare_linear": "dare", "dare_ties": "dare", "nuslerp": "slerp", "multislerp": "slerp",
+    }.get(method, method)  # fmt: skip
     if rank is not None:
         settings["rank"] = int(rank) if rank.isascii() and rank.isdecimal() else rank
     return Recipe(
@@ -196,6 +203,8 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
         if shared.get("filter_wise", False):
             raise _Refused(("parameters", "filter_wise"), "here one angle is that of a whole module; leave it out")
         return {}, None
+    if method in SPHERICAL:
+        _refuse_other_spheres(shared, method, len(places))
     normalize = _flag(shared, "normalize", NORMALIZED[method])
     reach = _number(("parameters", "lambda"), shared.get("lambda", 1.0), least=0.0)
     settings = _rule_settings(shared, own, method, normalize)
@@ -212,9 +221,25 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
     if method == "task_arithmetic":
         live = sum(weight > 0.0 for weight in given) if given is not None else len(places)
         settings["coefficient"] = length / live
+    elif method in SPHERICAL:
+        settings["mean"] = SPHERICAL[method]
     elif method != "linear":
         settings["scale"] = length
     return {**settings, **({"layer_weights": layers} if layers else {})}, given
+
+
+def _refuse_other_spheres(shared: Mapping[str, Any], method: str, count: int) -> None:
+    """What nuslerp and multislerp can be told that would be another merge."""
+    if method == "nuslerp" and count != 2:
+        raise _Refused(
+            ("models",), f"nuslerp is for two models beside the base, here are {count}; `multislerp` takes any number"
+        )
+    if method == "nuslerp" and not _flag(shared, "nuslerp_flatten", True):
+        raise _Refused(("parameters", "nuslerp_flatten"), "here one angle is that of a whole module; leave it out")
+    if method == "nuslerp" and _flag(shared, "nuslerp_row_wise", False):
+        raise _Refused(("parameters", "nuslerp_row_wise"), "here one angle is that of a whole module; leave it out")
+    if method == "multislerp" and not _flag(shared, "normalize_weights", True):
+        raise _Refused(("parameters", "normalize_weights"), "weights are shares of a whole here; write normalize_weights: true")
 
 
 def _rule_settings(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], method: str, normalize: bool) -> Settings:

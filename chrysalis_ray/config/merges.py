@@ -109,10 +109,15 @@ class TaskArithmeticMerge(SeveralMerge):
 
 
 class SlerpMerge(SeveralMerge):
-    """The mean along the sphere, of two or more deltas: their weighted mean length, in the direction between them."""
+    """The mean along the sphere, of two or more deltas: their weighted mean length, in the direction between them.
+
+    That direction is the Karcher mean of theirs, or with `mean: chord` their weighted sum, as mergekit's multislerp has it.
+    `mean: pair` is the formula for two, on deltas of whatever length, as mergekit's nuslerp has it.
+    """
 
     method: Literal["slerp"]
     name: Name = "slerp"
+    mean: Literal["karcher", "chord", "pair"] = "karcher"
 
 
 class ModelStockMerge(SeveralMerge):

@@ -8,6 +8,7 @@ a few modules at a time; killed in the middle, the same command goes on with the
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -24,13 +25,14 @@ from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.evaluate.vocabulary import refuse_other_vocabularies
 from chrysalis_ray.merge.audit import findings, look_at, unanimous_by_chance
-from chrysalis_ray.merge.finished import finished_modules
+from chrysalis_ray.merge.finished import Layout, finished_modules
 from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import check_names, merge_adapters
 from chrysalis_ray.merge.run import MEASURE, MergeResult
-from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
-from chrysalis_ray.seed.streamed import open_adapter
+from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, factor_name, write_adapter
+from chrysalis_ray.seed.streamed import StreamedFactors, open_adapter
+from chrysalis_ray.seed.tensors import head_of_floats
 
 MANIFEST = "merge.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -141,7 +143,9 @@ def merge_folders(
     if before is not None:
         shutil.rmtree(unfinished, ignore_errors=True)  # killed between the last two steps
         return before
-    with finished_modules(unfinished, request_sha256) as finished:
+    everyone = [*sources, *([seed] if seed else [])]
+    rank = max(source.weights.rank for source in sources)
+    with finished_modules(unfinished, request_sha256, layout_of(everyone, spec, rank)) as finished:
         result = merge_adapters(
             spec,
             names,
@@ -150,7 +154,7 @@ def merge_folders(
             seed.weights.factors if seed else None,
             seed.weights.scale if seed else 1.0,
             None,
-            max(source.weights.rank for source in sources),
+            rank,
             given,
             inputs=None if texts is None else measured_inputs(texts, sources, seed),
             finished=finished,
@@ -163,8 +167,28 @@ def merge_folders(
             "base_model": sources[0].weights.base_model,
             **named_result(result, [source.name for source in sources]),
         }
-        everyone = [*sources, *([seed] if seed else [])]
-        return put_in_place(unfinished, out, adapter_of(result, everyone), common_task(everyone), manifest)
+        ready = finished.whole(result.factors)
+        return put_in_place(unfinished, out, adapter_of(result, everyone), common_task(everyone), manifest, ready)
+
+
+def layout_of(sources: Sequence[Source], spec: Merge, rank: int) -> Layout | None:
+    """The file of the merged weights, as long as every module of the sources comes out; None if its rank is not known yet."""
+    asked = getattr(spec, "rank", None) or rank
+    if asked == "exact":
+        return None
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for source in sources:
+        factors = source.weights.factors
+        assert isinstance(factors, StreamedFactors)
+        sizes |= {module: factors.shape(module) for module in factors}
+    shapes = {(module, "A"): (asked, size[2]) for module, size in sizes.items()}
+    shapes |= {(module, "B"): (size[0], asked) for module, size in sizes.items()}
+    names = {key: factor_name(*key) for key in shapes}
+    head, starts = head_of_floats({names[key]: shape for key, shape in shapes.items()}, "format", "pt")
+    ends = {key: starts[names[key]] + 4 * math.prod(shape) for key, shape in shapes.items()}
+    if any(ends[module, "A"] != starts[names[module, "B"]] for module in sizes):
+        return None  # a module whose name comes between A and B of another one
+    return Layout(head, {module: starts[names[module, "A"]] for module in sizes}, max(ends.values()))
 
 
 def request_of(
@@ -286,12 +310,21 @@ def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def put_in_place(
-    beside: Path, out: Path, adapter: AdapterWeights, task: str | None, manifest: dict[str, Any]
+    beside: Path,
+    out: Path,
+    adapter: AdapterWeights,
+    task: str | None,
+    manifest: dict[str, Any],
+    ready: tuple[Path, str | None] | None,
 ) -> dict[str, Any]:
-    """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest."""
+    """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest.
+
+    `ready` is a file with the adapter's weights, if there is one already, and its sha256, if that is known.
+    """
     building = Path(tempfile.mkdtemp(dir=beside))
     try:
-        complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like={**PLAIN_CONFIG, "task_type": task})}
+        like = {**PLAIN_CONFIG, "task_type": task}
+        complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like=like, ready=ready)}
         write_json(building / out.name / MANIFEST, complete)
         try:
             (building / out.name).rename(out)

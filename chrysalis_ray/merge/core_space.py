@@ -84,6 +84,12 @@ def core_space(
 
 def check_module(module: str, blocks: Sequence[Factors | None]) -> None:
     """Raises MergeError for factors of one module that do not fit together or are not finite."""
+    check_shapes(module, blocks)
+    check_finite(module, blocks)
+
+
+def check_shapes(module: str, blocks: Sequence[Factors | None]) -> None:
+    """Raises MergeError for factors of one module that do not fit together."""
     shapes = {(block[1].shape[0], block[0].shape[1]) for block in blocks if block is not None}
     if len(shapes) > 1:
         raise MergeError(f"module {module} has the shapes {sorted(shapes)}", "merge adapters of one and the same base")
@@ -92,7 +98,12 @@ def check_module(module: str, blocks: Sequence[Factors | None]) -> None:
             continue
         if block[0].shape[0] != block[1].shape[1]:
             raise MergeError(f"module {module}: A has rank {block[0].shape[0]}, B has rank {block[1].shape[1]}")
-        if not all(is_finite(side) for side in block):
+
+
+def check_finite(module: str, blocks: Sequence[Factors | None]) -> None:
+    """Raises MergeError for factors of one module with values that are not finite."""
+    for block in blocks:
+        if block is not None and not all(is_finite(side) for side in block):
             raise MergeError(f"module {module} holds values that are not finite", "leave out the variant that diverged")
 
 

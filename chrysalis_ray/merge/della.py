@@ -16,4 +16,4 @@ def della(config: DellaMerge, block: Block) -> Tensor:
     steps = max(block.entries_Nbl.shape[-1] - 1, 1)
     chance_Nbl = config.density - config.spread + 2.0 * config.spread * ranks_Nbl / steps
     kept_Nbl = torch.where(uniform_draws(block) < chance_Nbl, block.entries_Nbl / chance_Nbl, 0.0)
-    return config.scale * elected_mean(block, kept_Nbl)
+    return elected_mean(block, kept_Nbl, config.scale)

@@ -23,23 +23,30 @@ from torch import Tensor
 
 from chrysalis_ray.merge.core_space import Factors, canonical_basis, double
 
-BLOCK_ENTRIES = 1 << 18  # of all members together, 1 MiB in fp32: what a core keeps at hand
+BLOCK_ENTRIES = 1 << 17  # of all members together, 512 KiB in fp32: with what a rule makes of them, what a core keeps at hand
+DRAWN_ENTRIES = 1 << 18  # the same for rules that draw: other blocks would be other numbers
+COUNTED_ENTRIES = 1 << 17  # of one member
 EXACT_ENTRIES = 1 << 18  # deltas up to here are ruled upon in fp64, and sorted for their thresholds
 EQUAL = 1e-9  # members that differ by less, relative to the largest, are one and the same
 SAMPLED = 512, 256  # rows and columns of a delta that say about where its threshold lies
-BRACKET = 0.012  # the share of entries on either side of it that are looked at one by one
+BRACKET = 0.004  # the share of entries on either side of it that are looked at one by one
+FAR = 1e15  # a delta that is no more than that many thresholds long can be had in units of its threshold
 ROUNDING = 1e-9  # in fp64: a coefficient that falls short of a threshold by less than this share reaches it
 ROUNDING_FP32 = 1e-6
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of rows of one module, of all members, with a threshold and a generator for each of them."""
+    """A block of rows of one module, of all members, with a threshold and a generator for each of them.
+
+    With `units_N`, a member's entries and its threshold are given in that unit.
+    """
 
     entries_Nbl: Tensor
     weights_N: Tensor
     thresholds_N: Tensor
     generators: Sequence[torch.Generator]
+    units_N: Tensor | None = None
 
     @property
     def rounding(self) -> float:
@@ -71,39 +78,55 @@ class RuledRows:
         self, rule: Rule, config: Any, weights_N: Tensor, changes: Sequence[Factors | None], anchor: Factors | None,
         norms_N: Tensor, draw: int,
     ) -> None:  # fmt: skip
-        """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths."""
+        """`changes` have the anchor stacked in and their scale folded in, see `changes_from`; `norms_N` are their lengths.
+
+        A change of length 0 is none: what its factors leave of a member minus an equal anchor is rounding, and has no vote.
+        """
         self.rule, self.config, self.draw, self.draws = rule, config, draw, hasattr(config, "rng_seed")
         a_ri, b_or = next(block for block in (*changes, anchor) if block is not None)
         self.out_size, self.in_size = len(b_or), a_ri.shape[1]
         self.dtype = torch.float64 if self.out_size * self.in_size <= EXACT_ENTRIES else torch.float32
         self.weights_N = weights_N.to(self.dtype)
-        self.changes = [None if change is None else tuple(side.to(self.dtype) for side in change) for change in changes]
+        changes = [change if norm > 0.0 else None for change, norm in zip(changes, norms_N.tolist(), strict=True)]
+        rank = max((len(change[0]) for change in changes if change is not None), default=1)
+        self.b_NOR = torch.zeros(len(changes), self.out_size, rank, dtype=self.dtype)
+        self.a_NRI = torch.zeros(len(changes), rank, self.in_size, dtype=self.dtype)
+        for number, change in enumerate(changes):
+            if change is not None:
+                self.a_NRI[number, : len(change[0])], self.b_NOR[number, :, : len(change[0])] = change
+        self.changes = [None if change is None else (self.a_NRI[n], self.b_NOR[n]) for n, change in enumerate(changes)]
         self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
         self.places = _places(norms_N)
-        self.rows = max(1, BLOCK_ENTRIES // (self.in_size * len(changes)))
+        self.rows = max(1, (DRAWN_ENTRIES if self.draws else BLOCK_ENTRIES) // (self.in_size * len(changes)))
         density = trim_density(config)
         self.thresholds_N = torch.zeros(len(changes), dtype=self.dtype)
         if density < 1.0:
             kept = kept_entries(density, self.out_size * self.in_size)
             self.thresholds_N = torch.stack([self._threshold(number, kept) for number in range(len(changes))])
+        self.units_N = None
+        moved_N = norms_N > 0.0
+        if bool((self.thresholds_N * FAR > norms_N)[moved_N].all()):  # in units of thresholds, all are trimmed at once
+            self.units_N = torch.where(moved_N, self.thresholds_N, 1.0)
+            self.b_NOR = self.b_NOR / self.units_N[:, None, None]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, merged rows [b, I]), top to bottom."""
-        for number, rows in enumerate(self._slices()):
-            entries_NbI = torch.empty(len(self.changes), rows.stop - rows.start, self.in_size, dtype=self.dtype)
-            for change, out_bI in zip(self.changes, entries_NbI, strict=True):
-                self._rows(change, rows, out_bI)
+        held = torch.empty(len(self.changes) * min(self.rows, self.out_size) * self.in_size, dtype=self.dtype)
+        for number, rows in enumerate(self._slices(self.rows)):
+            entries_NbI = held[: len(self.changes) * (rows.stop - rows.start) * self.in_size].view(
+                len(self.changes), -1, self.in_size
+            )
+            torch.bmm(self.b_NOR[:, rows], self.a_NRI, out=entries_NbI)
             generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
-            merged_bI = self.rule(self.config, Block(entries_NbI, self.weights_N, self.thresholds_N, generators))
+            own_N = self.thresholds_N if self.units_N is None else torch.ones_like(self.thresholds_N)
+            block = Block(entries_NbI, self.weights_N, own_N, generators, self.units_N)
+            merged_bI = self.rule(self.config, block)
             if self.anchor is not None:
-                merged_bI = merged_bI + self._rows(self.anchor, rows, torch.empty_like(merged_bI))
+                merged_bI = torch.addmm(merged_bI, self.anchor[1][rows], self.anchor[0])
             yield rows, merged_bI
 
-    def _slices(self) -> list[slice]:
-        return [slice(start, min(start + self.rows, self.out_size)) for start in range(0, self.out_size, self.rows)]
-
-    def _rows(self, factors: tuple[Tensor, ...] | None, rows: slice, out_bI: Tensor) -> Tensor:
-        return out_bI.zero_() if factors is None else torch.mm(factors[1][rows], factors[0], out=out_bI)
+    def _slices(self, count: int) -> list[slice]:
+        return [slice(start, min(start + count, self.out_size)) for start in range(0, self.out_size, count)]
 
     def _threshold(self, number: int, kept: int) -> Tensor:
         """The magnitude of the last entry kept, exactly: the `kept`-th largest.
@@ -117,10 +140,10 @@ class RuledRows:
         if self.out_size * self.in_size <= EXACT_ENTRIES:
             return (change[1] @ change[0]).abs().flatten().topk(kept).values[-1]
         share, apart = kept / (self.out_size * self.in_size), BRACKET
-        a_ri, b_or = (
-            side[:: max(1, len(side) // count)] for side, count in ((change[0].T, SAMPLED[1]), (change[1], SAMPLED[0]))
-        )
-        sample = np.sort((b_or @ a_ri.T).abs().flatten().numpy())[::-1]
+        a_RI, b_OR = change
+        rows = _evenly((b_OR @ (a_RI @ a_RI.T) * b_OR).sum(1), SAMPLED[0])
+        columns = _evenly((b_OR.T @ b_OR @ a_RI * a_RI).sum(0), SAMPLED[1])
+        sample = np.sort((b_OR[rows] @ a_RI[:, columns]).abs().flatten().numpy())[::-1]
         while True:
             upper, lower = (int((share + side) * len(sample)) for side in (-apart, apart))
             high = float(sample[upper]) if upper > 0 else float("inf")
@@ -133,13 +156,18 @@ class RuledRows:
 
     def _count(self, change: tuple[Tensor, ...], low: float, high: float) -> tuple[int, Any]:
         """How many magnitudes are `high` at least, and those from `low` to below `high`."""
+        count = max(1, COUNTED_ENTRIES // self.in_size)
+        held = torch.empty(min(count, self.out_size), self.in_size, dtype=self.dtype)
+        reached_L, inside_L = np.empty(held.numel(), dtype=bool), np.empty(held.numel(), dtype=bool)
         above, between = 0, []
-        for rows in self._slices():
-            sizes = self._rows(change, rows, torch.empty(rows.stop - rows.start, self.in_size, dtype=self.dtype)).abs_()
-            sizes_L = sizes.view(-1).numpy()  # numpy counts and picks out several times as fast as torch
-            reaches_L, inside_L = sizes_L >= high, sizes_L >= low
-            above += int(np.count_nonzero(reaches_L))
-            between.append(sizes_L[np.logical_xor(reaches_L, inside_L, out=inside_L)])
+        for rows in self._slices(count):
+            sizes_bI = torch.mm(change[1][rows], change[0], out=held[: rows.stop - rows.start])
+            sizes_L = sizes_bI.view(-1).numpy()  # numpy compares, counts and picks out several times as fast as torch
+            np.abs(sizes_L, out=sizes_L)
+            reached, inside = reached_L[: len(sizes_L)], inside_L[: len(sizes_L)]
+            np.greater_equal(sizes_L, low, out=inside)
+            above += int(np.count_nonzero(np.greater_equal(sizes_L, high, out=reached)))
+            between.append(np.compress(np.logical_xor(reached, inside, out=inside), sizes_L))
         return above, np.concatenate(between)
 
 
@@ -167,6 +195,13 @@ def all_equal(increments_NPQ: Tensor) -> bool:
     return float(torch.linalg.matrix_norm(increments_NPQ - increments_NPQ[0]).max()) <= EQUAL * size
 
 
+def _evenly(squares_L: Tensor, count: int) -> Tensor:
+    """Places of `count` rows, or all, of which there are as many long ones and short ones as among all."""
+    step = max(1.0, len(squares_L) / count)
+    places = ((torch.arange(min(count, len(squares_L))) + 0.5) * step).long()
+    return torch.from_numpy(np.argsort(squares_L.numpy()))[places]
+
+
 def trim_density(config: Any) -> float:
     """The share of a delta that `ties` keeps by magnitude; the other rules need no threshold."""
     return float(config.density) if config.method == "ties" else 1.0
@@ -177,22 +212,35 @@ def kept_entries(density: float, entries: int) -> int:
     return min(entries, max(1, int(density * entries)))
 
 
-def elected_mean(block: Block, kept_Nbl: Tensor) -> Tensor:
-    """TIES after its trimming: the sign with more weight, and the weighted mean of the kept entries that have it.
+def trimmed(block: Block) -> Tensor:
+    """The entries with 0 for those below their member's threshold; takes the place of `entries_Nbl`."""
+    entries_Nbl, keep = block.entries_Nbl, 1.0 - block.rounding
+    shrunk = torch.ops.aten.hardshrink.out  # 0 up to there, entries as they are beyond
+    if block.units_N is not None:
+        return shrunk(entries_Nbl, keep, out=entries_Nbl)
+    for entries_bl, threshold in zip(entries_Nbl, block.thresholds_N.tolist(), strict=True):
+        shrunk(entries_bl, threshold * keep, out=entries_bl)
+    return entries_Nbl
 
-    For the elected sign e that is sum_i w_i (x_i + e |x_i|) / sum_i w_i (|sign x_i| + e sign x_i): entries of the other sign
-    cancel. Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before.
+
+def elected_mean(block: Block, kept_Nbl: Tensor, scale: float) -> Tensor:
+    """TIES after its trimming: the sign with more weight, and `scale` times the weighted mean of the kept entries that have it.
+
+    For the elected sign e that is e sum_i w_i (|x_i| + e x_i) / sum_i w_i (|sign x_i| + e sign x_i): entries of the other sign
+    cancel. Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before. `kept_Nbl`
+    is used up: its memory serves for the signs.
     """
     weights_1N, kept_NL = block.weights_N[None].to(kept_Nbl.dtype), kept_Nbl.flatten(1)
-    sum_1L, size_1L = weights_1N @ kept_NL, weights_1N @ kept_NL.abs()
-    signs_NL = kept_NL.sign()
-    balance_1L = weights_1N @ signs_NL
-    voters_1L = weights_1N @ signs_NL.abs_()
+    lengths_1N = scale * weights_1N if block.units_N is None else scale * weights_1N * block.units_N
+    sizes_NL = kept_NL.abs()
+    sum_1L, size_1L = lengths_1N @ kept_NL, lengths_1N @ sizes_NL
+    signs_NL = kept_NL.sign_()
+    balance_1L, voters_1L = weights_1N @ signs_NL, weights_1N @ torch.abs(signs_NL, out=sizes_NL)
     tiny = torch.finfo(kept_Nbl.dtype).tiny
     elected_1L = torch.hardshrink(sum_1L / size_1L.clamp(min=tiny), block.rounding).sign_()
-    agreeing_1L, their_weight_1L = sum_1L + elected_1L * size_1L, voters_1L + elected_1L * balance_1L
-    mean_1L = elected_1L.abs() * agreeing_1L / their_weight_1L.clamp(min=tiny)
-    return mean_1L.view(kept_Nbl.shape[1:])
+    agreeing_1L = torch.addcmul(size_1L, elected_1L, sum_1L).mul_(elected_1L)
+    their_weight_1L = torch.addcmul(voters_1L, elected_1L, balance_1L).clamp_(min=tiny)
+    return agreeing_1L.div_(their_weight_1L).view(kept_Nbl.shape[1:])
 
 
 def uniform_draws(block: Block) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,9 +40,8 @@ class Stack:
         """Inner products [M, M] of the M adapters' deltas, `scales` folded in."""
         scale_K = self.per_column(scales)
         product_KK = self.b_KK * self.a_KK * scale_K * scale_K[:, None]
-        owner_MK = torch.zeros(len(scales), len(scale_K), dtype=torch.float64)
-        owner_MK[self.owner_K, torch.arange(len(scale_K))] = 1.0
-        return owner_MK @ product_KK @ owner_MK.T
+        rows_MK = product_KK.new_zeros(len(scales), len(scale_K)).index_add_(0, self.owner_K, product_KK)
+        return product_KK.new_zeros(len(scales), len(scales)).index_add_(1, self.owner_K, rows_MK)
 
 
 def stack(blocks: Sequence[Factors | None]) -> Stack | None:
@@ -49,11 +49,16 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     heard = [(number, *block) for number, block in enumerate(blocks) if block is not None]
     if not heard:
         return None
-    ranks = [a_ri.shape[0] for _, a_ri, _ in heard]
-    b_OK = torch.cat([b_or.detach() for _, _, b_or in heard], dim=1).to("cpu", torch.float64)
-    a_KI = torch.cat([a_ri.detach() for _, a_ri, _ in heard], dim=0).to("cpu", torch.float64)
-    owner_K = torch.repeat_interleave(torch.tensor([number for number, _, _ in heard]), torch.tensor(ranks))
+    b_OK = torch.cat([b_or for _, _, b_or in heard], dim=1).detach().to("cpu", torch.float64)
+    a_KI = torch.cat([a_ri for _, a_ri, _ in heard], dim=0).detach().to("cpu", torch.float64)
+    owner_K = _owners(tuple((number, a_ri.shape[0]) for number, a_ri, _ in heard))
     return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
+
+
+@lru_cache(maxsize=64)
+def _owners(ranks: tuple[tuple[int, int], ...]) -> Tensor:
+    """The number of every adapter, as often as its rank."""
+    return torch.tensor([number for number, rank in ranks for _ in range(rank)])
 
 
 def _square(rows_KD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ the rounding of G, or members cancel, there is no answer (None): the core, with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,7 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     b_norm_K, a_norm_K = stack.b_KK.diagonal().sqrt(), stack.a_KK.diagonal().sqrt()
     size_K = counts_K.abs() * b_norm_K * a_norm_K
     live = size_K > 0.0
-    if not bool(live.any()) or not bool(torch.isfinite(size_K).all()):
+    if not math.isfinite(size_K.sum()) or not bool(live.any()):
         return None
     if not bool(live.all()):
         some = replace(
@@ -71,13 +72,11 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
             a_KK=stack.a_KK[live][:, live],
         )
         return best_of_rank(some, counts_K[live], rank)
-    b_scale_K, a_scale_K = (
-        size_K.sqrt() / b_norm_K,
-        counts_K.sign() * size_K.sqrt() / a_norm_K,
-    )  # both sides as long as each other
+    root_K = size_K.sqrt()
+    b_scale_K, a_scale_K = root_K / b_norm_K, counts_K.sign() * root_K / a_norm_K  # both sides as long as each other
     b_KK, a_KK = stack.b_KK * b_scale_K * b_scale_K[:, None], stack.a_KK * a_scale_K * a_scale_K[:, None]
     energy = float((b_KK * a_KK).sum())
-    rounding = ROUNDING * float(torch.linalg.matrix_norm(b_KK)) * float(torch.linalg.matrix_norm(a_KK))
+    rounding = ROUNDING * float(torch.linalg.vector_norm(b_KK) * torch.linalg.vector_norm(a_KK))
     root_KK = _root(b_KK)
     if root_KK is None or energy < CLEAR * rounding:
         return None
@@ -92,12 +91,13 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     values_R, vectors_KR = values_K[-rank:].flip(0), vectors_KK[:, -rank:].flip(1)
     if min(float(values_R[-1]), float(values_K[:-rank].sum())) < CLEAR * rounding:
         return None
-    v_IR = stack.a_KI.T @ (a_scale_K[:, None] * (root_KK @ (vectors_KR / values_R.sqrt())))
-    v_IR = v_IR @ (1.5 * torch.eye(rank, dtype=torch.float64) - 0.5 * (v_IR.T @ v_IR))  # Newton squares what V^T V is off by
-    u_OR = stack.b_OK @ ((b_scale_K * a_scale_K)[:, None] * (stack.a_KI @ v_IR))
-    lost = max(energy - float(torch.linalg.vector_norm(u_OR)) ** 2, 0.0)
-    even_R = values_R.sqrt().sqrt()
-    return LowRank(u_OR / even_R, even_R[:, None] * v_IR.T, energy, lost, int((values_K > heard).sum()))
+    s_R = values_R.sqrt()
+    even_R = s_R.sqrt()
+    v_IR = stack.a_KI.T @ (a_scale_K[:, None] * (root_KK @ (vectors_KR / s_R)))
+    newton_RR = torch.eye(rank, dtype=torch.float64).mul_(1.5).sub_(v_IR.T @ v_IR, alpha=0.5)  # squares what V^T V is off by
+    b_OR = stack.b_OK @ ((b_scale_K * a_scale_K)[:, None] * (stack.a_KI @ v_IR @ (newton_RR / even_R)))
+    lost = max(energy - float(torch.linalg.vector_norm(b_OR, dim=0).square() @ s_R), 0.0)
+    return LowRank(b_OR, (newton_RR * even_R).T @ v_IR.T, energy, lost, int((values_K > heard).sum()))
 
 
 def sum_cut_to_rank(stack: Stack, counts_K: Tensor, rank: int) -> Cut | None:

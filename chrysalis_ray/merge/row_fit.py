@@ -15,6 +15,7 @@ from chrysalis_ray.merge.core_space import NULL, Cut
 
 POWER = 2
 MORE = 16  # columns of the random basis beyond the rank
+EVEN = 1e-3  # of the longest column: with no direction shorter, a Gram matrix keeps ten of sixteen digits
 HELD_ENTRIES = 1 << 24  # a matrix up to here, 64 MiB in fp32, is made once and kept; a larger one is made for every pass
 HELD_ROWS = 512  # of a matrix that is kept, taken at a time
 
@@ -37,13 +38,13 @@ def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int, dtype: torc
         for rows, block_bI in blocks():
             basis_Os[rows] = (block_bI @ own_Is).double()
             energy += float(torch.linalg.vector_norm(block_bI)) ** 2 if turn == 0 else 0.0
-        basis_Os = torch.linalg.qr(basis_Os).Q
+        basis_Os = _orthonormal(basis_Os)
         own_Os = basis_Os.to(dtype)
         probe_Is = torch.zeros(in_size, size, dtype=torch.float64)
         for rows, block_bI in blocks():
             probe_Is += block_bI.T @ own_Os[rows]
         if turn < POWER:
-            probe_Is = torch.linalg.qr(probe_Is).Q
+            probe_Is = _orthonormal(probe_Is)
     left, values, right_t = torch.linalg.svd(probe_Is.T, full_matrices=False)
     kept = int((values[:rank] > NULL * values[0]).sum()) if len(values) else 0
     root_k = values[:kept].sqrt()
@@ -52,6 +53,19 @@ def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int, dtype: torc
     a_ri[:kept] = root_k[:, None] * right_t[:kept]
     lost = max(energy - float((values[:kept] ** 2).sum()), 0.0)
     return Cut((a_ri, b_or), energy, lost, int((values > NULL * values[:1].sum()).sum()))
+
+
+def _orthonormal(columns_Ds: Tensor) -> Tensor:
+    """Orthonormal columns of the same span: twice by the Cholesky root of their Gram matrix, where that has the digits for it
+    (CholeskyQR2, arXiv 1401.4952: as orthonormal as by Householder), which is several times as quick."""
+    own_Ds = columns_Ds
+    for _ in range(2):
+        root_ss, failed = torch.linalg.cholesky_ex(own_Ds.T @ own_Ds)
+        sizes_s = root_ss.diagonal()
+        if bool(failed) or not float(sizes_s.min()) > EVEN * float(sizes_s.max()):
+            return torch.linalg.qr(columns_Ds).Q
+        own_Ds = torch.linalg.solve_triangular(root_ss.T, own_Ds, upper=True, left=False)
+    return own_Ds
 
 
 def _held(blocks: Blocks, whole_OI: Tensor) -> Blocks:

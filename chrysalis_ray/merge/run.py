@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, TallMerge, TiesMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.merge.core_space import Cut, Factors, check_module, core_space, cut_to_rank
+from chrysalis_ray.merge.core_space import Cut, Factors, check_finite, check_shapes, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
     RuledRows,
     all_equal,
@@ -155,20 +155,25 @@ def _each_module(
         return finished.add(module, merged) if finished else merged
 
     modules = population.modules()
-    return zip(modules, in_order(merged_or_found, modules), strict=True)
+    for module, merged in zip(modules, in_order(merged_or_found, modules), strict=True):
+        if finished:
+            finished.hash_along(module, merged)
+        yield module, merged
 
 
 def _merge_module(config: Merge, population: _Population, rank: int | None, module: str) -> MergedModule:
     """One module merged and cut to `rank` (None: not cut), what its method counted, and the Gram matrix of the changes."""
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
-    check_module(module, [*blocks, seed])
-    if len(blocks) == 1 and blocks[0] is not None and (rank is None or blocks[0][0].shape[0] <= rank):
-        return MergedModule(_as_it_is(blocks[0], population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64))
-    if rank is not None and config.method in AS_A_SUM:
+    check_shapes(module, [*blocks, seed])
+    alone = blocks[0] if len(blocks) == 1 and blocks[0] is not None and (rank is None or len(blocks[0][0]) <= rank) else None
+    if rank is not None and alone is None and config.method in AS_A_SUM:
         summed = _summed_module(config, population, blocks, seed, rank)
         if summed is not None:
-            return summed
+            return summed  # so that its Gram matrix, and with it every value, is finite
+    check_finite(module, [*blocks, seed])
+    if alone is not None:
+        return MergedModule(_as_it_is(alone, population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64))
     if rank is not None and getattr(config, "space", "core") == "dense":
         gram_NN = _clear_gram(population, blocks, seed)[1]
         if gram_NN is not None and _differ(gram_NN):
@@ -236,6 +241,8 @@ def _clear_gram(
     if stacked is None:
         return None, None
     gram_MM = stacked.gram([*population.scales, population.anchor_scale])
+    if not bool(torch.isfinite(gram_MM.diagonal()).all()):
+        return None, None
     gram_NN = minus_the_last(gram_MM)
     drowns_N = gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])
     return stacked, None if bool(drowns_N.any()) else gram_NN

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from chrysalis_ray.config.merges import TiesMerge
-from chrysalis_ray.merge.elementwise import Block, elected_mean
+from chrysalis_ray.merge.elementwise import Block, elected_mean, trimmed
 
 
 def ties(config: TiesMerge, block: Block) -> Tensor:
@@ -15,7 +14,4 @@ def ties(config: TiesMerge, block: Block) -> Tensor:
     Members vote with their weights, and the mean divides by the weights of those that agree, so that a member without weight
     neither votes nor counts. The threshold is that of the whole module.
     """
-    kept_Nbl = torch.empty_like(block.entries_Nbl)
-    for entries_bl, threshold, kept_bl in zip(block.entries_Nbl, block.thresholds_N.tolist(), kept_Nbl, strict=True):
-        torch.ops.aten.hardshrink.out(entries_bl, threshold * (1.0 - block.rounding), out=kept_bl)  # 0 up to there
-    return config.scale * elected_mean(block, kept_Nbl)
+    return elected_mean(block, trimmed(block), config.scale)

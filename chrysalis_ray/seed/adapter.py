@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ import torch
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, write_bytes
-from chrysalis_ray.seed.placing import put_in_place
+from chrysalis_ray.seed.placing import put_in_place, sync_and_hash, take
 from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, unique_keys, write_floats
 
 CONFIG = "adapter_config.json"
@@ -88,11 +87,13 @@ def write_adapter(
     card: str | None = None,
     extra: Mapping[str, bytes] | None = None,
     like: Path | Mapping[str, Any] | None = None,
+    ready: tuple[Path, str | None] | None = None,
 ) -> str:
     """Write a PEFT folder and return the sha256 over its config and weights; the same adapter gives the same bytes.
 
     `card` becomes README.md, `extra` further plain files. `like` is a folder that this function wrote, or a config: what peft
-    says of every adapter is taken from there, so that peft, seconds of import, need not be asked again. The folder is built
+    says of every adapter is taken from there, so that peft, seconds of import, need not be asked again. `ready` is a file that
+    holds these weights already, and its sha256 if known: it is linked, and must not be written to again. The folder is built
     beside its place and renamed; files that an older folder holds beside ours are kept. Raises MergeError for an adapter that
     plain peft could not load.
     """
@@ -104,7 +105,9 @@ def write_adapter(
         files[name] = content
     if card is not None:
         files[CARD] = card.encode()
-    return write_folder(folder, files, lambda path: _write_weights(path, weights, shapes))
+    return write_folder(
+        folder, files, lambda path: take(ready[0], path, ready[1]) if ready else _write_weights(path, weights, shapes)
+    )
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], stream_weights: Callable[[Path], str] | None = None) -> str:
@@ -129,6 +132,11 @@ def adapter_sha256(folder: Path) -> str:
     return sha256_of({name: sha256_of_file(folder / name) for name in (CONFIG, WEIGHTS)})
 
 
+def factor_name(module: str, side: str) -> str:
+    """What peft calls A or B of a module."""
+    return f"{PREFIX}{module}.lora_{side}.weight"
+
+
 def _checked_shapes(weights: AdapterWeights) -> dict[str, tuple[int, ...]]:
     """The shapes of A and B under their names in the file. Raises MergeError for what plain peft could not load."""
     if not weights.factors:
@@ -147,7 +155,7 @@ def _checked_shapes(weights: AdapterWeights) -> dict[str, tuple[int, ...]]:
         if not any(module == target or module.endswith(f".{target}") for target in weights.targets):
             raise MergeError(f"module {module} is none of the targets {', '.join(sorted(weights.targets))}")
         for side, tensor in (("A", a_ri), ("B", b_or)):
-            shapes[f"{PREFIX}{module}.lora_{side}.weight"] = tuple(tensor.shape)
+            shapes[factor_name(module, side)] = tuple(tensor.shape)
     return shapes
 
 
@@ -185,12 +193,11 @@ def _write_weights(path: Path, weights: AdapterWeights, shapes: Mapping[str, tup
 
     try:
         with path.open("wb") as stream:
-            digest = write_floats(stream, shapes, tensor_of, "format", "pt")
+            write_floats(stream, shapes, tensor_of, "format", "pt")
             stream.flush()
-            os.fsync(stream.fileno())
+            return sync_and_hash(stream, path)
     except ValueError as error:
         raise MergeError(f"the adapter cannot be written: {error}", "leave out the variant that diverged") from error
-    return digest
 
 
 # reading ------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import sync_folder
+from chrysalis_ray.core.records import sha256_of_file, sync_folder
 
 
 def put_in_place(building: Path, folder: Path) -> None:
@@ -25,3 +28,24 @@ def put_in_place(building: Path, folder: Path) -> None:
     else:
         building.rename(folder)
     sync_folder(folder.parent)
+
+
+def take(ready: Path, path: Path, known_sha256: str | None) -> str:
+    """Give the file `ready` the name `path` as well, on disk for good; returns its sha256, `known_sha256` if it is known."""
+    try:
+        os.link(ready, path)
+    except OSError:  # a file system without links
+        shutil.copyfile(ready, path)
+    with path.open("r+b") as stream:
+        if known_sha256 is None:
+            return sync_and_hash(stream, path)
+        os.fsync(stream.fileno())
+    return known_sha256
+
+
+def sync_and_hash(stream: BinaryIO, path: Path) -> str:
+    """fsync what was flushed to `path`, and its sha256, which is made while the disk is busy."""
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256_of_file, path)
+        os.fsync(stream.fileno())
+    return digest.result()

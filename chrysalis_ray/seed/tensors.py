@@ -7,7 +7,6 @@ is not a float.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -75,29 +74,31 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor], key: str, value: str) -> b
 
 def write_floats(
     stream: BinaryIO, shapes: Mapping[str, tuple[int, ...]], tensor_of: Callable[[str], torch.Tensor], key: str, value: str
-) -> str:
-    """The bytes of `tensor_bytes` for fp32 tensors, written one at a time as `tensor_of` gives them; returns their sha256.
+) -> None:
+    """The bytes of `tensor_bytes` for fp32 tensors, written one at a time as `tensor_of` gives them.
 
     Raises ValueError for a value that is not finite.
     """
-    header: dict[str, Any] = {"__metadata__": {key: value}}
-    end = 0
-    for name in sorted(shapes):
-        start, end = end, end + 4 * math.prod(shapes[name])
-        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    head = struct.pack("<Q", len(head)) + head
-    digest = hashlib.sha256(head)
-    stream.write(head)
+    stream.write(head_of_floats(shapes, key, value)[0])
     for name in sorted(shapes):
         tensor = tensor_of(name).detach().to("cpu", torch.float32).contiguous()
         refuse_infinite(name, tensor)
         assert tuple(tensor.shape) == shapes[name], f"{name} changed its shape to {tuple(tensor.shape)}"
-        content = tensor.view(-1).view(torch.uint8).numpy().data
-        digest.update(content)
-        stream.write(content)
-    return digest.hexdigest()
+        stream.write(tensor.view(-1).view(torch.uint8).numpy().data)
+
+
+def head_of_floats(shapes: Mapping[str, tuple[int, ...]], key: str, value: str) -> tuple[bytes, dict[str, int]]:
+    """What stands before the data of fp32 tensors, and where each of them begins, in bytes from the beginning of the file."""
+    header: dict[str, Any] = {"__metadata__": {key: value}}
+    starts: dict[str, int] = {}
+    end = 0
+    for name in sorted(shapes):
+        starts[name], end = end, end + 4 * math.prod(shapes[name])
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [starts[name], end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    head = struct.pack("<Q", len(head)) + head
+    return head, {name: len(head) + start for name, start in starts.items()}
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

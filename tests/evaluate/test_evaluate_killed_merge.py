@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +18,13 @@ import torch
 from chrysalis_ray.config.merges import read_merge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import sha256_of
+from chrysalis_ray.evaluate import folders
 from chrysalis_ray.evaluate.folders import merge_folders
 from chrysalis_ray.merge import run
 from chrysalis_ray.merge.finished import BYTES, LINES, finished_modules
 from chrysalis_ray.merge.gram import stack
-from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
+from chrysalis_ray.seed.adapter import WEIGHTS, AdapterWeights, adapter_sha256, write_adapter
+from chrysalis_ray.seed.streamed import open_adapter
 
 SHAPES = {f"layers.{layer}.{name}": shape for layer in range(3) for name, shape in (("q", (30, 24)), ("up", (40, 24)))}
 MERGES = [("ensemble", ["rank=2"]), ("ensemble", ["rank=exact"]), ("consensus", []), ("ties", ["space=dense"])]
@@ -96,9 +102,10 @@ def test_bytes_that_changed_and_lines_that_tore_are_merged_again(tmp_path, names
     out = tmp_path / "killed" / "out"
     unfinished = kill_in_the_middle(names, out, "ensemble", ["rank=2"], count=4, torn=True)
     with (unfinished / BYTES).open("r+b") as stream:
-        stream.seek(4096 + 100)  # in the second module
+        place = json.loads((unfinished / LINES).read_bytes().split(b"\n")[2])["start"] + 100  # in the second module
+        stream.seek(place)
         byte = stream.read(1)
-        stream.seek(4096 + 100)
+        stream.seek(place)
         stream.write(bytes([byte[0] ^ 1]))
     merged = spied(monkeypatch)
     assert merge_folders(names, spec, out)["sha256"] == whole["sha256"]
@@ -174,3 +181,63 @@ def test_what_is_stacked_stays_as_it_was():
     before = one.b_OK.clone()
     stack([(torch.zeros(2, 5), torch.zeros(4, 2))])
     assert torch.equal(one.b_OK, before)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("ensemble", ["rank=2"]), ("tsv", []), ("ties", ["space=dense"])])
+def test_modules_in_their_place_in_the_file_are_the_file_that_would_be_written(tmp_path, names, method, settings, monkeypatch):
+    spec = read_merge(method, settings)
+    linked = merge_folders(names, spec, tmp_path / "linked")
+    read = open_adapter(tmp_path / "linked")
+    again = replace(read, factors=dict(read.factors))
+    assert write_adapter(tmp_path / "written", again, like=tmp_path / "linked") == linked["sha256"]
+    monkeypatch.setattr(folders, "layout_of", lambda *asked: None)
+    assert merge_folders(names, spec, tmp_path / "apart") == linked
+    assert (tmp_path / "linked" / WEIGHTS).stat().st_nlink == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apart", "linked", "written"]
+
+
+def test_a_file_that_has_become_an_adapters_is_never_written_to_again(tmp_path, names):
+    """Killed after the last rename, and the merge moved away as we advise: what is left must not reach into it."""
+    spec = read_merge("ensemble", ["rank=2"])
+    out = tmp_path / "out"
+    made = merge_folders(names, spec, out)
+    moved = shutil.move(out, tmp_path / "moved")
+    unfinished = out.with_name(f".out.{made['request_sha256'][:16]}")
+    unfinished.mkdir()
+    os.link(tmp_path / "moved" / WEIGHTS, unfinished / BYTES)
+    (unfinished / LINES).write_bytes(b"of another request\n")
+    assert merge_folders(names, spec, out) == made
+    assert adapter_sha256(Path(moved)) == made["sha256"]
+    assert not os.path.samefile(out / WEIGHTS, tmp_path / "moved" / WEIGHTS)
+
+
+def test_without_links_the_file_is_copied(tmp_path, names, monkeypatch):
+    def no_links(*asked):
+        raise OSError(errno.EPERM, "no links here")
+
+    spec = read_merge("ensemble", ["rank=2"])
+    linked = merge_folders(names, spec, tmp_path / "linked")
+    monkeypatch.setattr(os, "link", no_links)
+    assert merge_folders(names, spec, tmp_path / "copied") == linked
+
+
+def test_a_module_that_only_members_without_weight_have_leaves_no_hole(tmp_path, names):
+    """The file was laid out for it; what comes out has no such module, and is written anew."""
+    factors = {"layers.9.q": (torch.ones(2, 24), torch.ones(30, 2))}
+    write_adapter(tmp_path / "more", AdapterWeights("base", None, 2, 4.0, False, ("q",), factors))
+    merge_folders([*names, str(tmp_path / "more")], read_merge("ensemble", ["rank=2"]), tmp_path / "out", None, (1, 1, 1, 0))
+    assert set(open_adapter(tmp_path / "out").factors) == set(SHAPES)
+
+
+def test_what_comes_out_beyond_fp32_is_refused_and_leaves_nothing(tmp_path):
+    for name, sign in (("0", 1.0), ("1", 2.0)):
+        factors = {"q": (torch.full((2, 24), 3e30), torch.full((30, 2), sign * 3e30))}
+        write_adapter(tmp_path / "in" / name, AdapterWeights("base", None, 2, 4.0, False, ("q",), factors))
+    for settings in (["rank=2"], ["rank=exact"]):
+        with pytest.raises(MergeError, match="beyond what fp32 holds"):
+            merge_folders(
+                [str(tmp_path / "in" / "0"), str(tmp_path / "in" / "1")],
+                read_merge("task_arithmetic", ["coefficient=1e30", *settings]),
+                tmp_path / "out",
+            )
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]

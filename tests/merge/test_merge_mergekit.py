@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def stock(delta):
     return count * cosine / (1 + (count - 1) * cosine) * delta.mean(0)
 
 
+# mergekit, merge_methods/nuslerp.py and multislerp.py, around a base
+def nuslerp(delta, weight):
+    t = weight[1] / sum(weight)
+    v0, v1 = delta[0].flatten(), delta[1].flatten()
+    theta = torch.acos((v0 / v0.norm() * (v1 / v1.norm())).sum().clamp(-1, 1))
+    return ((torch.sin((1 - t) * theta) * v0 + torch.sin(t * theta) * v1) / torch.sin(theta)).view(delta.shape[1:])
+
+
+def multislerp(delta, weight, eps=1e-8):
+    w = torch.tensor(weight, dtype=torch.float64) / sum(weight)
+    norms = delta.flatten(1).norm(dim=1, keepdim=True)
+    unit = delta.flatten(1) / (norms + eps)
+    mean = (unit * w[:, None]).sum(0)
+    mean = mean / mean.norm()
+    tangent = ((unit - (unit * mean).sum(-1, keepdim=True) * mean) * w[:, None]).sum(0)
+    length = tangent.norm() + eps
+    point = mean * torch.cos(length) + tangent * (torch.sin(length) / length)
+    return (point * (norms.squeeze(-1) * w).sum()).view(delta.shape[1:])
+
+
 def config(method, weights=(2.0, 1.0, 0.5), base="org/base", per_model="", **parameters):
     lines = [f"merge_method: {method}", *([f"base_model: {base}"] if base else []), "models:"]
     for n, weight in enumerate(weights):
@@ -144,6 +165,34 @@ def test_model_stock_around_a_seed_is_mergekits(three):
     assert (again.seed_adapter, again.base_model) == ("seed", None)
 
 
+@pytest.mark.parametrize("rank", ["exact", "4"])
+def test_nuslerp_and_multislerp_turn_the_deltas_as_mergekit_does(three, rank):
+    for method, weights, formula in (
+        ("nuslerp", (2.0, 0.5), nuslerp), ("multislerp", (2.0, 1.0, 0.5), multislerp), ("multislerp", (1.0, 3.0), multislerp),
+    ):  # fmt: skip
+        found, _ = merged(three, config(method, weights), rank)
+        names = ("a0", "a1", "a2")[: len(weights)]
+        expected = {m: formula(d, weights) for m, d in deltas(three, names).items()}
+        if rank == "4":
+            assert all(torch.linalg.matrix_rank(found[m], rtol=1e-5) <= 4 for m in MODULES)
+            expected = {m: best_of(d, 4) for m, d in expected.items()}
+        assert_same(found, expected)
+        shutil.rmtree(three / "out")
+
+
+def best_of(matrix, rank):
+    left, values, right_t = torch.linalg.svd(matrix)
+    return left[:, :rank] * values[:rank] @ right_t[:rank]
+
+
+def test_nuslerp_around_a_seed_turns_the_changes_from_it(three):
+    text = config("nuslerp", (1.0, 1.0), base="org/base+seed")
+    found, _ = merged(three, text)
+    seed = read_adapter(three / "seed")
+    changes = deltas(three, ("a0", "a1"), anchor="seed")
+    assert_same(found, {m: nuslerp(d, (1.0, 1.0)) + seed.delta(m).double() for m, d in changes.items()})
+
+
 def test_filters_weigh_layers(three):
     text = """
 merge_method: linear
@@ -172,6 +221,11 @@ REFUSED = {
     "a typo": (config("tise"), "merge_method", "did you mean 'ties'"),
     "no method": ("models: [{model: a0}]\n", "merge_method", "None is not known"),
     "our word": (config("consensus"), "merge_method", "--strategy consensus"),
+    "nuslerp of whole weights": (config("nuslerp", (1.0, 1.0), base=None), "base_model", "adds to a base"),
+    "nuslerp of three": (config("nuslerp"), "models", "for two models"),
+    "nuslerp by rows": (config("nuslerp", (1.0, 1.0), nuslerp_flatten="false"), "nuslerp_flatten", "whole module"),
+    "nuslerp by columns": (config("nuslerp", (1.0, 1.0), nuslerp_row_wise="true"), "nuslerp_row_wise", "whole module"),
+    "multislerp of no shares": (config("multislerp", normalize_weights="false"), "normalize_weights", "shares of a whole"),
     "no base": (config("ties", base=None), "base_model", "adds to a base"),
     "slices": ("slices: []\nmerge_method: linear\n", "slices", "under `models`"),
     "an unknown key": (config("linear") + "weigth: 1\n", "weigth", "unknown key"),
@@ -256,7 +310,9 @@ def test_dense_rules_have_a_rank_and_adapters_of_another_base_are_refused(three)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock"])
+@pytest.mark.parametrize(
+    "method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "multislerp"]
+)
 def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     """Its own operators, fed with base + delta; mergekit is no dependency of ours, and this says so where it is absent."""
     pytest.importorskip("mergekit", reason="mergekit is not installed: pip install mergekit into an environment of its own")

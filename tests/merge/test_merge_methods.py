@@ -79,6 +79,25 @@ def test_slerp_of_two_is_the_formula(shared):
 
 
 @both_regimes
+def test_slerp_of_a_pair_turns_them_as_long_as_they_are(shared):
+    one, two = members(shared, count=2)
+    x, y = deltas([one, two])
+    angle = math.acos(float((x * y).sum() / x.norm() / y.norm()))
+    pair = SlerpMerge(method="slerp", mean="pair")
+    expected = (math.sin(0.7 * angle) * x + math.sin(0.3 * angle) * y) / math.sin(angle)
+    close(merged(pair, [one, two], [0.7, 0.3])[0], expected)
+    close(merged(pair, [two, one], [0.3, 0.7])[0], expected)
+    close(merged(pair, [one, two], [1.0, 0.0])[0], x)
+    close(merged(pair, [one, one], [0.2, 0.8])[0], x)
+    half = {"q": (one["q"][0], -0.5 * one["q"][1])}
+    for mean in ("pair", "chord"):  # opposite directions have no angle between them: what is left of their mean
+        config = SlerpMerge(method="slerp", mean=mean)
+        close(merged(config, [one, half], [0.5, 0.5])[0], 0.25 * x)
+    with pytest.raises(MergeError, match="for two adapters"):
+        merged(pair, members(shared, count=3), WEIGHTS)
+
+
+@both_regimes
 def test_the_karcher_mean_has_no_pull_left(shared):
     adapters = members(shared, count=4)
     given = [0.4, 0.3, 0.2, 0.1]
@@ -336,6 +355,34 @@ def test_the_fit_of_rows_is_near_the_best_and_tells_its_error(monkeypatch, held)
     assert math.sqrt(cut.lost) == pytest.approx(error, rel=1e-6)
     assert error < 1.01 * float(torch.linalg.svdvals(matrix)[8:].norm())
     assert cut.energy == pytest.approx(float((matrix**2).sum()))
+
+
+@pytest.mark.parametrize("columns", ["even", "nearly-one-direction"])
+def test_bases_are_orthonormal_however_they_are_made(columns):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(300, 12, generator=generator, dtype=torch.float64)
+    if columns == "nearly-one-direction":  # too few digits in the Gram matrix
+        matrix = matrix[:, :1] + 1e-9 * matrix
+    basis = row_fit._orthonormal(matrix)
+    assert float((basis.T @ basis - torch.eye(12, dtype=torch.float64)).abs().max()) < 1e-13
+    assert float((basis @ (basis.T @ matrix) - matrix).norm()) < 1e-12 * float(matrix.norm())
+
+
+@pytest.mark.parametrize("entries", [0, 1 << 18], ids=["fp32", "fp64"])
+def test_a_sparse_delta_keeps_all_that_it_has(monkeypatch, entries):
+    """Most of its entries are exactly 0, and so is its threshold: members side by side with it are trimmed as ever."""
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", entries)
+    adapters = members(False)
+    adapters[1]["q"][1][2:] = 0.0
+    got, _ = merged(TiesMerge(method="ties", density=0.2, space="dense"), adapters, WEIGHTS)
+    close(got, dense_ties(deltas(adapters), WEIGHTS, 0.2), tolerance=1e-6 if entries else 1e-5)
+
+
+def test_a_sample_has_as_many_long_rows_as_there_are():
+    sizes = torch.randperm(1000, generator=torch.Generator().manual_seed(0)).double()
+    chosen = sizes[elementwise._evenly(sizes, 100)]
+    assert torch.equal(chosen, torch.arange(5, 1000, 10).double())
+    assert sorted(elementwise._evenly(sizes[:7], 100).tolist()) == list(range(7))
 
 
 # weights ------------------------------------------------------------------------------------------------------------

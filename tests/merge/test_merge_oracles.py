@@ -50,6 +50,7 @@ METHOD_CONFIGS = [
     EnsembleMerge(method="ensemble", rank="exact"),
     TaskArithmeticMerge(method="task_arithmetic"),
     SlerpMerge(method="slerp", weights="softmax", temperature=0.1),
+    SlerpMerge(method="slerp", mean="chord"),
     ModelStockMerge(method="model_stock"),
     TsvMerge(method="tsv"),
     IsotropicMerge(method="isotropic"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -319,9 +318,8 @@ def test_a_base_that_is_no_model_is_refused(tmp_path):
 def test_what_is_written_a_tensor_at_a_time_has_the_bytes_of_the_library():
     tensors = {"b.lora_A.weight": torch.randn(3, 4), "b.c.lora_A.weight": torch.zeros(2, 0), "é.weight": torch.randn(1, 1)}
     stream = io.BytesIO()
-    digest = write_floats(stream, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, "format", "pt")
+    write_floats(stream, {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__, "format", "pt")
     assert stream.getvalue() == save(tensors, metadata={"format": "pt"}) == tensor_bytes(tensors, "format", "pt")
-    assert digest == hashlib.sha256(stream.getvalue()).hexdigest()
     for wrong in (math.nan, math.inf, -math.inf):
         broken = {"a": torch.tensor([1.0, wrong, 2.0])}
         with pytest.raises(ValueError, match="holds 1 values that are not finite"):

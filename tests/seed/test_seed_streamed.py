@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_seed_adapter import WRONG_CONFIGS, adapter, base_model, wrong_tensors
 
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
+from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, read_adapter, write_adapter
 from chrysalis_ray.seed.streamed import open_adapter
 
 
@@ -79,3 +81,41 @@ def test_cut_files_twins_and_pickles_are_refused_before_anything_is_read(tmp_pat
         open_adapter(tmp_path / "a")
     with pytest.raises(MergeError, match=CONFIG):
         open_adapter(tmp_path / "absent")
+
+
+def test_a_file_in_any_order_and_of_two_types_is_the_same_adapter(tmp_path):
+    """B before A, other tensors between them, one side stored in bf16: what is not side by side is read apart."""
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        m: (torch.randn(2, 5, generator=generator).bfloat16(), torch.randn(4, 2, generator=generator)) for m in ("q", "up")
+    }
+    write_adapter(tmp_path / "a", AdapterWeights("base", None, 2, 4.0, False, ("q", "up"), {
+        m: (a.float(), b) for m, (a, b) in factors.items()
+    }))  # fmt: skip
+    order = [("up", 1), ("q", 1), ("up", 0), ("q", 0)]
+    header, content = {}, b""
+    for module, side in order:
+        tensor = factors[module][side]
+        raw = tensor.view(torch.uint8).numpy().tobytes()
+        header[f"base_model.model.{module}.lora_{'AB'[side]}.weight"] = {
+            "dtype": "F32" if side else "BF16", "shape": list(tensor.shape),
+            "data_offsets": [len(content), len(content) + len(raw)],
+        }  # fmt: skip
+        content += raw
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + content)
+    opened = open_adapter(tmp_path / "a").factors
+    for module, (a_ri, b_or) in factors.items():
+        assert torch.equal(opened[module][0], a_ri.float())
+        assert torch.equal(opened[module][1], b_or)
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_told(tmp_path):
+    factors = {"q": (torch.randn(2, 5), torch.randn(4, 2))}
+    write_adapter(tmp_path / "a", AdapterWeights("base", None, 2, 4.0, False, ("q",), factors))
+    opened = open_adapter(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(MergeError, match="became shorter"):
+        opened.factors["q"]
