@@ -25,6 +25,7 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.sums import Gradients, Sums
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
@@ -45,6 +46,11 @@ class Shard:
         self.window = window
         self.engine = engine
         self.buckets = buckets
+        self.layered: Gradients | None = None  # where gradients go to their owners layer by layer
+
+    def sums(self) -> Gradients:
+        """What takes the gradients of a chunk, all of them zero."""
+        return self.layered or Sums(self.engine, self.window.bank.gflat_SP[self.window.rows])
 
     def under(self, engine: Engine) -> Shard:
         """This shard with another engine."""
@@ -53,11 +59,6 @@ class Shard:
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
         self.window.show(rows, self.window.bank.ranks[rows] if self.buckets else None)
-
-    @property
-    def gradients(self) -> Tensor:
-        """The gradients of its variants, a row each: a part of the bank."""
-        return self.window.bank.gflat_SP[self.window.rows]
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""

@@ -2,13 +2,13 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo | nvme
+CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo; all but the last three also with
+"-layered" after it
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,14 +55,16 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
         return train_solo(base)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
+    layered, case = case.endswith("-layered"), case.removesuffix("-layered")
+    offload = "cpu" if case == "offloaded" else "none"
     replicated = case in ("whole", "batches", "fixed", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
-        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=tempfile.gettempdir())
-    pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" or virtual else "compacted")
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual)
+    lanes, gradients = "fixed" if case == "fixed" or virtual else "compacted", "sharded" if layered else "whole"
+    pack = new_pack(base, 3, engine=engine, lanes=lanes, gradients=gradients)
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up
@@ -74,7 +76,10 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     for steps in (1, 4):
         metrics = train_chunk(pack, [0, 1, 2], tokens, steps, at_once)  # type: ignore[arg-type]
         losses.append([metric.train_loss for metric in metrics])
-        result.setdefault("gradient", pack.bank.gflat_SP.clone())
+        for slot in range(3):
+            seat = pack.occupant(slot)
+            if seat.owner in (None, engine.rank) and seat.optimizer.gradient_P is not None:  # summed there alone
+                result.setdefault(f"{slot}/gradient", seat.optimizer.gradient_P.clone())
         for slot in range(3):  # what is kept apart is put together in a seed, and taken apart again
             pack.place(slot, pack.occupant(slot).variant, *pack.harvest(slot))
     train_chunk(pack, [2, 0], tokens, 2, at_once)  # type: ignore[arg-type]
