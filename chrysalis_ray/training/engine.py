@@ -160,6 +160,8 @@ class ShardedEngine(ReplicatedEngine):
         if self.offload == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
         if self.offload == "nvme":
+            # A parameter that was read ahead, or is kept for its next use, keeps its buffer: soon none is left to read into.
+            zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
             zero["offload_param"] = {
                 "device": "nvme",
                 "nvme_path": self.nvme_path,

@@ -2,8 +2,8 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo; all but the last three also with
-"-layered" after it
+CASE: whole | sharded | offloaded | nvme | batches | fixed | strict | strict-sharded | solo; all but the last three also with
+"-layered" after it. What an nvme case keeps on disk lies in OUT_FOLDER.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ def own_moments(pack: Pack) -> torch.Tensor:
     return torch.tensor(float(sum(counts)))
 
 
-def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
+def train_case(case: str, base: Path, disk: Path | None = None) -> dict[str, torch.Tensor]:
     """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
     if case == "solo":
         return train_solo(base)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     layered, case = case.endswith("-layered"), case.removesuffix("-layered")
-    offload = "cpu" if case == "offloaded" else "none"
+    offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
     replicated = case in ("whole", "batches", "fixed", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
-        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual)
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=str(disk))
     lanes, gradients = "fixed" if case == "fixed" or virtual else "compacted", "sharded" if layered else "whole"
     pack = new_pack(base, 3, engine=engine, lanes=lanes, gradients=gradients)
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
@@ -100,7 +100,7 @@ def main(out: str, rank: str, world: str, *cases: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=int(rank), world_size=int(world))
     for number, case in enumerate(cases):
         kind, _, base = case.partition("=")
-        save_file(train_case(kind, Path(base)), Path(out) / f"{number}.{rank}.safetensors")
+        save_file(train_case(kind, Path(base), Path(out)), Path(out) / f"{number}.{rank}.safetensors")
     dist.destroy_process_group()
 
 
