@@ -15,13 +15,14 @@ from chrysalis_ray.core.records import sha256_of
 BODY_FLOOR = BodyPatch(
     count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
     quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False, compile=False,
+    gradients="whole",
 )  # fmt: skip
 
 # What the planner chooses where it is `auto`, beside `slots`; until then the floor stands in its place.
 PLANNED = ("count", "workers", "zero_stage", "offload", "activation_checkpointing")
 
-# Words for people and for W&B: changing them does not make it another run.
-COSMETIC = ("description", "tracking")
+# Words for people and for W&B, and how patient one is: changing them does not make it another run.
+COSMETIC, COSMETIC_OF_BODY = ("description", "tracking"), ("hang_seconds",)
 
 
 def written_body(experiment: Experiment, blueprint: Blueprint) -> OpenBody:
@@ -147,7 +148,8 @@ class LoadedExperiment:
 
 def _essence(experiment: dict[str, Any], blueprint: dict[str, Any]) -> dict[str, Any]:
     left_out = (*COSMETIC, "blueprint")
+    body = {key: value for key, value in experiment["body"].items() if key not in COSMETIC_OF_BODY}
     return {
-        "experiment": {key: value for key, value in experiment.items() if key not in left_out},
+        "experiment": {**{key: value for key, value in experiment.items() if key not in left_out}, "body": body},
         "blueprint": {key: value for key, value in blueprint.items() if key not in COSMETIC},
     }

@@ -34,6 +34,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def no_progress() -> None:
+    """Nobody asks whether this process gets on."""
+
+
 class Shard:
     """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are.
 
@@ -47,6 +51,7 @@ class Shard:
         self.engine = engine
         self.buckets = buckets
         self.layered: Gradients | None = None  # where gradients go to their owners layer by layer
+        self.progress: Callable[[], None] = no_progress  # called after every pass
 
     def sums(self) -> Gradients:
         """What takes the gradients of a chunk, all of them zero."""
@@ -54,7 +59,9 @@ class Shard:
 
     def under(self, engine: Engine) -> Shard:
         """This shard with another engine."""
-        return Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        other = Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        other.progress = self.progress
+        return other
 
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
@@ -81,6 +88,7 @@ class Shard:
         losses_N = scores_K.losses.new_zeros(hidden_ND.shape[0])
         hits_N = scores_K.hits.new_zeros(hidden_ND.shape[0])
         losses_N[batch.labelled.index_K], hits_N[batch.labelled.index_K] = scores_K
+        self.progress()
         return TokenScores(losses_N, hits_N)
 
 

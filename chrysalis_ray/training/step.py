@@ -218,6 +218,7 @@ def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
     hidden = shard.hidden(batch)
     loss, token_losses = shard.loss(hidden, batch.labelled)
     loss.backward()
+    shard.progress()
     return token_losses
 
 
