@@ -132,9 +132,7 @@ def grow(plan: BodyPlan) -> Flesh:
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
         lanes, gradients = morphology.lanes, morphology.gradients
-        pack = Pack(
-            model, plan.targets, morphology.slots, plan.rank, engine, lanes=lanes, threads=shards, gradients=gradients
-        )
+        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=lanes, threads=shards, gradients=gradients)
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 

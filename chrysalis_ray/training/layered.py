@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.bank import Bank, Scratch

@@ -126,6 +126,9 @@ def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware)
         "precision": body.precision,
         "lanes": body.lanes,
         "activation_checkpointing": body.activation_checkpointing,
+        "compile": body.compile,
+        "gradients": body.gradients,
+        "disk": body.nvme_path,
         "threads": None if on_gpu else threads_of(body),
         "device": hardware.gpu_name if on_gpu else f"{hardware.cpus} x {hardware.processor or platform.machine()}",
         "python": platform.python_version(),
@@ -150,9 +153,7 @@ def unmeasured(loaded: LoadedExperiment) -> str | None:
     """Why a body like this is not measured, None where it is."""
     if reason := loaded.blueprint.lora.solo:
         return f"what is measured is a pack, and these variants train alone: {reason}"
-    if loaded.body.offload == "nvme":
-        return "a base on a disk is not measured"
-    return "compiled layers are not measured" if loaded.body.compile else None
+    return None
 
 
 def find_measurement(

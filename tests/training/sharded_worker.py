@@ -90,6 +90,9 @@ def train_case(case: str, base: Path, disk: Path | None = None) -> dict[str, tor
         result |= {f"{slot}/{name}": tensor for name, tensor in tensors.items()}
         result[f"{slot}/counted"] = torch.tensor([meta["updates"], *meta.get("scalars", {}).values()], dtype=torch.float64)
     result["moments"] = own_moments(pack)
+    scratch = 0 if pack.bank.scratch is None else pack.bank.scratch.numbers_SW.numel()
+    rows = [row.numel() for row in pack._own_gradients.values()]
+    result["gradient_numbers"] = torch.tensor([pack.bank.gflat_SP.numel(), sum(rows), scratch])
     if not replicated:
         parameters = list(pack.shards.all[0].trunk.parameters())
         result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))

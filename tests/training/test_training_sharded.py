@@ -64,7 +64,7 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
     )
 
 
-OWN = ("own_share", "moments")  # what differs from worker to worker
+OWN = ("own_share", "moments", "gradient_numbers")  # what differs from worker to worker
 
 
 def assert_equal(found: list[Result], expected: Result) -> None:
@@ -102,7 +102,9 @@ def test_an_untied_head_is_sharded_offloaded_and_gathered(two_workers: list[list
     assert all(worker["own_share"] < 0.51 for worker in two_workers[2])
 
 
-def test_gradients_that_go_to_their_owners_layer_by_layer_are_the_same(two_workers: list[list[Result]], tiny_base: Path) -> None:
+def test_gradients_that_go_to_their_owners_layer_by_layer_are_the_same(
+    two_workers: list[list[Result]], tiny_base: Path
+) -> None:
     """To the bit where a step is one pass; the sums of several passes come in another order."""
     assert_equal(two_workers[8], train_case("whole", tiny_base))
     for case in (8, 9):
@@ -110,6 +112,14 @@ def test_gradients_that_go_to_their_owners_layer_by_layer_are_the_same(two_worke
             assert_same_bits([layered], whole)
     assert_equal(two_workers[10], train_case("batches", tiny_base))
     assert_equal(two_workers[11], train_case("fixed", tiny_base))
+
+
+def test_a_worker_holds_the_gradients_of_its_own_slots_and_of_one_layer(two_workers: list[list[Result]]) -> None:
+    whole = two_workers[0][0]["gradient_numbers"].tolist()
+    layered = [worker["gradient_numbers"].tolist() for worker in two_workers[8]]
+    assert whole[1:] == [0, 0]
+    row = whole[0] // 3
+    assert layered == [[0, 2 * row, whole[0] // 2], [0, row, whole[0] // 2]]  # one of two layers, alike
 
 
 def assert_same_bits(found: list[Result], expected: Result) -> None:
