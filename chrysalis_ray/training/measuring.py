@@ -163,7 +163,8 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     if order.activation_checkpointing:
         checkpoint_activations(model)
     engine = make_engine(order.zero_stage, order.offload, order.precision, device, nvme_path=order.nvme_path)
-    lanes, shards = ("fixed", 1) if order.compile else ("compacted", order.threads)
+    lanes: Literal["fixed", "compacted"] = "fixed" if order.compile else "compacted"
+    shards = 1 if order.compile else order.threads
     pack = Pack(model, order.targets, order.slots, order.rank, engine, lanes=lanes, threads=shards, gradients=order.gradients)
     if order.compile:
         from chrysalis_ray.training.compiled import compile_layers

@@ -65,6 +65,7 @@ def test_a_killed_trial_and_a_killed_worker_disturb_nobody(garden, undisturbed):
     assert len(lives) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_taken_for_dead_and_the_adapters_are_the_same(garden, undisturbed):
     """It is stopped, not ended: its sockets stay open, and Ray alone would wait for ten minutes."""
     process = garden.start("hung", "body.hang_seconds=20")

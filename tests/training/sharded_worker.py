@@ -20,6 +20,7 @@ from training_texts import PROJECTIONS, new_pack, place_fresh, text_tokens, vari
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine, ShardedEngine
+from chrysalis_ray.training.owners import sum_to_owners
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
 from chrysalis_ray.training.solo import SoloPack
@@ -43,6 +44,22 @@ def train_solo(base: Path) -> dict[str, torch.Tensor]:
     return {**tensors, "scores": pack.score([0], tokens.batch([("code", 0)], "select")), "moments": own_moments(pack)}
 
 
+OWNERS = (0, 0, 2, 2, 2)  # of the rows below; the second of three workers owns none
+
+
+def rows_of(worker: int) -> torch.Tensor:
+    """Five rows of numbers in two parts whose sum depends on the order."""
+    return torch.randn(5, 2, 1000, generator=torch.Generator().manual_seed(worker)) * 1000.0**worker
+
+
+def owned_sums() -> dict[str, torch.Tensor]:
+    """The rows that this worker owns, summed over all."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    total = sum_to_owners(rows_of(rank), OWNERS, rank, world)
+    told = dict(zip([f"{row}/gradient" for row, owner in enumerate(OWNERS) if owner == rank], total, strict=True))
+    return {"moments": torch.zeros(1), **told}
+
+
 def own_moments(pack: Pack) -> torch.Tensor:
     """Numbers that this worker keeps in optimizers."""
     counts = (tensor.numel() for seat in pack._occupants.values() for tensor in seat.optimizer.moments().values())
@@ -53,6 +70,8 @@ def train_case(case: str, base: Path, disk: Path | None = None) -> dict[str, tor
     """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
     if case == "solo":
         return train_solo(base)
+    if case == "sums":
+        return owned_sums()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     layered, case = case.endswith("-layered"), case.removesuffix("-layered")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sharded_worker import train_case
+from sharded_worker import rows_of, train_case
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.disk import DiskFolder
@@ -203,5 +203,10 @@ def test_deepspeed_takes_the_settings_of_a_base_on_a_disk(tiny_base: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_worker_without_rows_takes_part_all_the_same(tiny_base: Path, tmp_path: Path) -> None:
-    (found,) = run(tmp_path, 3, f"whole={tiny_base}")
+    found, layered, sums = run(tmp_path, 3, f"whole={tiny_base}", f"whole-layered={tiny_base}", f"sums={tiny_base}")
     assert_equal(found, train_case("whole", tiny_base))
+    assert_equal(layered, found[0] | found[1] | found[2])
+    expected = torch.zeros(5, 1000)
+    for part in (part for worker in range(3) for part in rows_of(worker).unbind(1)):
+        expected += part  # in the order of the workers, whoever owns the row: to the bit
+    assert_same_bits(sums, {f"{row}/gradient": expected[row] for row in range(5)})
