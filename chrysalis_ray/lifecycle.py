@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chrysalis_ray.config.blueprint import Lora
-from chrysalis_ray.config.claim import claim_run, run_directory
+from chrysalis_ray.config.claim import another_body, claim_run, run_directory
 from chrysalis_ray.config.loading import LoadedExperiment
 from chrysalis_ray.config.population_checks import rows_at_once
 from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
@@ -131,6 +131,8 @@ def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
     found, cache = layout.run_manifest.exists(), CacheLayout(layout.root.parent / CACHE)
     run_id = claim_run(loaded, layout)
     story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
+    if said := another_body(loaded, layout):
+        story.stage("body", said)
     return Run(settle_plan(loaded, layout, cache, story.stage), layout, cache, run_id, story)
 
 

@@ -72,6 +72,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with hidden states so wide that DeepSpeed writes its matrices to a disk: shards below 1 MiB stay in memory."""
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "wide", hidden_size=8192)
+
+
+@pytest.fixture(scope="session")
 def tiny_untied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a head of its own."""
     return write_tiny_base(tmp_path_factory.mktemp("base") / "untied", tie_word_embeddings=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.body.turn import Outcome, Scores, Turn
+from chrysalis_ray.body.watch import Pulse, birth
 from chrysalis_ray.core.errors import BodyError, ChrysalisError
 
 
@@ -35,8 +36,12 @@ class BodyContext:
             import torch.distributed
 
             torch.distributed.broadcast_object_list(life, src=0)
-        ray.get(omega.present.remote(life[0], rank, os.getpid(), node))
+        ray.get(omega.present.remote(life[0], rank, os.getpid(), node, birth(os.getpid())))
         return cls(omega=omega, life=life[0], rank=rank, world=world)
+
+    def pulse(self) -> Pulse:
+        """What a worker calls whenever it gets on. Those of a body wait for each other, so that one speaks for all."""
+        return Pulse((lambda: self.omega.progress.remote(self.life)) if self.rank == 0 else (lambda: None))
 
     def next_turn(self, after: int) -> Turn:
         """This body's part of the turn that follows number `after`; waits until there is one."""

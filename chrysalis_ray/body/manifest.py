@@ -52,6 +52,7 @@ def awaken_omega(
     bodies: int = 1,
     run_ahead: bool = False,
     order: AnswerOrder | None = None,
+    hang_seconds: float | None = None,
 ) -> Any:
     """Start the omega actor on this node, so that it lives and dies with the driver. Returns its handle."""
     import ray
@@ -59,7 +60,7 @@ def awaken_omega(
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 10_000, "name": name}
-    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier, bodies, run_ahead, order)
+    arguments = (str(store), str(weave), list(variants), slots, linger_seconds, barrier, bodies, run_ahead, order, hang_seconds)
     omega: Any = ray.remote(Omega).options(**options).remote(*arguments)
     started = omega.start.remote()
     importlib.import_module("chrysalis_ray.body.trainer")  # Ray Train and torch: that takes as long as a process to come up
@@ -243,6 +244,7 @@ def awakened(
             bodies=shape.count,
             run_ahead=population.runs_ahead,
             order=order_for(population),
+            hang_seconds=shape.hang_seconds,
         )
         autoscaling = address is not None  # a cluster of our own cannot grow
         bodies = Bodies(plan.in_namespace(namespace()), omega, layout.bodies, autoscaling=autoscaling).manifest()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.core.records import sha256_of
 
-COSMETIC = ("threads",)
+COSMETIC = ("threads", "hang_seconds")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Morphology:
     compile: bool = False
     threads: int | None = None
     virtual_workers: int | None = None
+    gradients: Literal["whole", "sharded"] = "whole"
+    hang_seconds: float | None = None
 
     def __rshift__(self, patch: BodyPatch) -> Morphology:
         return replace(self, **patch.model_dump(exclude_none=True))

@@ -32,6 +32,7 @@ from chrysalis_ray.body.ledger import Ledger, standing_row
 from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.roster import Roster
 from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_ask
+from chrysalis_ray.body.watch import Watch
 from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.store import Store
@@ -59,6 +60,7 @@ class Omega:
         bodies: int = 1,
         run_ahead: bool = False,
         order: AnswerOrder | None = None,
+        hang_seconds: float | None = None,
     ) -> None:
         self.store = Store(Path(store))
         self.weave = Weave(Path(weave))
@@ -72,6 +74,7 @@ class Omega:
         self.known = self.ledger.known  # target position -> what it came to, from the cuts
         self.asks = Asks()
         self.roster = Roster(bodies)
+        self.watch = Watch(bodies, hang_seconds)
         self.concluded: dict[str, tuple[str, str | None]] = {}
         self.identities: dict[str, str] = {}
         self.judgements: list[Judgement] = []
@@ -84,10 +87,12 @@ class Omega:
         self.last_change = time.monotonic()
         self.trained = {"turns": 0, "variant_chunks": 0, "train_seconds": 0.0}
         self.steering: asyncio.Task[None] | None = None
+        self.watching: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Begin to steer; returns the number of chunks that are known already."""
         self.steering = asyncio.get_running_loop().create_task(self._steer_or_tell())
+        self.watching = asyncio.get_running_loop().create_task(self.watch.keep(self.roster, self._journal))
         return len(self.known)
 
     async def _notify(self) -> None:
@@ -167,13 +172,19 @@ class Omega:
         await self._notify()
         return life
 
-    async def present(self, life: int, rank: int, pid: int, node: str) -> None:
-        """A worker tells where it runs, for `describe`."""
+    async def present(self, life: int, rank: int, pid: int, node: str, born: str) -> None:
+        """A worker tells where it runs, and since when."""
         if self.roster.is_current(life):
-            self.roster.life(life).workers[rank] = (pid, node)
+            self.roster.life(life).workers[rank] = (pid, node, born)
+
+    async def progress(self, life: int) -> None:
+        """A body gets on (`watch.py`)."""
+        if self.roster.is_current(life):
+            self.watch.sign(self.roster.life(life))
 
     async def next_turn(self, life: int, after: int) -> Turn:
         """This body's part of the turn that follows number `after`. Raises BodyError to a worker of an older life."""
+        await self.progress(life)
         async with self.changed:
             while (part := self.roster.part(life, after)) is None:
                 await self.changed.wait()

@@ -38,7 +38,7 @@ class Life:
 
     body: int
     number: int = 0
-    workers: dict[int, tuple[int, str]] = field(default_factory=dict)  # rank -> (process, node)
+    workers: dict[int, tuple[int, str, str]] = field(default_factory=dict)  # rank -> (process, node, its birth)
 
 
 class Roster:
@@ -76,6 +76,11 @@ class Roster:
                 return life
         now = ", ".join(str(life.number) for life in self.lives)
         raise BodyError(f"this worker belongs to life {number} of its body; the living are in life {now}")
+
+    def busy(self) -> list[Life]:
+        """The lives that have something of the turn at work to do. One whose workers have not said where they are is not
+        counted: it is about to begin."""
+        return [life for life in self.lives if life.body in self.parts and life.workers]
 
     # the turn at work
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ def live(settings: dict[str, Any]) -> None:
 def take_turns(plan: BodyPlan, context: BodyContext) -> None:
     """Grow this worker's part of the body, then do what omega says until it says dissolve."""
     flesh = grow(plan)
+    flesh.progress_to(context.pulse())
     number = -1
     while True:
         turn = context.next_turn(after=number)
@@ -96,6 +97,13 @@ class Flesh:
     zero: AdapterWeights
     residents: dict[str, int] = field(default_factory=dict)  # variant -> slot
     positions: dict[int, str] = field(default_factory=dict)  # slot -> position
+    progress: Callable[[], None] = lambda: None  # called whenever the worker has got on
+
+    def progress_to(self, progress: Callable[[], None]) -> None:
+        """From now on `progress` is called after every pass, and for every seed that is kept."""
+        self.progress = progress
+        for shard in self.pack.shards.all:
+            shard.progress = progress
 
 
 def grow(plan: BodyPlan) -> Flesh:
@@ -125,7 +133,8 @@ def grow(plan: BodyPlan) -> Flesh:
         pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
-        pack = Pack(model, tuple(zero.factors), morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+        lanes, gradients, targets = morphology.lanes, morphology.gradients, tuple(zero.factors)
+        pack = Pack(model, targets, morphology.slots, plan.rank, engine, lanes=lanes, threads=shards, gradients=gradients)
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 
@@ -168,6 +177,7 @@ def train_turn(flesh: Flesh, turn: Turn, rank: int) -> list[Outcome]:
     outcomes = []
     for work, slot, metric in zip(turn.work, slots, metrics, strict=True):
         flesh.positions[slot] = work.target
+        flesh.progress()
         tensors, meta = flesh.pack.harvest(slot)
         described = {**meta, "variant": work.variant.to_json(), "position": work.target, "parent": work.origin}
         seed, ending = keep_seed(flesh.store, tensors, described) if rank == 0 else ("", {})

@@ -169,6 +169,8 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "virtual_workers"),
             f"they are for equal bits, which {body.lanes} lanes do not keep; write lanes: fixed, or leave virtual_workers out",
         )
+    if body.gradients == "sharded" and (lack := _unsharded(loaded)):
+        yield ("body", "gradients"), f"sharded gradients go to their owners layer by layer, and {lack}; write gradients: whole"
     if body.zero_stage == 3 and body.quantization != "none":
         yield (
             ("body", "quantization"),
@@ -189,6 +191,18 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
             ("body", "gpus_per_worker"),
             (f"{workers} workers would share a GPU, which NCCL refuses; write gpus_per_worker: 1, or workers: 1"),
         )
+
+
+def _unsharded(loaded: LoadedExperiment) -> str | None:
+    """Why gradients of this body cannot be sharded."""
+    body = loaded.body
+    if body.workers == 1 and "workers" not in loaded.open:
+        return "workers is 1"
+    if loaded.blueprint.lora.solo:
+        return "a variant that trains alone has one owner"
+    if body.virtual_workers:
+        return "virtual workers keep theirs apart until all can be added in order"
+    return "layers are compiled as a whole" if body.compile else None
 
 
 def _base_in_body(loaded: LoadedExperiment) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 
 from chrysalis_ray import __version__
-from chrysalis_ray.config.resolve import LoadedExperiment
+from chrysalis_ray.config.resolve import MOVABLE, LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout, is_run_name
 from chrysalis_ray.core.records import is_draft, read_json, sha256_of, write_bytes, write_json
@@ -59,6 +59,26 @@ def claim_run(loaded: LoadedExperiment, layout: RunLayout) -> str:
     write_bytes(layout.experiment_yaml, loaded.text.encode())
     write_json(layout.run_manifest, manifest)
     return run_id
+
+
+def another_body(loaded: LoadedExperiment, layout: RunLayout) -> str | None:
+    """What differs between the body that this run began with and the one it is given now; None if nothing does.
+
+    Raises RunError where nobody can say with which it began.
+    """
+    try:
+        then = read_json(layout.run_manifest)["experiment"]["experiment"]["body"]
+        now = loaded.resolved()["experiment"]["body"]
+        changes = [f"{name} {then[name]} -> {now[name]}" for name in MOVABLE if name in then and then[name] != now[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{layout.run_manifest} is damaged ({type(error).__name__}: {error}): nobody can say what body this run began with",
+            "restore it, or give this run another --name; nothing was touched",
+        ) from error
+    if not changes:
+        return None
+    exact = "to the bit" if loaded.body.virtual_workers else "within rounding; to the bit with body.virtual_workers"
+    return f"{', '.join(changes)}: what is trained from here on is the same {exact}"
 
 
 def _claimed(layout: RunLayout) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from chrysalis_ray.core.records import sha256_of
 BODY_FLOOR = BodyPatch(
     count=1, workers=1, gpus_per_worker=0.0, cpus_per_worker=1.0, slots=8, zero_stage=0, offload="none", precision="fp32",
     quantization="none", attention="sdpa", lanes="compacted", activation_checkpointing=False, compile=False,
+    gradients="whole",
 )  # fmt: skip
 
 # What the planner chooses where it is `auto`, beside `slots`; until then the floor stands in its place.
@@ -22,6 +23,11 @@ PLANNED = ("count", "workers", "zero_stage", "offload", "activation_checkpointin
 
 # Words for people and for W&B: changing them does not make it another run.
 COSMETIC = ("description", "tracking")
+# What of a body says where and by how many a variant is computed, not what: a run goes on with another one.
+MOVABLE = (
+    "workers", "gpus_per_worker", "cpus_per_worker", "threads", "zero_stage", "offload", "nvme_path",
+    "activation_checkpointing", "gradients", "hang_seconds",
+)  # fmt: skip
 
 
 def written_body(experiment: Experiment, blueprint: Blueprint) -> OpenBody:
@@ -136,7 +142,8 @@ class LoadedExperiment:
         """What will be run, as canonical JSON content: ``{"experiment", "blueprint", "sha256"}``.
 
         `base`, `genome` and `body` stand resolved in the experiment and are left out of the blueprint. The hash leaves out
-        `COSMETIC` fields and the name of the blueprint's file, so that a run survives a reworded description or a moved file.
+        `COSMETIC` fields, the `MOVABLE` ones of the body and the name of the blueprint's file: a run survives a reworded
+        description or a moved file, and goes on with more workers.
         """
         experiment = self.experiment.model_dump(mode="json")
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")
@@ -149,7 +156,8 @@ class LoadedExperiment:
 
 def _essence(experiment: dict[str, Any], blueprint: dict[str, Any]) -> dict[str, Any]:
     left_out = (*COSMETIC, "blueprint")
+    body = {key: value for key, value in experiment["body"].items() if key not in MOVABLE}
     return {
-        "experiment": {key: value for key, value in experiment.items() if key not in left_out},
+        "experiment": {**{key: value for key, value in experiment.items() if key not in left_out}, "body": body},
         "blueprint": {key: value for key, value in blueprint.items() if key not in COSMETIC},
     }

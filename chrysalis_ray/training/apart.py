@@ -14,7 +14,7 @@ from chrysalis_ray.training.limbs import Limb, Missed, Order, shared_zeros
 from chrysalis_ray.training.optimizer import SlotOptimizer
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.partners import Meeting, Partners, groups
-from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.shards import Shard, no_progress
 from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class Apart:
         """In the limb: seat the variants, train them, and say what came of them."""
         if self._meeting.me is None:
             self._meeting.enter(number)
+            shard.progress = no_progress  # the worker speaks for its limbs: it waits for them
         bank, rows = self._pack.bank, slice(*order["rows"])
         bank.ranks[:] = order["ranks"]
         shard.show(rows)

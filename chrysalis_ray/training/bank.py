@@ -33,6 +33,39 @@ NARROWEST = 8  # ranks below this one are computed as it is: a narrower product 
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where the A and the B of one layer's targets lie in a row."""
+
+    parts: tuple[slice, slice]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [part.stop - part.start for part in self.parts]
+
+    @property
+    def width(self) -> int:
+        return sum(self.sizes)
+
+
+class Scratch:
+    """Gradients [slots, W] of one layer at a time: W is as wide as the widest layer is in a row."""
+
+    def __init__(self, spans: Sequence[Span], slots: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.spans = tuple(spans)
+        self.numbers_SW = torch.zeros(slots, max(span.width for span in spans), dtype=dtype, device=device)
+
+    def part(self, rows: slice, start: int, end: int) -> Tensor:
+        """Where the gradients of the numbers from `start` to `end` of these rows are added, while their layer is at work."""
+        for span in self.spans:
+            before = 0
+            for part in span.parts:
+                if part.start <= start and end <= part.stop:
+                    return self.numbers_SW[rows, before + start - part.start : before + end - part.start]
+                before += part.stop - part.start
+        raise ValueError(f"the numbers {start} to {end} of a row are not those of one layer")
+
+
+@dataclass(frozen=True)
 class Target:
     """A linear module that carries an adapter, by its name in the base."""
 
@@ -45,7 +78,7 @@ class Bank:
     """`slots` rows of P parameters. `live` rows from the top take part in the forward pass, as windows show them.
 
     With `shared` they lie in memory that a fork of this process goes on sharing. `spare` rows more, after the others, are for
-    copies that forks work on.
+    copies that forks work on. With `layers`, the names of the base's, the gradients of one of them at a time have room.
     """
 
     def __init__(
@@ -57,6 +90,7 @@ class Bank:
         device: torch.device | str = "cpu",
         shared: bool = False,
         spare: int = 0,
+        layers: Sequence[str] = (),
     ) -> None:
         self.targets = tuple(targets)
         self.slots = slots
@@ -75,7 +109,8 @@ class Bank:
         make = shared_zeros if shared else partial(torch.zeros, device=device)
         rows = slots + spare
         self.flat_SP = make((rows, self.row_size), dtype=dtype)
-        self.gflat_SP = make((rows, self.row_size), dtype=dtype)
+        self.scratch = Scratch(self.spans(layers), slots, dtype, device) if layers else None
+        self.gflat_SP = make((0 if layers else rows, self.row_size), dtype=dtype)
         self.scale_S = make((rows,), dtype=dtype)
         self.ranks = [0] * rows
         self.live = slots
@@ -84,6 +119,34 @@ class Bank:
         """The part of row-shaped vectors that holds one factor of one target, as a matrix each."""
         start, (height, width) = self.offsets[name, side]
         return rows[..., start : start + height * width].unflatten(-1, (height, width))
+
+    def gradient_part(self, rows: slice, start: int, end: int) -> Tensor:
+        """Where the gradients of the numbers from `start` to `end` of these rows are added."""
+        return self.gflat_SP[rows, start:end] if self.scratch is None else self.scratch.part(rows, start, end)
+
+    def gradient_block(self, rows: slice, name: str, side: str) -> Tensor:
+        """Where the gradients of one factor of one target are added, as a matrix of each of these rows."""
+        start, (height, width) = self.offsets[name, side]
+        return self.gradient_part(rows, start, start + height * width).unflatten(-1, (height, width))
+
+    def spans(self, layers: Sequence[str]) -> list[Span]:
+        """The part that each of these layers has in a row. Raises ModelError for a target that is in none of them."""
+        spans, held = [], set[str]()
+        for layer in layers:
+            names = [target.name for target in self.targets if target.name.startswith(f"{layer}.")]
+            held.update(names)
+            a, b = (self._stretch(names, side) for side in ("lora_A", "lora_B"))
+            spans.append(Span((a, b)))
+        if lone := [target.name for target in self.targets if target.name not in held]:
+            raise ModelError(f"{lone[0]} is in no layer whose gradients could go to their owners", "set body.gradients: whole")
+        return spans
+
+    def _stretch(self, names: Sequence[str], side: str) -> slice:
+        if not names:
+            return slice(0, 0)
+        start, _ = self.offsets[names[0], side]
+        last, (height, width) = self.offsets[names[-1], side]
+        return slice(start, last + height * width)
 
     def neighbours(self, names: Sequence[str]) -> bool:
         """Whether the A of these targets stand side by side in a row and have the same width."""
@@ -225,7 +288,7 @@ class Window:
     def _leaf(self, name: str, side: str, place: slice, rank: int) -> nn.Parameter:
         bank = self.bank
         leaf = nn.Parameter(_narrow(bank.block(bank.flat_SP[place], name, side), side, rank))
-        leaf.grad = _narrow(bank.block(bank.gflat_SP[place], name, side), side, rank)
+        leaf.grad = _narrow(bank.gradient_block(place, name, side), side, rank)
         return leaf
 
     def _stacked_of(self, bucket: Bucket, names: Sequence[str]) -> Stacked:
@@ -236,13 +299,11 @@ class Window:
             start, (height, width) = bank.offsets[names[0], "lora_A"]
             end = start + len(names) * height * width
             a_smri, grad_a_smri = (
-                flat_SP[place, start:end].unflatten(-1, (len(names), height, width))[:, :, :rank]
-                for flat_SP in (bank.flat_SP, bank.gflat_SP)
+                part.unflatten(-1, (len(names), height, width))[:, :, :rank]
+                for part in (bank.flat_SP[place, start:end], bank.gradient_part(place, start, end))
             )
-            b_sor, grad_b_sor = (
-                tuple(_narrow(bank.block(flat_SP[place], name, "lora_B"), "lora_B", rank) for name in names)
-                for flat_SP in (bank.flat_SP, bank.gflat_SP)
-            )
+            b_sor = tuple(_narrow(bank.block(bank.flat_SP[place], name, "lora_B"), "lora_B", rank) for name in names)
+            grad_b_sor = tuple(_narrow(bank.gradient_block(place, name, "lora_B"), "lora_B", rank) for name in names)
             self._stacked[key] = Stacked(bucket.rows, rank, a_smri, b_sor, grad_a_smri, grad_b_sor)
         return self._stacked[key]
 

@@ -12,8 +12,11 @@ DeepSpeed's own gradient clipping is one norm over everything and would couple t
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import CompressedLinear
+from chrysalis_ray.training.disk import DiskFolder
 
 NVME_BUFFERS = 5  # shards of a parameter in main memory at once, DeepSpeed's own default
 
@@ -138,6 +142,7 @@ class ShardedEngine(ReplicatedEngine):
         self.precision = precision
         self.persist = persist
         self.nvme_path = nvme_path
+        self._disk: DiskFolder | None = None
 
     def prepare(self, trunk: nn.Module) -> nn.Module:
         if any(isinstance(module, CompressedLinear) for module in trunk.modules()):
@@ -145,6 +150,8 @@ class ShardedEngine(ReplicatedEngine):
         deepspeed = _deepspeed(self.device)
         if self.offload == "nvme":
             check_nvme(self.device)
+            needed = sum(parameter.numel() * parameter.element_size() for parameter in trunk.parameters()) // self.world
+            self._disk = DiskFolder(Path(self.nvme_path or ""), needed)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         engine, *_ = deepspeed.initialize(model=trunk, config=self._settings(trunk), dist_init_required=False)
@@ -159,10 +166,12 @@ class ShardedEngine(ReplicatedEngine):
         zero: dict[str, object] = {"stage": 3, "stage3_param_persistence_threshold": self.persist}
         if self.offload == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
-        if self.offload == "nvme":
+        if self._disk is not None:
+            # A parameter that was read ahead, or is kept for its next use, keeps its buffer: soon none is left to read into.
+            zero |= {"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0}
             zero["offload_param"] = {
                 "device": "nvme",
-                "nvme_path": self.nvme_path,
+                "nvme_path": str(self._disk.path),
                 "pin_memory": self.device.type == "cuda",
                 "buffer_count": NVME_BUFFERS,
                 "buffer_size": max(-(-parameter.numel() // self.world) for parameter in trunk.parameters()),
@@ -179,6 +188,8 @@ def check_nvme(device: torch.device | None = None) -> None:
     _deepspeed(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
+    if shutil.which("ninja") is None:  # it comes with DeepSpeed, into a folder that is on no path unless someone put it there
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     builder, said = AsyncIOBuilder(), list[str]()
     builder.warning = said.append
     if not builder.is_compatible(verbose=True):

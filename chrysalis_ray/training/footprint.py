@@ -27,6 +27,8 @@ GPU_CONTEXT, CPU_PROCESS = int(0.6 * GIB), int(0.7 * GIB)
 RAY_IN_A_WORKER = 160 << 20
 # Shards of a parameter that DeepSpeed holds at once of a base that lies on a disk.
 NVME_BUFFERS = 5
+# Copies of one layer's gradients of all slots, where gradients are sharded: where they are made, sent from and received.
+LAYER_COPIES = 3
 # A safety margin on what may be used.
 USABLE = 0.92
 # Held-out rows of each slot in one pass of scoring (`evaluate/heldout.py`).
@@ -86,10 +88,14 @@ def lane_tokens(loaded: LoadedExperiment) -> float:
 
 
 def bank_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int) -> int:
-    """Bytes of so many slots on one worker: weights and gradients of all, moments of its own."""
+    """Bytes of so many slots on one worker: weights of all and moments of its own, and gradients of all or of its own."""
     each, workers = slot_bytes(shape, loaded), loaded.body.workers or 1
     plain = each * BANK_BYTES // bank_bytes(loaded)
-    return slots * plain + shared_out(slots, workers) * (each - plain)
+    if loaded.body.gradients == "whole" or workers == 1:
+        return slots * plain + shared_out(slots, workers) * (each - plain)
+    gradient = plain // 2
+    layer = LAYER_COPIES * slots * math.ceil(gradient / shape.layers)
+    return slots * (plain - gradient) + shared_out(slots, workers) * (each - plain + gradient) + layer
 
 
 def shared_out(slots: int, workers: int) -> int:

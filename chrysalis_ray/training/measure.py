@@ -25,7 +25,7 @@ from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.footprint import USABLE
 from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of, unmeasured
+from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of
 from chrysalis_ray.training.pace import threads_of
 from chrysalis_ray.training.placement import place
 from chrysalis_ray.training.planner import allowed_slots, with_largest_steps
@@ -52,8 +52,6 @@ def measure(
     that this machine cannot hold, and where not even one slot fits.
     """
     loaded = with_largest_steps(loaded)
-    if reason := unmeasured(loaded):
-        raise ModelError(reason, "plan without --measure")
     shape = shape_of(loaded.base)
     if shape is None:
         raise ModelError(
@@ -140,6 +138,9 @@ def order_of(
         "workers": body.workers or 1,
         "zero_stage": body.zero_stage or 0,
         "offload": body.offload or "none",
+        "nvme_path": body.nvme_path,
+        "gradients": body.gradients or "whole",
+        "compile": bool(body.compile),
         "activation_checkpointing": bool(body.activation_checkpointing),
         "on_gpu": (body.gpus_per_worker or 0) > 0,
         "began": time.time(),

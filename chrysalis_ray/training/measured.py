@@ -127,6 +127,9 @@ def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware)
         "precision": body.precision,
         "lanes": body.lanes,
         "activation_checkpointing": body.activation_checkpointing,
+        "compile": body.compile,
+        "gradients": body.gradients,
+        "disk": body.nvme_path,
         "threads": None if on_gpu else threads_of(body),
         "device": hardware.gpu_name if on_gpu else f"{hardware.cpus} x {hardware.processor or platform.machine()}",
         "python": platform.python_version(),
@@ -152,13 +155,6 @@ def keep_measurement(cache: CacheLayout, measurement: Measurement) -> Path:
     return path
 
 
-def unmeasured(loaded: LoadedExperiment) -> str | None:
-    """Why a body like this is not measured, None where it is."""
-    if loaded.body.offload == "nvme":
-        return "a base on a disk is not measured"
-    return "compiled layers are not measured" if loaded.body.compile else None
-
-
 def find_measurement(
     loaded: LoadedExperiment, shape: ModelShape | None, hardware: Hardware, cache: CacheLayout | None
 ) -> Measurement | None:
@@ -166,7 +162,7 @@ def find_measurement(
 
     A file that cannot be read counts as none: to measure again replaces it.
     """
-    if shape is None or cache is None or unmeasured(loaded):
+    if shape is None or cache is None:
         return None
     wanted, question = lane_of(loaded), question_of(loaded, shape, hardware)
     found = [told for path in cache.measurements(sha256_of(question)) if (told := _read(path)) is not None]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,6 +71,9 @@ class Order:
     workers: int
     zero_stage: int
     offload: str
+    nvme_path: str | None
+    gradients: Literal["whole", "sharded"]
+    compile: bool
     activation_checkpointing: bool
     on_gpu: bool
     began: float
@@ -124,7 +127,8 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
     shares, pack.shards.may_share = pack.shards.may_share, False  # the law follows from steps that are not shared
     bench = Bench(order, pack, device)
     bench.place(order.slots, order.lane, order.microsteps)
-    points = [bench.weigh(variants) for variants in ladder(order.slots)]
+    steps = ladder(order.slots) if not order.compile else sorted({1, order.slots})  # every load is compiled, which takes long
+    points = [bench.weigh(variants) for variants in steps]
     holding = bench.holding(process, points)
     if order.microsteps == 1:  # a second pass per step parts what a step costs from what a pass costs
         points.append(bench.time(order.slots, order.lane, 2))
@@ -161,12 +165,19 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     model = make_base(order.base, order.precision)
     if order.activation_checkpointing:
         checkpoint_activations(model)
-    engine = make_engine(order.zero_stage, order.offload, order.precision, device)
+    engine = make_engine(order.zero_stage, order.offload, order.precision, device, nvme_path=order.nvme_path)
     worn = KINDS[order.worn["type"]].model_validate(order.worn) if "type" in order.worn else Lora.model_validate(order.worn)
     if worn.solo or not isinstance(worn, Lora):
         return SoloPack(model, worn, engine)
     targets = [target.name for target in find_targets(model, worn.targets) if worn.takes(target.name)]
-    pack = Pack(model, targets, order.slots, order.rank, engine, threads=order.threads)
+    lanes: Literal["fixed", "compacted"] = "fixed" if order.compile else "compacted"
+    shards = 1 if order.compile else order.threads
+    pack = Pack(model, targets, order.slots, order.rank, engine, lanes=lanes, threads=shards, gradients=order.gradients)
+    if order.compile:
+        from chrysalis_ray.training.compiled import compile_layers
+
+        compile_layers(pack)
+        pack.lanes = "compacted"  # fewer variants are loaded to see what a body of so many slots would take
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)
     return pack
@@ -228,7 +239,11 @@ class Bench:
             self.pack.place(slot, self.variant(slot, lane, microsteps), tensors, {"optimizer_step": 0})
         self.pack.zero_gradients()
         for slot in range(variants):
-            self.pack.occupant(slot).optimizer.step(0.0)
+            optimizer = self.pack.occupant(slot).optimizer
+            if self.pack.occupant(slot).owner in (None, self.pack.engine.rank):
+                optimizer.step(0.0)
+            else:
+                optimizer.follow()
 
     def variant(self, index: int, lane: Lane, microsteps: int) -> Variant:
         settings = Hyperparameters(rank=self.order.rank, learning_rate=1e-5, optimizer=self.order.optimizer)
@@ -267,7 +282,8 @@ class Bench:
         bank = self.pack.bank
         moments = len(self.pack.occupant(0).optimizer.moments())
         own = shared_out(self.order.slots, self.order.workers) / self.order.slots
-        per_slot = round(bank.row_size * bank.flat_SP.element_size() * (2 + moments * own))
+        gradients = 1 if bank.scratch is None else own
+        per_slot = round(bank.row_size * bank.flat_SP.element_size() * (1 + gradients + moments * own))
         seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
         base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
         return {
@@ -307,11 +323,11 @@ class Bench:
         """The whole base gathered once; 0 where it is not sharded."""
         if self.order.zero_stage != 3:
             return 0.0
-        parameters = list(self.pack.shards.all[0].trunk.parameters())
 
         def gather() -> None:
-            with self.pack.engine.gather(parameters):
-                pass
+            for parameter in self.pack.shards.all[0].trunk.parameters():
+                with self.pack.engine.gather([parameter]):
+                    pass
 
         return self._agreed(self._median(gather, 1))
 

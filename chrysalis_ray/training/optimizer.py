@@ -49,14 +49,16 @@ FUSED = ("adamw", "adam")  # one kernel on a GPU
 
 class SlotOptimizer:
     """A stock torch optimizer over one row of the bank: one parameter, or one for A and one for B, which begins at `first_b`.
+    Without a gradient it only counts the steps that another worker makes.
 
     B learns `plus_ratio` times as fast as A (LoRA+, arXiv 2402.12354). With `freeze_a` only B is a parameter, and neither
     the gradient nor weight decay moves A (LoRA-FA, arXiv 2308.03303).
     """
 
-    def __init__(self, hyperparameters: Hyperparameters, row_P: Tensor, gradient_P: Tensor, first_b: int) -> None:
+    def __init__(self, hyperparameters: Hyperparameters, row_P: Tensor, gradient_P: Tensor | None, first_b: int) -> None:
         self.updates = 0  # optimizer steps less the skipped ones; it sets the bias correction of moments
-        self._row_P, self._gradient_P, self._first_b = row_P, gradient_P, first_b
+        self.gradient_P = gradient_P
+        self._row_P, self._first_b = row_P, first_b
         self._build(hyperparameters)
 
     def _build(self, hyperparameters: Hyperparameters) -> None:
@@ -64,7 +66,7 @@ class SlotOptimizer:
         self._segments = segments(hyperparameters, self._first_b, len(self._row_P))
         self._parameters = [nn.Parameter(self._row_P[part]) for part in self._segments]
         for parameter, part in zip(self._parameters, self._segments, strict=True):
-            parameter.grad = self._gradient_P[part]
+            parameter.grad = None if self.gradient_P is None else self.gradient_P[part]
         fused = {"fused": True} if self.kind in FUSED and self._row_P.is_cuda else {}
         groups = [{"params": [parameter]} for parameter in self._parameters]
         self._torch = RECIPES[self.kind].make(groups, lr=hyperparameters.learning_rate, **fused)
@@ -89,11 +91,11 @@ class SlotOptimizer:
             self.restore(moments, scalars, updates)
         return None
 
-    def move(self, row_P: Tensor, gradient_P: Tensor) -> None:
+    def move(self, row_P: Tensor, gradient_P: Tensor | None) -> None:
         """Go on with another row, into which the caller has put the weights."""
-        self._row_P, self._gradient_P = row_P, gradient_P
+        self._row_P, self.gradient_P = row_P, gradient_P
         for parameter, part in zip(self._parameters, self._segments, strict=True):
-            parameter.data, parameter.grad = row_P[part], gradient_P[part]
+            parameter.data, parameter.grad = row_P[part], None if gradient_P is None else gradient_P[part]
 
     def step(self, learning_rate: float) -> None:
         for group, factor in zip(self._torch.param_groups, self._factors, strict=True):

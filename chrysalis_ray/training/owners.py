@@ -1,11 +1,12 @@
-"""Data-parallel workers share the optimizers of a pack out among them: each keeps the moments of its own slots alone.
+"""Data-parallel workers share the slots of a pack out among them: each clips, steps and remembers for its own alone.
 
-    gradients   summed over all workers where they lie, as before
-    step        made by the worker that owns the slot; the moved row goes from it to the others
-    moments     only on that worker, until a seed is taken: then all of them are told, one slot after the other
+    gradients   of every row go to the worker that owns its slot, which adds them up
+    step        made there; the moved row goes back to the others
+    moments     only there, until a seed is taken: then all of them are told, one slot after the other
 
-It is stage 1 of ZeRO (arXiv 1910.02054), cut along variants: a row is never split, so that an optimizer sees what it would see
-alone and every bit is what it is without sharing out. Gradients stay whole on every worker: each adds to all rows of them.
+It is ZeRO (arXiv 1910.02054) cut along variants: a row is never split, so that an optimizer sees what it would see alone.
+Whoever owns a row adds up what came from all workers in their order, first to last. An all-reduce adds up in an order that
+depends on where in a message a number stands; here it depends on nothing, and two thirds of the numbers are sent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ from chrysalis_ray.training.optimizer import RECIPES, SlotOptimizer
 def owner_of(slot: int, world: int) -> int | None:
     """The worker that keeps the optimizer of a slot; None where there is but one."""
     return slot % world if world > 1 else None
+
+
+def sum_to_owners(parts_NVW: Tensor, owners: Sequence[int], rank: int, world: int) -> Tensor:
+    """The sums [M, W] of the rows that this worker owns over all parts, of all workers; parts are added in their order.
+
+    `parts_NVW` are the V parts that this worker has of N rows, contiguous; `owners` are those of the rows, ascending. All
+    workers call it together, with equally many parts of the same rows.
+    """
+    counts = [owners.count(worker) for worker in range(world)]
+    here, width = parts_NVW.shape[1:]
+    came = parts_NVW.new_empty(world * counts[rank], here, width)
+    dist.all_to_all_single(came, parts_NVW, [counts[rank]] * world, counts)
+    first, *others = came.view(world, counts[rank], here, width).transpose(1, 2).flatten(0, 1)
+    total_MW = first.clone()
+    for part_MW in others:
+        total_MW += part_MW
+    return total_MW
 
 
 def share(tensors: Sequence[Tensor], owners: Sequence[int]) -> None:

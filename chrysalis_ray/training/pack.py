@@ -23,6 +23,7 @@ from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
+from chrysalis_ray.training.layered import LayerSums, layer_names
 from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
@@ -84,12 +85,14 @@ class Pack:
         lanes: Literal["compacted", "fixed"] = "compacted",
         dtype: torch.dtype = torch.float32,
         threads: int = 1,
+        gradients: Literal["whole", "sharded"] = "whole",
     ) -> None:
         self.engine = engine
         self.lanes = lanes
+        layers = layer_names(model) if gradients == "sharded" and engine.world > 1 else []
         shared = engine.device.type == "cpu" and threads > 1
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
-        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare)
+        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers)
         window = Window(self.bank)
         inject(model, window)
         head = find_head(model)
@@ -100,6 +103,11 @@ class Pack:
                 quicken(model)
         probe(trunk, model, head, window, engine)
         self.shards = Shards(trunk, head, window, engine, threads, lanes)
+        self._own_gradients: dict[int, Tensor] = {}  # slot -> [P], of those that this worker owns
+        if layers:
+            self.shards.all[0].layered = LayerSums(engine, self.bank, [model.get_submodule(name) for name in layers])
+            owned = [slot for slot in range(slots) if owner_of(slot, engine.world) == engine.rank]
+            self._own_gradients = {slot: torch.zeros_like(self.bank.flat_SP[0]) for slot in owned}
         self._row_of = list(range(slots))
         self._occupants: dict[int, Occupant] = {}
 
@@ -115,7 +123,7 @@ class Pack:
         """
         row, rank = self._row_of[slot], variant.hyperparameters.rank
         self.bank.pack(_part(tensors, "weight"), rank, self.bank.flat_SP[row])
-        optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self.bank.gflat_SP[row], self.bank.first_b)
+        optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self._gradient(slot), self.bank.first_b)
         owner = owner_of(slot, self.engine.world)
         if meta.get("optimizer", "adamw") == optimizer.kind:
             self._remember(optimizer, tensors, meta, rank, owner)
@@ -216,7 +224,8 @@ class Pack:
     # arithmetic
 
     def zero_gradients(self) -> None:
-        self.bank.gflat_SP.zero_()
+        for gradients in (self.bank.gflat_SP, *self._own_gradients.values()):
+            gradients.zero_()
 
     def score(self, slots: Sequence[int], batch: RowBatch) -> Tensor:
         """Losses of the same rows under every slot's adapter: fp32 (fp64) [slots, rows, T] on the CPU, 0 without a label."""
@@ -274,7 +283,11 @@ class Pack:
         for moved in (slot, other):
             if moved in self._occupants:
                 place = self._row_of[moved]
-                self._occupants[moved].optimizer.move(self.bank.flat_SP[place], self.bank.gflat_SP[place])
+                self._occupants[moved].optimizer.move(self.bank.flat_SP[place], self._gradient(moved))
+
+    def _gradient(self, slot: int) -> Tensor | None:
+        """Where a slot's gradient is summed; None where that is on another worker alone."""
+        return self.bank.gflat_SP[self._row_of[slot]] if self.bank.scratch is None else self._own_gradients.get(slot)
 
 
 def steps_of(variant: Variant, meta: Mapping[str, Any]) -> int:

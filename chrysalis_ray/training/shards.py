@@ -25,12 +25,17 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.sums import Gradients, Sums
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def no_progress() -> None:
+    """Nobody asks whether this process gets on."""
 
 
 class Shard:
@@ -45,19 +50,22 @@ class Shard:
         self.window = window
         self.engine = engine
         self.buckets = buckets
+        self.layered: Gradients | None = None  # where gradients go to their owners layer by layer
+        self.progress: Callable[[], None] = no_progress  # called after every pass
+
+    def sums(self) -> Gradients:
+        """What takes the gradients of a chunk, all of them zero."""
+        return self.layered or Sums(self.engine, self.window.bank.gflat_SP[self.window.rows])
 
     def under(self, engine: Engine) -> Shard:
         """This shard with another engine."""
-        return Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        other = Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        other.progress = self.progress
+        return other
 
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
         self.window.show(rows, self.window.bank.ranks[rows] if self.buckets else None)
-
-    @property
-    def gradients(self) -> Tensor:
-        """The gradients of its variants, a row each: a part of the bank."""
-        return self.window.bank.gflat_SP[self.window.rows]
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
@@ -80,6 +88,7 @@ class Shard:
         losses_N = scores_K.losses.new_zeros(hidden_ND.shape[0])
         hits_N = scores_K.hits.new_zeros(hidden_ND.shape[0])
         losses_N[batch.labelled.index_K], hits_N[batch.labelled.index_K] = scores_K
+        self.progress()
         return TokenScores(losses_N, hits_N)
 
 

@@ -40,7 +40,7 @@ class RowBank(Bank):
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.targets, self.slots, self.rank, self.widest, self.live = (), 1, 1, 0, 1
-        self.ranks = [0]
+        self.ranks, self.scratch = [0], None
         self.scale_S = torch.zeros(1, dtype=dtype, device=device)
         self.flat_SP = self.gflat_SP = torch.zeros(1, ALIGNMENT, dtype=dtype, device=device)
         self.row_size, self.first_b = ALIGNMENT, 0

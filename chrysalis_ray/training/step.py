@@ -28,7 +28,7 @@ from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.relay import Leg, relay
 from chrysalis_ray.training.schedules import learning_rate_at
 from chrysalis_ray.training.shards import Shard
-from chrysalis_ray.training.sums import Sums
+from chrysalis_ray.training.sums import Member, runs
 from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
@@ -135,22 +135,24 @@ def train_rows(
     """
     if not any(seats):
         return [None for _ in seats]
-    engine, gradients, rows = shard.engine, shard.gradients, shard.window.rows
-    ledger, sums = Ledger(len(seats), gradients, len(engine.parts)), Sums(engine, gradients)
-    gradients.zero_()
+    engine, rows, sums = shard.engine, shard.window.rows, shard.sums()
+    ledger = Ledger(len(seats), engine.device, len(engine.parts))
+    members = [_member(row, seat) for row, seat in enumerate(seats)]
 
     for takes_N in _together(seats, tokens, rows_per_microstep):
         computed = len(seats) if lanes == "fixed" else 1 + max(row for row, take in enumerate(takes_N) if take)
         shard.show(slice(rows.start, rows.start + computed))
-        for part in runs([row for row, take in enumerate(takes_N) if take and take.opens]):
-            gradients[part].zero_()
+        taking = [(member, take) for member, take in zip(members, takes_N, strict=True) if member and take]
+        sums.open([member for member, take in taking if take.opens])
         for place, rank in enumerate(engine.parts):
+            sums.expect([member for member, _ in taking])
             batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, rank, engine.whole, engine.device)
             ledger.add(forward_backward(shard, batch), batch.labelled, place)
             sums.keep(place)
         complete = [take.step if take and take.closes else None for take in takes_N]
         if any(complete):
-            ledger.close(move(shard, sums, seats, complete, lanes), complete)
+            sums.close([member for member, take in taking if take.closes])
+            ledger.close(move(shard, seats, members, complete), complete)
 
     shard.show(rows)
     return ledger.read(seats, engine.total(ledger.loss_VN))
@@ -168,38 +170,47 @@ def _together(seats: Sequence[Seat | None], tokens: TokenStore, rows_per_microst
         yield takes_N
 
 
-def move(shard: Shard, sums: Sums, seats: Sequence[Seat | None], complete: Sequence[LaneStep | None], lanes: str) -> Tensor:
-    """Move the variants whose steps are `complete`: sum over workers, clip, step. Returns the gradient norms [N] of all rows.
+def _member(row: int, seat: Seat | None) -> Member | None:
+    return Member(row, seat.occupant.owner, seat.occupant.optimizer.gradient_P) if seat else None
 
-    Workers sum exactly the rows that move, the owner of each steps and sends it to the others. In "fixed" lanes they sum row by
-    row: in which order three workers add up a number depends on where in a message it stands, and must not on who else moves.
+
+def move(
+    shard: Shard, seats: Sequence[Seat | None], members: Sequence[Member | None], complete: Sequence[LaneStep | None]
+) -> Tensor:
+    """Move the variants whose steps are `complete` and summed: clip, step. Returns the gradient norms [N] of all rows.
+
+    Where slots have owners each clips and steps its own, tells the norms, by which all know who moves, and sends the rows.
     """
-    gradients = sums.gradients_NP
-    due = [row for row, step in enumerate(complete) if step is not None]
-    for part in [slice(row, row + 1) for row in due] if lanes == "fixed" else runs(due):
-        sums.close(part)
-    moving = [
-        seat.occupant.variant.hyperparameters if seat and step else None for seat, step in zip(seats, complete, strict=True)
-    ]
-    drop_frozen(gradients, shard.window.bank.first_b, [own is not None and own.freeze_a for own in moving])
-    norms = slot_norms(gradients)
-    clip_slots(gradients, norms, [own.clip if own is not None else 0 for own in moving])
-    owned: dict[int, int] = {}  # rows that one of several workers moves, and which
+    engine, bank, first = shard.engine, shard.window.bank, shard.window.rows.start
+    due = [member for member, step in zip(members, complete, strict=True) if member and step]
+    owned = any(member.owner is not None for member in due)
+    if owned or engine.in_order:  # each by itself, so that neither place nor company can touch the bits
+        norms = torch.zeros(len(seats), dtype=torch.float64, device=engine.device)
+        for row, owner, gradient_P in due:
+            if owner in (None, engine.rank) and gradient_P is not None:
+                norms[row] = _clip(gradient_P[None], [seats[row]], bank.first_b)[0]
+        if owned:
+            engine.reduce(norms)
+    else:
+        moving = [seat if step is not None else None for seat, step in zip(seats, complete, strict=True)]
+        norms = _clip(bank.gflat_SP[first : first + len(seats)], moving, bank.first_b)
+    moved: dict[int, int] = {}  # rows that one of several workers moved, and which
     for row, (seat, step, finite) in enumerate(zip(seats, complete, torch.isfinite(norms).tolist(), strict=True)):
-        moves = seat is not None and step is not None and step_variant(seat.occupant, step, finite, shard.engine.rank)
+        moves = seat is not None and step is not None and step_variant(seat.occupant, step, finite, engine.rank)
         if seat is not None and moves and seat.occupant.owner is not None:
-            owned[row] = seat.occupant.owner
-    if owned:
-        bank, first = shard.window.bank, shard.window.rows.start
-        share([bank.flat_SP[first + row] for row in owned], list(owned.values()))
+            moved[row] = seat.occupant.owner
+    if moved:
+        share([bank.flat_SP[first + row] for row in moved], list(moved.values()))
     return norms
 
 
-def runs(rows: Sequence[int]) -> Iterator[slice]:
-    """Ascending rows as slices of neighbours."""
-    starts = [row for row in rows if row - 1 not in rows]
-    ends = [row + 1 for row in rows if row + 1 not in rows]
-    return (slice(start, end) for start, end in zip(starts, ends, strict=True))
+def _clip(gradients_NP: Tensor, seats: Sequence[Seat | None], first_b: int) -> Tensor:
+    """Clip the gradients of those who sit in these rows, each to its own norm; returns the norms [N] before."""
+    owns = [seat.occupant.variant.hyperparameters if seat else None for seat in seats]
+    drop_frozen(gradients_NP, first_b, [own is not None and own.freeze_a for own in owns])
+    norms = slot_norms(gradients_NP)
+    clip_slots(gradients_NP, norms, [own.clip if own is not None else 0 for own in owns])
+    return norms
 
 
 def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
@@ -207,6 +218,7 @@ def forward_backward(shard: Shard, batch: MicroBatch) -> Tensor:
     hidden = shard.hidden(batch)
     loss, token_losses = shard.loss(hidden, batch.labelled)
     loss.backward()
+    shard.progress()
     return token_losses
 
 
@@ -246,9 +258,9 @@ def current_learning_rate(occupant: Occupant) -> float:
 class Ledger:
     """Losses and norms of a chunk, kept on the device and read once."""
 
-    def __init__(self, live: int, like: Tensor, parts: int) -> None:
-        self.loss_VN = torch.zeros(parts, live, dtype=torch.float64, device=like.device)
-        self.norm_N = torch.zeros(live, dtype=torch.float64, device=like.device)
+    def __init__(self, live: int, device: torch.device, parts: int) -> None:
+        self.loss_VN = torch.zeros(parts, live, dtype=torch.float64, device=device)
+        self.norm_N = torch.zeros(live, dtype=torch.float64, device=device)
         self.labels = [0] * live
 
     def add(self, losses_K: Tensor, labelled: Labelled, part: int) -> None:

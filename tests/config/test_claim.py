@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chrysalis_ray.config.claim import claim_run, run_directory
+from chrysalis_ray.config.claim import another_body, claim_run, run_directory
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core import records
 from chrysalis_ray.core.errors import RunError
@@ -52,6 +52,21 @@ def test_a_kill_at_any_write_leaves_a_directory_that_is_taken_up(good: Path, tmp
         run_id = claim_run(loaded, again)
         assert claim_run(loaded, run_directory(loaded, tmp_path, f"killed-{survived}")) == run_id
         assert layout.experiment_yaml.read_text() == good.read_text()
+
+
+def test_a_run_goes_on_with_another_body_that_computes_the_same(good: Path, tmp_path: Path) -> None:
+    layout, plain = run_directory(load_experiment(good), tmp_path, "mine"), load_experiment(good)
+    run_id = claim_run(plain, layout)
+    assert another_body(plain, layout) is None
+    doubled = load_experiment(good, ["body.workers=2", "body.gradients=sharded", "body.hang_seconds=60"])
+    assert claim_run(doubled, layout) == run_id
+    said = another_body(doubled, layout)
+    assert said is not None
+    assert said.startswith("workers 1 -> 2, gradients whole -> sharded, hang_seconds None -> 60.0: ")
+    assert "within rounding" in said
+    for other in ("body.slots=2", "body.precision=bf16", "body.lanes=fixed", "body.count=2"):
+        with pytest.raises(RunError, match="holds another experiment"):
+            claim_run(load_experiment(good, [other]), layout)
 
 
 def test_another_experiment_and_a_damaged_manifest_are_refused(good: Path, tmp_path: Path) -> None:

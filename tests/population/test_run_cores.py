@@ -45,3 +45,20 @@ def test_virtual_workers_end_with_the_same_bytes_on_one_worker_and_on_two(garden
     )
     assert adapters(one) == adapters(two)
     assert len(adapters(one)) == 4
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_on_one_worker_goes_on_with_two_and_ends_with_the_same_bytes(garden):
+    few = ("population.reports=4", "population.scheduler={type: fifo}")
+    shape = "body={{workers: {}, cpus_per_worker: 0.5, lanes: fixed, virtual_workers: 2}}"
+    whole = garden.run("unmoved", *few, shape.format(1))
+    process = garden.start("moved", *few, shape.format(1))
+    try:
+        garden.wait_for("moved", lambda run: len(cuts(run)) >= 2, process)
+    finally:
+        end(process)
+    run = garden.run("moved", *few, shape.format(2))
+    assert adapters(run) == adapters(whole)
+    assert "workers 1 -> 2: what is trained from here on is the same to the bit" in garden.log("moved")
+    lives = [turn["body"] for turn in Weave(run / "weave.jsonl").turns() if turn["kind"] == "body.manifest"]
+    assert [life["workers"] for life in lives] == [1, 2]

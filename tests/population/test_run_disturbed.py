@@ -65,6 +65,27 @@ def test_a_killed_trial_and_a_killed_worker_disturb_nobody(garden, undisturbed):
     assert len(lives) == 2
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_taken_for_dead_and_the_adapters_are_the_same(garden, undisturbed):
+    """It is stopped, not ended: its sockets stay open, and Ray alone would wait for ten minutes."""
+    process = garden.start("hung", "body.hang_seconds=20")
+    try:
+        garden.wait_for("hung", lambda run: len(cuts(run)) >= 2, process)
+        stopped = processes_named(process, "BodyWorker")[0]
+        stopped.send_signal(signal.SIGSTOP)
+        assert process.wait(timeout=300) == 0, garden.log("hung")
+        assert not stopped.is_running()
+    finally:
+        end(process)
+    run = garden.runs / "hung"
+    assert adapters(run) == adapters(undisturbed)
+    assert len(cuts(run)) == len(cuts(undisturbed))
+    told = [(turn["kind"], turn["body"]) for turn in Weave(run / "weave.jsonl").turns() if turn["kind"].startswith("body.")]
+    assert [kind for kind, _ in told] == ["body.manifest", "body.hung", "body.manifest", "body.dissolved"]
+    assert told[1][1]["pids"] == [stopped.pid] == [told[0][1]["pid"]]
+    assert told[1][1]["reason"].startswith("no progress for 2")
+
+
 def test_a_node_is_lost_on_a_cluster_of_two_and_the_adapters_are_the_same(garden, undisturbed):
     fast = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": fast})

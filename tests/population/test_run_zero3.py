@@ -26,9 +26,16 @@ def alone(garden):
     return garden.run("alone", *ALIKE)
 
 
-@pytest.mark.parametrize("shape", ["{workers: 2, cpus_per_worker: 0.5, zero_stage: 3}", "{workers: 2, cpus_per_worker: 0.5}"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "{workers: 2, cpus_per_worker: 0.5, zero_stage: 3}",
+        "{workers: 2, cpus_per_worker: 0.5}",
+        pytest.param("{workers: 2, cpus_per_worker: 0.5, gradients: sharded}", marks=pytest.mark.slow),
+    ],
+)
 def test_two_workers_end_where_one_does(garden, alone, shape):
-    name = "sharded" if "zero" in shape else "doubled"
+    name = "sharded" if "zero" in shape else "layered" if "gradients" in shape else "doubled"
     run = garden.run(name, *ALIKE, f"body={shape}")
     assert {row["state"] for row in population(run).values()} == {"finished"}
     assert len(list((run / "store" / "cuts").iterdir())) >= 6

@@ -2,13 +2,13 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | batches | fixed | strict | strict-sharded | solo | nvme
+CASE: whole | sharded | offloaded | nvme | batches | fixed | strict | strict-sharded | solo; all but the last three also with
+"-layered" after it. What an nvme case keeps on disk lies in OUT_FOLDER.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from training_texts import PROJECTIONS, new_pack, place_fresh, text_tokens, vari
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine, ShardedEngine
+from chrysalis_ray.training.owners import sum_to_owners
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
 from chrysalis_ray.training.solo import SoloPack
@@ -43,26 +44,46 @@ def train_solo(base: Path) -> dict[str, torch.Tensor]:
     return {**tensors, "scores": pack.score([0], tokens.batch([("code", 0)], "select")), "moments": own_moments(pack)}
 
 
+OWNERS = (0, 0, 2, 2, 2)  # of the rows below; the second of three workers owns none
+
+
+def rows_of(worker: int) -> torch.Tensor:
+    """Five rows of numbers in two parts whose sum depends on the order."""
+    return torch.randn(5, 2, 1000, generator=torch.Generator().manual_seed(worker)) * 1000.0**worker
+
+
+def owned_sums() -> dict[str, torch.Tensor]:
+    """The rows that this worker owns, summed over all."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    total = sum_to_owners(rows_of(rank), OWNERS, rank, world)
+    told = dict(zip([f"{row}/gradient" for row, owner in enumerate(OWNERS) if owner == rank], total, strict=True))
+    return {"moments": torch.zeros(1), **told}
+
+
 def own_moments(pack: Pack) -> torch.Tensor:
     """Numbers that this worker keeps in optimizers."""
     counts = (tensor.numel() for seat in pack._occupants.values() for tensor in seat.optimizer.moments().values())
     return torch.tensor(float(sum(counts)))
 
 
-def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
+def train_case(case: str, base: Path, disk: Path | None = None) -> dict[str, torch.Tensor]:
     """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
     if case == "solo":
         return train_solo(base)
+    if case == "sums":
+        return owned_sums()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
+    layered, case = case.endswith("-layered"), case.removesuffix("-layered")
     offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
     replicated = case in ("whole", "batches", "fixed", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
-        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=tempfile.gettempdir())
-    pack = new_pack(base, 3, engine=engine, lanes="fixed" if case == "fixed" or virtual else "compacted")
+        engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=str(disk))
+    lanes, gradients = "fixed" if case == "fixed" or virtual else "compacted", "sharded" if layered else "whole"
+    pack = new_pack(base, 3, engine=engine, lanes=lanes, gradients=gradients)
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up
@@ -74,7 +95,10 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
     for steps in (1, 4):
         metrics = train_chunk(pack, [0, 1, 2], tokens, steps, at_once)  # type: ignore[arg-type]
         losses.append([metric.train_loss for metric in metrics])
-        result.setdefault("gradient", pack.bank.gflat_SP.clone())
+        for slot in range(3):
+            seat = pack.occupant(slot)
+            if seat.owner in (None, engine.rank) and seat.optimizer.gradient_P is not None:  # summed there alone
+                result.setdefault(f"{slot}/gradient", seat.optimizer.gradient_P.clone())
         for slot in range(3):  # what is kept apart is put together in a seed, and taken apart again
             pack.place(slot, pack.occupant(slot).variant, *pack.harvest(slot))
     train_chunk(pack, [2, 0], tokens, 2, at_once)  # type: ignore[arg-type]
@@ -85,6 +109,9 @@ def train_case(case: str, base: Path) -> dict[str, torch.Tensor]:
         result |= {f"{slot}/{name}": tensor for name, tensor in tensors.items()}
         result[f"{slot}/counted"] = torch.tensor([meta["updates"], *meta.get("scalars", {}).values()], dtype=torch.float64)
     result["moments"] = own_moments(pack)
+    scratch = 0 if pack.bank.scratch is None else pack.bank.scratch.numbers_SW.numel()
+    rows = [row.numel() for row in pack._own_gradients.values()]
+    result["gradient_numbers"] = torch.tensor([pack.bank.gflat_SP.numel(), sum(rows), scratch])
     if not replicated:
         parameters = list(pack.shards.all[0].trunk.parameters())
         result["own_share"] = torch.tensor(sum(p.ds_tensor.numel() for p in parameters) / sum(p.ds_numel for p in parameters))
@@ -95,7 +122,7 @@ def main(out: str, rank: str, world: str, *cases: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=int(rank), world_size=int(world))
     for number, case in enumerate(cases):
         kind, _, base = case.partition("=")
-        save_file(train_case(kind, Path(base)), Path(out) / f"{number}.{rank}.safetensors")
+        save_file(train_case(kind, Path(base), Path(out)), Path(out) / f"{number}.{rank}.safetensors")
     dist.destroy_process_group()
 
 

@@ -24,7 +24,7 @@ from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.training.duration import survivors, turns_of
 from chrysalis_ray.training.fitting import Scored, fit
 from chrysalis_ray.training.footprint import RAY_IN_A_WORKER, worker_memory
-from chrysalis_ray.training.hardware import GIB, Hardware
+from chrysalis_ray.training.hardware import GIB, Hardware, check_compiler
 from chrysalis_ray.training.measure import measure
 from chrysalis_ray.training.measured import Holding, Lane, Point, find_measurement, keep_measurement
 from chrysalis_ray.training.pace import Pace
@@ -314,6 +314,37 @@ def test_two_workers_with_a_sharded_base_are_measured_together(tmp_path: Path) -
     assert found.gather > 0
     assert found.pace.launch > 0
     assert found.pace.shards == 1
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_measured(tmp_path: Path) -> None:
+    check_compiler(on_gpu=False)
+    compiled = [*TINY, "body.compile=true", "body.lanes=fixed", "body.slots=2", "population.variants=2"]
+    loaded, cache = load_experiment(QUICKSTART, compiled), CacheLayout(tmp_path)
+    found = measure(loaded, Hardware.local(), cache, look=0.3)
+    assert [(point.variants, point.length) for point in found.points] == [(1, 64), (2, 64), (2, 64), (1, 32), (2, 32)]
+    assert found.pace.shards == 1
+    assert find_measurement(loaded, shape_of(loaded.base), Hardware.local(), cache) == found
+    eager = load_experiment(QUICKSTART, [*compiled, "body.compile=false"])
+    assert find_measurement(eager, shape_of(eager.base), Hardware.local(), cache) is None
+
+
+@pytest.mark.slow
+def test_a_base_on_a_disk_is_measured(tmp_path: Path) -> None:
+    from chrysalis_ray.training.engine import check_nvme
+
+    try:
+        check_nvme()
+    except ModelError as error:
+        pytest.skip(str(error))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    wide = ["blueprint.base.hidden_size=512", "blueprint.base.intermediate_size=512", "body.slots=2", "population.variants=2"]
+    on_disk = [*TINY, *wide, f"body={{zero_stage: 3, offload: nvme, nvme_path: {disk}}}"]
+    found = measure(load_experiment(QUICKSTART, on_disk), Hardware.local(), CacheLayout(tmp_path), look=0.3)
+    assert found.gather > 0
+    assert found.pace.launch > 0
+    assert not any(disk.iterdir())
 
 
 def test_shards_without_a_variant_take_rows_of_anothers() -> None:
