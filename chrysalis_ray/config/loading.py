@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from chrysalis_ray.config.auto import (
     without_auto_tokens,
 )
 from chrysalis_ray.config.blueprint import Blueprint
+from chrysalis_ray.config.candidates import with_candidates
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.extending import KEY, read_extending
@@ -79,7 +81,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
     if problems:
         raise _refusal(path, problems)
     experiment, selected = select_genome(experiment, blueprint.genome)
-    return replace(loaded, experiment=experiment, selected=selected)
+    loaded = replace(loaded, experiment=experiment, selected=selected)
+    loaded, problems = with_candidates(loaded, root, partial(load_experiment, choose=choose))
+    if problems:
+        raise _refusal(path, problems)
+    return loaded
 
 
 def load_blueprint(path: Path) -> Blueprint:
