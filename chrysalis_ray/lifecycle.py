@@ -143,7 +143,7 @@ def open_run(
 
 
 def decide_blueprint(loaded: LoadedExperiment, layout: RunLayout, story: Story, address: str | None) -> LoadedExperiment:
-    """`loaded` with the blueprint that its probe chose, as it is where it has none. What was decided before is not tried again."""
+    """`loaded` with the blueprint that its probe chose, as it is where it has none. What was decided is not tried again."""
     if not loaded.candidates:
         return loaded
     from chrysalis_ray.body.cluster import joined

@@ -32,8 +32,8 @@ def _cluster_at(address: str) -> Hardware:
 def together(nodes: Sequence[tuple[Mapping[str, float], Hardware]]) -> Hardware:
     """Nodes as one machine: what Ray gives away on each, and what was found there.
 
-    With GPUs only the nodes that have some count, with the memory of the smallest GPU. Without, the one node with the most cores
-    counts: a worker's threads do not reach to the next. Raises BodyError where there is no node.
+    With GPUs only the nodes that have some count, with the memory of the smallest GPU. Without, the node with the most cores
+    counts alone: a worker's threads do not reach to the next. Raises BodyError where there is no node.
     """
     if not nodes:
         raise BodyError("the cluster has no node that is up", "wait for it (`ray status`), or leave --address out")

@@ -44,8 +44,8 @@ def show_plan(
     measuring: bool = False,
     address: str | None = None,
 ) -> int:
-    """Print the plan of `experiment`, for this machine or for the cluster at `address`, and return the exit code that belongs to
-    it. Imports neither torch nor, without an address, Ray."""
+    """Print the plan of `experiment`, for this machine or for the cluster at `address`, and return the exit code that belongs
+    to it. Imports neither torch nor, without an address, Ray."""
     from chrysalis_ray.body.machine import machine_at
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.training.choice import chooser

@@ -14,8 +14,8 @@ TENTH = 10  # of a variant's tokens are trained by each candidate where the prob
 class BlueprintProbe(Written):
     """Every candidate trains `tokens` tokens on the same rows and is judged on the same documents of *select*.
 
-    The experiment's own `blueprint` is always a candidate, and stays unless another is better beyond doubt. The others are those
-    of `candidates`: shipped blueprints or paths. Where none is written they are its own alternatives: every one of
+    The experiment's own `blueprint` is always a candidate, and stays unless another is better beyond doubt. The others are
+    those of `candidates`: shipped blueprints or paths. Where none is written they are its own alternatives: every one of
     `learning_rates` with every one of `ranks`, as multiples of what it says.
     """
 

@@ -34,7 +34,9 @@ def with_candidates(loaded: LoadedExperiment, root: Node, load: Load) -> tuple[L
     else:
         others = list(_alternatives(own, probe))
         if not others and not problems:
-            problems.append(problem_at(root, ("probe",), "leaves the blueprint alone: there is nothing to decide; add candidates"))
+            problems.append(
+                problem_at(root, ("probe",), "leaves the blueprint alone: there is nothing to decide; add candidates")
+            )
     candidates = ((loaded.experiment.blueprint, own), *others)
     problems += _too_short(probe, candidates, root)
     return replace(loaded, candidates=candidates), problems
@@ -76,7 +78,9 @@ def _alternatives(own: LoadedExperiment, probe: BlueprintProbe) -> Iterator[tupl
     made = {(blueprint.optimizer.learning_rate, blueprint.lora.rank)}
     for factor in probe.learning_rates:
         for wider in probe.ranks:
-            rate = float(f"{blueprint.optimizer.learning_rate * factor:.3g}") if factor != 1 else blueprint.optimizer.learning_rate
+            rate = (
+                float(f"{blueprint.optimizer.learning_rate * factor:.3g}") if factor != 1 else blueprint.optimizer.learning_rate
+            )
             rank = max(round(blueprint.lora.rank * wider), 1)
             if (rate, rank) in made:
                 continue
@@ -102,6 +106,8 @@ def _too_short(probe: BlueprintProbe, candidates: Sequence[tuple[str, LoadedExpe
         step = lanes.rows_per_step * lanes.sequence_length
         tokens = probe.tokens or candidate.experiment.population.tokens_per_variant // TENTH
         if tokens < step:
-            what = f"{tokens} tokens are less than one optimizer step of {name}; write at least {step}, better a hundred times that"
+            what = (
+                f"{tokens} tokens are less than one optimizer step of {name}; write at least {step}, better a hundred times it"
+            )
             yield problem_at(root, ("probe", "tokens"), what)
             return

@@ -4,8 +4,8 @@ Every candidate is compared with the one that stands without a probe, on the doc
 bootstrap of `bootstrap.py`. Another is chosen only where its interval lies below zero, at a confidence corrected for the number
 of comparisons (Bonferroni). Nothing of *report* is seen here.
 
-Losses are in nats per token where all candidates cut the documents into the same tokens, else in bits per byte. The intervals are
-over documents: how another order of rows or another random seed would have come out is not in them.
+Losses are in nats per token where all candidates cut the documents into the same tokens, else in bits per byte. The intervals
+are over documents: how another order of rows or another random seed would have come out is not in them.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def decide(
     """Choose between the candidates of `judged`, of which `first` stays unless another is better; `failed` holds those that
     were not judged, with the reason.
 
-    Each of `judged` holds candidates that were judged together; documents bear the same names in all. Raises TypeError for scores
-    of another split, EvaluationError where nobody is left.
+    Each of `judged` holds candidates that were judged together; documents bear the same names in all. Raises TypeError for
+    scores of another split, EvaluationError where nobody is left.
     """
     for scores in judged:
         if not isinstance(scores, SelectScores):
@@ -185,10 +185,13 @@ def _sentence(
     enough: bool,
 ) -> str:
     if names[0] != first:
-        return f"{names[chosen]}: {first} was not judged ({failed.get(first, 'no score')}), and of the others it has the least loss"
+        why = failed.get(first, "no score")
+        return f"{names[chosen]}: {first} was not judged ({why}), and of the others it has the least loss"
     if chosen:
         low, high = spans[chosen]
-        return f"{names[chosen]}: better than {first} by {-apart[chosen]:.4f} ({-high:.4f} to {-low:.4f}) on {documents} documents"
+        return (
+            f"{names[chosen]}: better than {first} by {-apart[chosen]:.4f} ({-high:.4f} to {-low:.4f}) on {documents} documents"
+        )
     if len(names) == 1:
         return f"{first}: no other could be tried"
     best = min(range(1, len(names)), key=lambda place: apart[place])

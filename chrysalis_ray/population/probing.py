@@ -51,8 +51,8 @@ def hold_probe(
 ) -> LoadedExperiment:
     """`loaded` with the blueprint that its probe chooses, or chose before.
 
-    `joined` is Ray for as long as heats run, and `rehearse` runs one. With `look` a heat that has no room on what it finds is not
-    run; without, as on a cluster that may grow, it waits for room.
+    `joined` is Ray for as long as heats run, and `rehearse` runs one. With `look` a heat that has no room on what it finds is
+    not run; without, as on a cluster that may grow, it waits for room.
     """
     heats = heats_of(loaded)
     question, probe = question_of(heats), layout.probe()

@@ -43,9 +43,7 @@ def settle_plan(
     return loaded
 
 
-def _settled(
-    loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, look: Callable[[], Hardware]
-) -> LoadedExperiment:
+def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, look: Callable[[], Hardware]) -> LoadedExperiment:
     manifest = read_json(layout.run_manifest)
     loaded = _as_settled(loaded, layout, manifest.get("slots"), manifest.get("body"))
     is_open = bool(loaded.open) or loaded.body.slots == "auto"

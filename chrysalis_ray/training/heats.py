@@ -1,8 +1,8 @@
 """The heats of a probe: short populations in which candidate blueprints race. Plain arithmetic, no torch.
 
-Candidates that can share a body run in one heat, a variant each: the same base, the same target modules, rows of one length, the
-same arithmetic. The others run in heats of their own, one after another. All train the same tokens of one mix over one genome,
-the one of the experiment's own blueprint, and draw their rows with one rng_seed.
+Candidates that can share a body run in one heat, a variant each: the same base, the same target modules, rows of one length,
+the same arithmetic. The others run in heats of their own, one after another. All train the same tokens of one mix over one
+genome, the one of the experiment's own blueprint, and draw their rows with one rng_seed.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def with_probe(planned: Plan, loaded: LoadedExperiment, hardware: Hardware, cach
     seconds = f", about {clock(sum(times))}" if len(times) == len(plans) else ""
     tokens = sum(each.tokens for each in plans)
     told = [
-        f"probe: first {len(loaded.candidates)} blueprints ({names}) train {plans[0].tokens_per_variant:,} tokens each in {runs}: "
-        f"{tokens:,} tokens{seconds}; what is planned here is the run by {loaded.candidates[0][0]}, which another must beat",
+        f"probe: first {len(loaded.candidates)} blueprints ({names}) train {plans[0].tokens_per_variant:,} tokens each in "
+        f"{runs}: {tokens:,} tokens{seconds}; what is planned here is the run by {loaded.candidates[0][0]}, which another must beat",
         *(
             f"probe: {', '.join(heat.names)} cannot be tried here: {each.obstacles[0]}"
             for heat, each in zip(heats, plans, strict=True)
