@@ -11,7 +11,7 @@ from chrysalis_ray.core.errors import BodyError
 from chrysalis_ray.training.hardware import Hardware
 
 PATIENCE_SECONDS = 60.0  # for a process to start on every node and look around
-LOOKING = {"num_cpus": 0, "max_retries": 1}
+LOOKING: dict[str, Any] = {"num_cpus": 0, "max_retries": 1}
 
 
 def machine_at(address: str | None) -> Hardware:
@@ -59,11 +59,9 @@ def _nodes() -> list[tuple[Mapping[str, float], Hardware]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
-    look = ray.remote(Hardware.local).options(**LOOKING)
-    asked = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)).remote()
-        for node in alive
-    ]
+    look = ray.remote(_found)
+    there = [NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False) for node in alive]
+    asked = [look.options(**LOOKING, scheduling_strategy=node).remote() for node in there]
     try:
         found: list[Hardware] = ray.get(asked, timeout=PATIENCE_SECONDS)
     except (ray.exceptions.RayError, TimeoutError) as error:
@@ -72,3 +70,8 @@ def _nodes() -> list[tuple[Mapping[str, float], Hardware]]:
             "see that this package is installed on every node, or write body and blueprint instead of auto",
         ) from error
     return [(node["Resources"], hardware) for node, hardware in zip(alive, found, strict=True)]
+
+
+def _found() -> Hardware:
+    """What a process finds where it runs."""
+    return Hardware.local()

@@ -106,8 +106,6 @@ def _too_short(probe: BlueprintProbe, candidates: Sequence[tuple[str, LoadedExpe
         step = lanes.rows_per_step * lanes.sequence_length
         tokens = probe.tokens or candidate.experiment.population.tokens_per_variant // TENTH
         if tokens < step:
-            what = (
-                f"{tokens} tokens are less than one optimizer step of {name}; write at least {step}, better a hundred times it"
-            )
+            what = f"{tokens} tokens are less than one step of {name}; write at least {step}, better a hundred steps"
             yield problem_at(root, ("probe", "tokens"), what)
             return

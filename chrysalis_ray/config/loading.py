@@ -41,7 +41,9 @@ __all__ = ["LoadedExperiment", "experiment_schema", "load_blueprint", "load_expe
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PROBLEMS = 50
-SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
+_PACKAGE = Path(chrysalis_ray.__file__).resolve().parent
+_INSTALLED, _CHECKOUT = _PACKAGE / "blueprints", _PACKAGE.parent / "blueprints"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser | None = None) -> LoadedExperiment:

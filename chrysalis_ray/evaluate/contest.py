@@ -4,8 +4,10 @@ Every candidate is compared with the one that stands without a probe, on the doc
 bootstrap of `bootstrap.py`. Another is chosen only where its interval lies below zero, at a confidence corrected for the number
 of comparisons (Bonferroni). Nothing of *report* is seen here.
 
-Losses are in nats per token where all candidates cut the documents into the same tokens, else in bits per byte. The intervals
-are over documents: how another order of rows or another random seed would have come out is not in them.
+Where all were judged on the same tokens, their losses are compared in nats per token. Rows of another length see more or less
+of a document, and with more before it: there candidates of one base are compared by what they have less than the bare base on
+what they themselves saw. Candidates of several bases are compared in bits per byte, on documents of which all saw as much. The
+intervals are over documents: how another order of rows or another random seed would have come out is not in them.
 """
 
 from __future__ import annotations
@@ -22,9 +24,19 @@ from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 
-NATS, BITS = "nats per token", "bits per byte"
+NATS, GAIN, BITS = "nats per token", "nats per token against the bare base", "bits per byte"
+BARE = ""  # the bare base, among those judged together
+ALIKE = 1.05  # how many times as many bytes of a document one candidate may have seen as another
 FEWEST_DOCUMENTS = 8  # that candidates must share: the bootstrap of fewer says too little
 _Name = tuple[str, str]  # domain, document
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Candidates that were judged together, and `BARE` with them. `base` is the same for scores on the same base."""
+
+    base: str
+    scores: SelectScores
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class Contest:
 
 
 def decide(
-    judged: Sequence[SelectScores],
+    judged: Sequence[Judged],
     first: str,
     failed: Mapping[str, str],
     *,
@@ -85,13 +97,13 @@ def decide(
     """Choose between the candidates of `judged`, of which `first` stays unless another is better; `failed` holds those that
     were not judged, with the reason.
 
-    Each of `judged` holds candidates that were judged together; documents bear the same names in all. Raises TypeError for
-    scores of another split, EvaluationError where nobody is left.
+    Documents bear the same names in all of `judged`. Raises TypeError for scores of another split, EvaluationError where nobody
+    is left.
     """
-    for scores in judged:
-        if not isinstance(scores, SelectScores):
-            raise TypeError(f"only SelectScores choose, these are {type(scores).__name__}")
-    rows = {name: own for scores in judged for name, own in scores.candidates.items()}
+    for each in judged:
+        if not isinstance(each.scores, SelectScores):
+            raise TypeError(f"only SelectScores choose, these are {type(each.scores).__name__}")
+    rows = {name: each for each in judged for name in each.scores.candidates if name != BARE}
     if not rows:
         raise EvaluationError(
             f"none of {len(failed)} blueprints could be tried: {'; '.join(f'{name}: {why}' for name, why in failed.items())}",
@@ -126,30 +138,36 @@ def decide(
 # documents that all were judged on ------------------------------------------------------------------------------------
 
 
-def _table(
-    rows: Mapping[str, Sequence[DocumentScore]], names: Sequence[str]
-) -> tuple[Floats, Floats, NDArray[np.int64], str] | None:
+def _table(rows: Mapping[str, Judged], names: Sequence[str]) -> tuple[Floats, Floats, NDArray[np.int64], str] | None:
     """(losses [C, D], sizes [D], domains [D], unit) of the documents that all candidates share; None where there are none, or
-    where they cannot be compared.
-
-    Rows of other lengths may hold more or less of one document: what counts is the loss per token or byte of what each saw,
-    weighted by the least that any saw.
-    """
-    by_name: list[dict[_Name, DocumentScore]] = [{score.name: score for score in rows[name]} for name in names]
+    where they cannot be compared. A document weighs as much as the least that any candidate saw of it."""
+    by_name = [_by_document(rows[name].scores.of(name)) for name in names]
     shared = sorted(set.intersection(*(set(own) for own in by_name)))
     if not shared:
         return None
-    tokens_CD = np.array([[own[document].tokens for document in shared] for own in by_name], dtype=np.float64)
-    sizes_CD, unit, scale = tokens_CD, NATS, 1.0
-    if (tokens_CD != tokens_CD[0]).any():
-        known = [[own[document].bytes for document in shared] for own in by_name]
-        if any(size is None or size < 1 for sizes in known for size in sizes):
-            return None
-        sizes_CD, unit, scale = np.array(known, dtype=np.float64), BITS, 1.0 / math.log(2)
+    losses_CD = np.array([[own[document].loss_sum for document in shared] for own in by_name])
+    sizes_CD = np.array([[own[document].tokens for document in shared] for own in by_name], dtype=np.float64)
+    unit = NATS
+    if (sizes_CD != sizes_CD[0]).any() and len({rows[name].base for name in names}) == 1:
+        bare = [_by_document(rows[name].scores.of(BARE)) for name in names]
+        losses_CD -= np.array([[own[document].loss_sum for document in shared] for own in bare])
+        unit = GAIN
+    elif (sizes_CD != sizes_CD[0]).any():
+        sizes_CD = np.array([[own[document].bytes or 0 for document in shared] for own in by_name], dtype=np.float64)
+        alike_D = (sizes_CD.min(0) > 0) & (sizes_CD.max(0) <= ALIKE * sizes_CD.min(0))
+        losses_CD, sizes_CD = losses_CD[:, alike_D] / math.log(2), sizes_CD[:, alike_D]
+        shared = [document for document, alike in zip(shared, alike_D, strict=True) if alike]
+        unit = BITS
+    if not shared:
+        return None
     sizes_D = sizes_CD.min(0)
-    losses_CD = np.array([[own[document].loss_sum for document in shared] for own in by_name]) / sizes_CD * sizes_D * scale
     places = {domain: place for place, domain in enumerate(sorted({domain for domain, _ in shared}))}
-    return losses_CD, sizes_D, np.array([places[domain] for domain, _ in shared], dtype=np.int64), unit
+    domains_D = np.array([places[domain] for domain, _ in shared], dtype=np.int64)
+    return losses_CD / sizes_CD * sizes_D, sizes_D, domains_D, unit
+
+
+def _by_document(scores: Sequence[DocumentScore]) -> dict[_Name, DocumentScore]:
+    return {score.name: score for score in scores}
 
 
 def _macro(losses_CD: Floats, sizes_D: Floats, domains_D: NDArray[np.int64]) -> list[float]:
@@ -206,7 +224,7 @@ def _sentence(
 
 def _unknown(names: Sequence[str], failed: Mapping[str, str], confidence: float) -> Contest:
     """Nobody can be compared: the one that stands without a probe stays, or the first of those that were judged."""
-    why = "no document that all were judged on, or its bytes are not known"
+    why = "no document of which all saw as much, or its bytes are not known"
     standings = [Standing(name, None, None, None, None, why) for name in names]
     standings += [Standing(name, None, None, None, None, reason) for name, reason in failed.items()]
     sentence = f"{names[0]} stays: there is {why}; raise probe.rows_per_domain"

@@ -18,7 +18,7 @@ from chrysalis_ray.config.writing import blueprint_text
 from chrysalis_ray.core.errors import RunError, VariantLost
 from chrysalis_ray.core.layout import CACHE, CacheLayout, ProbeLayout, RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.evaluate.contest import Contest, decide
+from chrysalis_ray.evaluate.contest import BARE, Contest, Judged, decide
 from chrysalis_ray.evaluate.scores import SelectScores, read_select
 from chrysalis_ray.population.branch import read_branch
 from chrysalis_ray.training.hardware import Hardware
@@ -94,7 +94,7 @@ def _race(
     look: Callable[[], Hardware] | None,
 ) -> Contest:
     """Run what has not been run, and choose."""
-    judged: list[SelectScores] = []
+    judged: list[Judged] = []
     failed: dict[str, str] = {}
     with joined():
         for heat in heats:
@@ -105,7 +105,7 @@ def _race(
                 continue
             scores, lost = _scores(heat, probe.heat(heat.name), rehearse)
             failed |= lost
-            judged += [scores] if scores else []
+            judged += [Judged(heat.base, scores)] if scores else []
     told = loaded.experiment.evaluate
     return decide(
         judged,
@@ -125,7 +125,7 @@ def _obstacle(heat: Heat, probe: ProbeLayout, look: Callable[[], Hardware] | Non
 
 
 def _scores(heat: Heat, layout: RunLayout, rehearse: Rehearse) -> tuple[SelectScores | None, dict[str, str]]:
-    """The select scores of a heat's candidates, by their names, and what became of those that have none."""
+    """The select scores of a heat's candidates, by their names, and of the bare base; and what became of those without."""
     if not layout.select_scores.exists():
         try:
             rehearse(heat, layout)
@@ -135,7 +135,7 @@ def _scores(heat: Heat, layout: RunLayout, rehearse: Rehearse) -> tuple[SelectSc
     ids = {variant.variant_id: heat.names[variant.index] for variant in read_branch(layout)}
     rows = {name: told[variant_id] for variant_id, name in ids.items() if variant_id in told}
     lost = {name: _became(layout, variant_id) for variant_id, name in ids.items() if variant_id not in told}
-    return (SelectScores(rows) if rows else None), lost
+    return (SelectScores({**rows, BARE: told["seed"]}) if rows else None), lost
 
 
 def _became(layout: RunLayout, variant_id: str) -> str:

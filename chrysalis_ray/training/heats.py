@@ -32,6 +32,7 @@ from chrysalis_ray.training.shapes import shape_of
 
 REPORTS = 4  # of a candidate: what a killed probe loses at most is a quarter
 MIX = "mean"
+JUDGED_WHOLE = 262_144  # tokens of a domain
 # Fields of a body that change no arithmetic beyond rounding: those of a heat are its first candidate's.
 _PLACEMENT = {"count", "workers", "cpus_per_worker", "slots", "zero_stage", "offload", "nvme_path", "activation_checkpointing",
               "compile", "threads"}  # fmt: skip
@@ -45,6 +46,11 @@ class Heat:
     loaded: LoadedExperiment
     names: tuple[str, ...]
     blueprints: tuple[Blueprint, ...]
+
+    @property
+    def base(self) -> str:
+        """The same for heats on the same base."""
+        return sha256_of(self.loaded.base.model_dump(mode="json", exclude={"chat_template"}))
 
 
 def heats_of(loaded: LoadedExperiment) -> list[Heat]:
@@ -111,18 +117,27 @@ def _short(
         scheduler=Fifo(type="fifo"),
         max_failures=experiment.population.max_failures,
     )
-    evaluate = experiment.evaluate
-    if probe.rows_per_domain:
-        evaluate = evaluate.model_copy(update={"rows_per_domain": probe.rows_per_domain})
+    judging = {"rows_per_domain": _judging_rows(loaded, carrier.blueprint.lanes.sequence_length)}
     changes = {
         "probe": None,
         "genome": loaded.experiment.genome,
         "population": population,
-        "evaluate": evaluate,
+        "evaluate": experiment.evaluate.model_copy(update=judging),
         "merge": (WinnerMerge(method="winner"),),
         "tracking": Tracking(wandb="disabled"),
     }
     return experiment.model_copy(update=changes)
+
+
+def _judging_rows(loaded: LoadedExperiment, length: int) -> int:
+    """Held-out rows of a domain, of `length` tokens. Shorter ones are as many more, so that all hear the same documents; where
+    bases differ as many as hold `JUDGED_WHOLE` tokens, since tokenizers cut documents differently and whole ones compare."""
+    probe, evaluate = loaded.experiment.probe, loaded.experiment.evaluate
+    assert probe is not None
+    longest = max(candidate.blueprint.lanes.sequence_length for _, candidate in loaded.candidates)
+    rows = math.ceil((probe.rows_per_domain or evaluate.rows_per_domain) * longest / length)
+    several = len({sha256_of(candidate.base.model_dump(mode="json")) for _, candidate in loaded.candidates}) > 1
+    return max(rows, JUDGED_WHOLE // length) if several and not probe.rows_per_domain else rows
 
 
 def _mean_mix(loaded: LoadedExperiment) -> ListedMixes:
@@ -159,7 +174,8 @@ def with_probe(planned: Plan, loaded: LoadedExperiment, hardware: Hardware, cach
     tokens = sum(each.tokens for each in plans)
     told = [
         f"probe: first {len(loaded.candidates)} blueprints ({names}) train {plans[0].tokens_per_variant:,} tokens each in "
-        f"{runs}: {tokens:,} tokens{seconds}; what is planned here is the run by {loaded.candidates[0][0]}, which another must beat",
+        f"{runs}: {tokens:,} tokens{seconds}; what is planned here is the run by {loaded.candidates[0][0]}, which stays unless "
+        "another is better beyond doubt",
         *(
             f"probe: {', '.join(heat.names)} cannot be tried here: {each.obstacles[0]}"
             for heat, each in zip(heats, plans, strict=True)

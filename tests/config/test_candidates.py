@@ -61,7 +61,7 @@ def test_ranks_that_the_base_has_no_room_for_are_not_tried() -> None:
         ("{candidates: [smollm3-3b], ranks: [1]}", "probe.ranks: makes alternatives where no candidates are written"),
         ("{learning_rates: [1], ranks: [1]}", "there is nothing to decide"),
         ("{learning_rates: [0]}", "probe.learning_rates.0: must be > 0"),
-        ("{tokens: 100}", "100 tokens are less than one optimizer step of tiny; write at least 128"),
+        ("{tokens: 100}", "100 tokens are less than one step of tiny; write at least 128"),
         ("{token: 100}", "did you mean 'tokens'"),
         ("{candidates: [auto]}", "'auto' is no candidate: --set: blueprint: auto is chosen for a base"),
     ],

@@ -1,0 +1,104 @@
+"""A probe on a real Ray: heats, the choice, the run by what was chosen; and whatever is killed, the same comes out."""
+
+import json
+import os
+import signal
+
+import pytest
+from garden import adapters, cuts, end
+
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.store import Store
+from chrysalis_ray.evaluate.contest import BARE, GAIN, Contest, Judged, decide
+from chrysalis_ray.evaluate.scores import SelectScores, read_select
+
+pytestmark = pytest.mark.ray
+
+MINE = {
+    "fast.yaml": "extends: ./blueprint.yaml\nname: fast\noptimizer: {learning_rate: 3e-2}\nlora: {rank: 6, alpha: 24}\n",
+    "lazy.yaml": "extends: ./blueprint.yaml\nname: lazy\noptimizer: {learning_rate: 1e-9}\nlanes: {sequence_length: 64}\n",
+}
+SETTINGS = (
+    "probe={candidates: [./fast.yaml, ./lazy.yaml], tokens: 2048, rows_per_domain: 24}",
+    "population.search={}",
+    "population.variants=2",
+    "population.reports=2",
+    "population.scheduler={type: fifo}",
+    "tracking={wandb: disabled}",
+)
+
+
+@pytest.fixture(scope="module")
+def probed(garden):
+    for name, text in MINE.items():
+        (garden.folder / name).write_text(text)
+    return garden.run("probed", *SETTINGS)
+
+
+def outcome(run):
+    return json.loads((run / "probe" / "probe.json").read_text())
+
+
+def test_the_choice_is_that_of_the_select_scores_of_two_heats(probed):
+    probe = RunLayout(probed).probe()
+    first, second = probe.heat("heat-00"), probe.heat("heat-01")
+    assert not first.report_scores.exists()
+    assert not second.report_scores.exists()
+    scores = read_select(first.select_scores).candidates
+    packed = {"./blueprint.yaml": scores["v000-mean"], "./fast.yaml": scores["v001-mean"], BARE: scores["seed"]}
+    others = read_select(second.select_scores)
+    alone = {"./lazy.yaml": others.of("v000-mean"), BARE: others.of("seed")}
+    judged = [Judged("the base of both", SelectScores(rows)) for rows in (packed, alone)]
+    told = {key: value for key, value in outcome(probed).items() if key != "question"}
+    assert Contest.from_json(told) == decide(judged, "./blueprint.yaml", {}, bootstrap_samples=200, rng_seed=5)
+    assert told["unit"] == GAIN  # rows of another length see other parts of the documents
+    assert abs(told["standings"][2]["loss"]) < 1e-4  # a learning rate of nearly zero gains nothing, however long its rows
+    assert told["winner"] == "./fast.yaml"  # thirty times the learning rate: what little there is to learn, it learns
+
+
+def test_candidates_trained_equal_tokens_on_equal_rows_in_one_body(probed):
+    heat = RunLayout(probed).probe().heat("heat-00")
+    own, fast = (json.loads(heat.variant(name).read_text()) for name in ("v000-mean", "v001-mean"))
+    assert (own["rng_seed"], own["epigenome"], own["steps"]) == (fast["rng_seed"], fast["epigenome"], fast["steps"])
+    assert (fast["hyperparameters"]["rank"], fast["hyperparameters"]["alpha"]) == (6, 24)
+    assert fast["hyperparameters"]["learning_rate"] == 3e-2
+    assert {len(body["results"]) for _, body in Store(heat.store).cuts()} == {2}
+
+
+def test_the_run_trains_what_was_chosen_and_keeps_the_choice(garden, probed):
+    manifest = json.loads((probed / "run.json").read_text())
+    assert manifest["chosen"]["probed"] is True
+    assert manifest["chosen"]["reasons"][-1].startswith("probe: ./fast.yaml: better than ./blueprint.yaml by")
+    assert manifest["experiment"]["experiment"]["probe"]["tokens"] == 2048
+    for path in probed.glob("variants/*/variant.json"):
+        assert json.loads(path.read_text())["hyperparameters"]["alpha"] == 24
+    assert (probed / "verdict.json").exists()
+    log = (garden.runs / "probed.log").read_text()
+    assert "3 blueprints, 2,048 tokens each, in 2 heats, one after another; judged on select" in log
+    before = {path: path.stat().st_mtime_ns for path in (probed / "probe").rglob("*.json")}
+    garden.run("probed", *SETTINGS)
+    assert {path: path.stat().st_mtime_ns for path in (probed / "probe").rglob("*.json")} == before  # nothing tried again
+
+
+def test_another_probe_does_not_take_over_the_directory(garden, probed):
+    process = garden.start("probed", *SETTINGS, "probe.tokens=1024")
+    assert process.wait(timeout=60) == 1
+    assert "holds a probe of other candidates, text or budget" in garden.log("probed")
+
+
+@pytest.mark.slow
+def test_a_killed_probe_goes_on_and_chooses_the_same(garden, probed):
+    process = garden.start("probe-killed", *SETTINGS)
+    try:
+        garden.wait_for("probe-killed", lambda run: len(cuts(run / "probe" / "heat-01")) >= 1, process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        end(process)
+    first = garden.runs / "probe-killed" / "probe" / "heat-00" / "evaluation" / "select.json"
+    judged = first.stat().st_mtime_ns
+    assert not (garden.runs / "probe-killed" / "run.json").exists()
+    run = garden.run("probe-killed", *SETTINGS)
+    assert first.stat().st_mtime_ns == judged  # the finished heat was not run again
+    assert outcome(run) == outcome(probed)
+    assert adapters(run) == adapters(probed)
