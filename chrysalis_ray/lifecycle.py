@@ -138,7 +138,8 @@ def open_run(
     found, cache = layout.run_manifest.exists(), cache or CacheLayout(layout.root.parent / CACHE)
     run_id = claim_run(loaded, layout)
     story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
-    settled = settle_plan(loaded, layout, cache, story.stage, partial(machine_at, address))
+    is_open = loaded.open or loaded.body.slots == "auto"  # else nothing is chosen by what a cluster has
+    settled = settle_plan(loaded, layout, cache, story.stage, partial(machine_at, address if is_open else None))
     return Run(settled, layout, cache, run_id, story)
 
 

@@ -119,7 +119,7 @@ def test_one_that_was_lost_is_told_and_the_others_decide(tmp_path: Path) -> None
 
 def test_what_has_no_room_here_is_not_tried_but_waits_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    loaded = load(tmp_path, "probe={candidates: [smollm2-360m], tokens: 40000}")
+    loaded = load(tmp_path, "probe={candidates: [smollm2-360m], tokens: 40000}", "population.tokens_per_variant=300000")
     track = Track({"tiny": 0.1, "smollm2-360m": 0.2})
     chosen, said = hold(loaded, RunLayout(tmp_path / "here"), track)
     assert track.run == [("tiny",)]

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from garden import adapters, cuts, end
 
+from chrysalis_ray.config.loading import load_blueprint
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.evaluate.contest import BARE, GAIN, Contest, Judged, decide
@@ -84,6 +87,51 @@ def test_another_probe_does_not_take_over_the_directory(garden, probed):
     process = garden.start("probed", *SETTINGS, "probe.tokens=1024")
     assert process.wait(timeout=60) == 1
     assert "holds a probe of other candidates, text or budget" in garden.log("probed")
+
+
+@pytest.mark.slow
+def test_a_verb_chooses_for_a_base_and_leaves_a_blueprint(garden, probed):
+    """The base is the one that was made for the runs above: an ordinary folder of transformers."""
+    (base,) = {json.loads(path.read_text())["path"] for path in probed.glob("base.json")}
+    line = [sys.executable, "-m", "chrysalis_ray", "blueprint", "choose", base, "--probe", str(garden.folder / "tiny.yaml"),
+            "--runs", str(garden.runs)]  # fmt: skip
+    text = (garden.folder / "tiny.yaml").read_text()
+    probing = "probe: {tokens: 1024, ranks: [1], learning_rates: [1, 0.00001], rows_per_domain: 12}\n"
+    (garden.folder / "tiny.yaml").write_text(text.replace("  tokens_per_variant: 768", "  tokens_per_variant: 8192") + probing)
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    finally:
+        (garden.folder / "tiny.yaml").write_text(text)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert " s  probe    auto" in done.stderr
+    written = garden.folder / "chosen.yaml"
+    written.write_text(done.stdout)
+    blueprint = load_blueprint(written)
+    outcome = json.loads((garden.runs / "tiny-choice" / "probe" / "probe.json").read_text())
+    assert outcome["winner"] == "auto"  # it learns, and a rate of nearly zero does not
+    assert (blueprint.base.model, blueprint.optimizer.learning_rate) == (base, 2e-3)
+    assert any(told["why"] == "worse" for told in outcome["standings"])
+
+
+@pytest.mark.slow
+def test_a_probe_on_a_cluster_that_is_joined_chooses_for_it(garden, probed):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        sizes = (
+            "hidden_size: 32, layers: 2, heads: 2, key_value_heads: 1, head_size: 16, intermediate_size: 64, vocabulary: 512"
+        )
+        told = ("blueprint=auto", f"base={{type: embedded, {sizes}, pretrain_tokens: 2000}}", *SETTINGS[1:],
+                "population.tokens_per_variant=8192", "probe={tokens: 1024, ranks: [1, 2], learning_rates: [1]}")  # fmt: skip
+        run = garden.run("on-cluster", *told, address=cluster.address)
+    finally:
+        cluster.shutdown()
+    assert outcome(run)["winner"] in ("auto", "rank 16")
+    manifest = json.loads((run / "run.json").read_text())
+    assert "body: one worker that computes with 2 threads: there is no GPU" in manifest["chosen"]["reasons"]
+    assert json.loads((run / "plan.json").read_text())["said"]["hardware"]["cpus"] == 2
+    assert (run / "verdict.json").exists()
 
 
 @pytest.mark.slow
