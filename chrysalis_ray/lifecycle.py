@@ -162,10 +162,12 @@ def rehearse(heat: Heat, layout: RunLayout, home: RunLayout, story: Story, addre
     """As much of the story as scores the candidates of a heat on *select*; what reports tell is not looked at. The genome is
     the one of the run at `home`, and the cache too."""
     from chrysalis_ray.evaluate.stages import Judging, judge_variants
+    from chrysalis_ray.genome.linking import link_genome
     from chrysalis_ray.population.harvest import emerged
 
     run = open_run(heat.loaded, layout, story, address, CacheLayout(home.root.parent / CACHE))
     genome = seal_genome(replace(run, layout=home))
+    link_genome(genome, layout.genome)  # so that who learned from a document can be told of the heats, too
     base = pin_base(run, genome)
     tokenise(run, genome, base)
     branching = replace(branching_of(run, genome, base, write_seed(run, base)), listed=heat.blueprints)

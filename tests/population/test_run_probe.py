@@ -150,3 +150,21 @@ def test_a_killed_probe_goes_on_and_chooses_the_same(garden, probed):
     assert first.stat().st_mtime_ns == judged  # the finished heat was not run again
     assert outcome(run) == outcome(probed)
     assert adapters(run) == adapters(probed)
+
+
+def test_who_learned_from_a_document_in_a_heat_is_told(garden, probed):
+    from chrysalis_ray.genome.build import open_genome
+    from chrysalis_ray.population.witnesses import places_of_text, runs_of, witnesses
+
+    runs = [layout for layout in runs_of([garden.runs]) if layout.root.is_relative_to(probed)]
+    heats = [RunLayout(probed).probe().heat(name).root.resolve() for name in ("heat-00", "heat-01")]
+    assert [layout.root for layout in runs] == [probed.resolve(), *heats]
+    genome = open_genome(probed / "genome")
+    trained = [row["doc_id"] for row in genome.manifest["content"]["documents"] if row["split"] == "train"]
+    told = {witness.run: witness for witness in witnesses(runs, trained[:40])}
+    assert [told[str(heat)].unknown for heat in heats] == [None, None]
+    assert set(told[str(heats[0])].variants) == {"v000-mean", "v001-mean"}
+    assert told[str(heats[0])].adapters == ("variants/v000-mean/adapter", "variants/v001-mean/adapter")
+    places = places_of_text(genome, runs, [str(heats[0])])
+    assert str(heats[0] / "genome") in places
+    assert any(place.startswith(str(garden.runs / ".cache" / "tokens")) for place in places)
