@@ -22,7 +22,7 @@ from chrysalis_ray.evaluate.contest import BARE, Contest, Judged, decide
 from chrysalis_ray.evaluate.scores import SelectScores, read_select
 from chrysalis_ray.population.branch import read_branch
 from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.heats import Heat, heats_of, question_of
+from chrysalis_ray.training.heats import Heat, heats_of, in_vain, question_of
 from chrysalis_ray.training.planner import plan
 
 Tell = Callable[[str, str], None]  # stage, sentence
@@ -52,16 +52,23 @@ def hold_probe(
     """`loaded` with the blueprint that its probe chooses, or chose before.
 
     `joined` is Ray for as long as heats run, and `rehearse` runs one. With `look` a heat that has no room on what it finds is
-    not run; without, as on a cluster that may grow, it waits for room.
+    not run; without, as on a cluster that may grow, it waits for room. Raises RunError where the directory is one of another
+    experiment, EvaluationError where nothing could be tried.
     """
     heats = heats_of(loaded)
     question, probe = question_of(heats), layout.probe()
+    if layout.run_manifest.exists() and not probe.question.exists():
+        raise RunError(
+            f"{layout.root} holds a run that no probe decided",
+            "give this one another --name, or leave the probe out; nothing in it was touched",
+        )
     if not probe.question.exists():
         chosen = {"chosen": loaded.chosen.to_json()} if loaded.chosen else {}
         write_json(probe.question, {"question": question, "candidates": [list(heat.names) for heat in heats], **chosen})
     _check_question(probe, question)
     if not probe.outcome.exists():
-        tell("probe", _what(heats))
+        for line in (_what(heats), *in_vain(loaded)):
+            tell("probe", line)
         contest = _race(loaded, heats, probe, tell, joined, rehearse, look)
         write_json(probe.outcome, {"question": question, **contest.to_json()})
     contest = _read_outcome(probe)

@@ -20,7 +20,7 @@ from chrysalis_ray.config.experiment import Experiment, Tracking
 from chrysalis_ray.config.histories import heard_by_default
 from chrysalis_ray.config.merges import WinnerMerge
 from chrysalis_ray.config.population import BranchSearch, Fifo, Grid, Population, SearchSpace
-from chrysalis_ray.config.population_checks import common_rows
+from chrysalis_ray.config.population_checks import common_rows, search_ranges
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.core.layout import CacheLayout
@@ -158,6 +158,20 @@ def _mean_mix(loaded: LoadedExperiment) -> ListedMixes:
     return ListedMixes(type="listed", mixes=(mean,), **kept)
 
 
+def in_vain(loaded: LoadedExperiment) -> list[str]:
+    """What the candidates differ in, and the experiment's search draws anyway: a line for people, or none."""
+    drawn = search_ranges(loaded.experiment.population.search)
+    recipes = [blueprint_words(candidate.blueprint) for _, candidate in loaded.candidates]
+    same = [name for name in drawn if len({str(recipe[name]) for recipe in recipes}) > 1]
+    return [f"population.search draws {' and '.join(same)} for each variant, whatever the probe decides"] if same else []
+
+
+def blueprint_words(blueprint: Blueprint) -> dict[str, Any]:
+    """What a blueprint says where `population.search` can say otherwise, by the names of the search."""
+    own = {**blueprint.optimizer.model_dump(), **blueprint.lora.model_dump(), **blueprint.schedule.model_dump()}
+    return {**own, "optimizer": blueprint.optimizer.type, "rows_per_step": blueprint.lanes.rows_per_step}
+
+
 # what it costs ------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +190,7 @@ def with_probe(planned: Plan, loaded: LoadedExperiment, hardware: Hardware, cach
         f"probe: first {len(loaded.candidates)} blueprints ({names}) train {plans[0].tokens_per_variant:,} tokens each in "
         f"{runs}: {tokens:,} tokens{seconds}; what is planned here is the run by {loaded.candidates[0][0]}, which stays unless "
         "another is better beyond doubt",
+        *(f"probe: {line}" for line in in_vain(loaded)),
         *(
             f"probe: {', '.join(heat.names)} cannot be tried here: {each.obstacles[0]}"
             for heat, each in zip(heats, plans, strict=True)

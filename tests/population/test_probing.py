@@ -130,6 +130,18 @@ def test_what_has_no_room_here_is_not_tried_but_waits_on_a_cluster(tmp_path: Pat
     assert waits.run == [("tiny",), ("smollm2-360m",)]
 
 
+def test_a_run_that_no_probe_decided_is_not_touched(tmp_path: Path) -> None:
+    loaded, probed = load(tmp_path), load(tmp_path, "probe={ranks: [0.5], learning_rates: [1]}")
+    layout = run_directory(loaded, tmp_path, None)
+    claim_run(loaded, layout)
+    before = sorted(tmp_path.rglob("*"))
+    track = Track({"tiny": 0.1, "rank 4": 0.1})
+    with pytest.raises(RunError, match="holds a run that no probe decided"):
+        hold(probed, layout, track)
+    assert track.run == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["question", "outcome"])
 def test_a_damaged_file_is_one_typed_error(name: str, tmp_path: Path) -> None:
     loaded = load(tmp_path, "probe={ranks: [0.5], learning_rates: [1]}")

@@ -12,7 +12,7 @@ from garden import adapters, cuts, end
 from chrysalis_ray.config.loading import load_blueprint
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.store import Store
-from chrysalis_ray.evaluate.contest import BARE, GAIN, Contest, Judged, decide
+from chrysalis_ray.evaluate.contest import BARE, BITS, GAIN, Contest, Judged, decide
 from chrysalis_ray.evaluate.scores import SelectScores, read_select
 
 pytestmark = pytest.mark.ray
@@ -111,6 +111,28 @@ def test_a_verb_chooses_for_a_base_and_leaves_a_blueprint(garden, probed):
     assert outcome["winner"] == "auto"  # it learns, and a rate of nearly zero does not
     assert (blueprint.base.model, blueprint.optimizer.learning_rate) == (base, 2e-3)
     assert any(told["why"] == "worse" for told in outcome["standings"])
+
+
+@pytest.mark.slow
+def test_bases_with_other_tokenizers_are_compared_on_whole_documents(garden, probed):
+    (garden.folder / "other.yaml").write_text(
+        "extends: ./blueprint.yaml\nname: other\nbase: {vocabulary: 400, hidden_size: 48}\n"
+    )
+    run = garden.run("two-bases", *SETTINGS[1:], "probe={candidates: [./other.yaml], tokens: 512}")
+    told = outcome(run)
+    assert told["unit"] == BITS
+    assert told["documents"] >= 20
+    assert all(1 < standing["loss"] < 9 for standing in told["standings"])
+    assert (
+        json.loads((run / "base.json").read_text())["sha256"]
+        == json.loads(
+            next(path for path in sorted((run / "probe").glob("heat-*/base.json")) if _is_of(path, told["winner"])).read_text()
+        )["sha256"]
+    )
+
+
+def _is_of(path, winner):
+    return path.parent.name == ("heat-00" if winner == "./blueprint.yaml" else "heat-01")
 
 
 @pytest.mark.slow

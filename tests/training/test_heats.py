@@ -118,7 +118,8 @@ def test_the_question_is_of_all_that_the_outcome_depends_on(tmp_path: Path) -> N
 def test_the_plan_says_what_the_probe_costs() -> None:
     loaded = load("quickstart", "probe={tokens: 4096, learning_rates: [1, 2], ranks: [1]}")
     planned = with_probe(plan(loaded, LAPTOP), loaded, LAPTOP)
-    (note,) = [note for note in planned.notes if note.startswith("probe: ")]
+    note, vain = (note for note in planned.notes if note.startswith("probe: "))
+    assert vain == "probe: population.search draws learning_rate for each variant, whatever the probe decides"
     assert (
         "first 2 blueprints (tiny, learning rate 0.004) train 4,096 tokens each in 1 short population: 8,192 tokens, about"
         in note
