@@ -1,5 +1,6 @@
 """The whole story: from one YAML to one adapter, and an honest word on whether the population was worth it.
 
+    probe     where it is asked for: short populations decide between blueprints, before the run is claimed
     genome    read, hashed, split, sealed
     base      pinned (or, for the embedded default, made here from the genome)
     seed      adapter zero, written once
@@ -21,7 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from chrysalis_ray.body.manifest import Bodies
     from chrysalis_ray.genome.build import Genome
     from chrysalis_ray.population.branch import Branching
+    from chrysalis_ray.training.heats import Heat
 
 
 class Story(Protocol):
@@ -86,7 +88,8 @@ def grow(
     layout = run_directory(loaded, runs, name)
     check_outside(loaded, address)
     with sole_owner(layout.lock), library_output(layout.driver_log):
-        run = open_run(loaded, layout, story)
+        loaded = decide_blueprint(loaded, layout, story, address)
+        run = open_run(loaded, layout, story, address)
         genome = seal_genome(run)
         base = pin_base(run, genome)
         tokenise(run, genome, base)
@@ -121,19 +124,61 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
     from chrysalis_ray.training.hardware import check_machine
 
     check_installed(loaded.experiment.population)
-    check_machine(loaded.body)
+    for each in (loaded, *(candidate for _, candidate in loaded.candidates)):
+        check_machine(each.body)
     check_tracking(loaded.experiment.tracking.wandb)
     check_address(address)
 
 
-def open_run(loaded: LoadedExperiment, layout: RunLayout, story: Story) -> Run:
+def open_run(
+    loaded: LoadedExperiment, layout: RunLayout, story: Story, address: str | None = None, cache: CacheLayout | None = None
+) -> Run:
     """The run in this directory, new or found again. Raises RunError if another experiment lives there."""
-    found, cache = layout.run_manifest.exists(), CacheLayout(layout.root.parent / CACHE)
+    from chrysalis_ray.body.machine import machine_at
+
+    found, cache = layout.run_manifest.exists(), cache or CacheLayout(layout.root.parent / CACHE)
     run_id = claim_run(loaded, layout)
     story.stage("run", f"found {layout.root}, going on" if found else f"new in {layout.root}")
     if said := another_body(loaded, layout):
         story.stage("body", said)
-    return Run(settle_plan(loaded, layout, cache, story.stage), layout, cache, run_id, story)
+    is_open = loaded.open or loaded.body.slots == "auto"  # else nothing is chosen by what a cluster has
+    settled = settle_plan(loaded, layout, cache, story.stage, partial(machine_at, address if is_open else None))
+    return Run(settled, layout, cache, run_id, story)
+
+
+def decide_blueprint(loaded: LoadedExperiment, layout: RunLayout, story: Story, address: str | None) -> LoadedExperiment:
+    """`loaded` with the blueprint that its probe chose, as it is where it has none. What was decided is not tried again."""
+    if not loaded.candidates:
+        return loaded
+    from chrysalis_ray.body.cluster import joined
+    from chrysalis_ray.body.machine import machine_at
+    from chrysalis_ray.population.probing import hold_probe
+
+    def one(heat: Heat, place: RunLayout) -> None:
+        rehearse(heat, place, layout, story, address)
+
+    look = partial(machine_at, None) if address is None else None
+    return hold_probe(loaded, layout, story.stage, partial(joined, address), one, look)
+
+
+def rehearse(heat: Heat, layout: RunLayout, home: RunLayout, story: Story, address: str | None) -> None:
+    """As much of the story as scores the candidates of a heat on *select*; what reports tell is not looked at. The genome is
+    the one of the run at `home`, and the cache too."""
+    from chrysalis_ray.evaluate.stages import Judging, judge_variants
+    from chrysalis_ray.genome.linking import link_genome
+    from chrysalis_ray.population.harvest import emerged
+
+    run = open_run(heat.loaded, layout, story, address, CacheLayout(home.root.parent / CACHE))
+    genome = seal_genome(replace(run, layout=home))
+    link_genome(genome, layout.genome)  # so that who learned from a document can be told of the heats, too
+    base = pin_base(run, genome)
+    tokenise(run, genome, base)
+    branching = replace(branching_of(run, genome, base, write_seed(run, base)), listed=heat.blueprints)
+    variants = branch(run, branching)
+    with bodies_for(run, base, variants, address) as bodies:
+        train(run, branching, variants, bodies)
+        names = emerged(layout)
+        judge_variants(Judging(layout, run.experiment, names, bodies.judge, story.stage, run.record))
 
 
 def seal_genome(run: Run) -> Genome:

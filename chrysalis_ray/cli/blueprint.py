@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chrysalis_ray.cli.arguments import Json
+from chrysalis_ray.cli.arguments import Json, Runs
 from chrysalis_ray.cli.outcome import print_json
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ def choose_blueprint(
         int | None, typer.Option(min=1, help="Tokens that each variant trains; chosen as well if not given.")
     ] = None,
     variants: Annotated[int, typer.Option(min=1, max=4096, help="Variants that train.")] = 8,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="EXPERIMENT", help="Decide by a short population on this machine, on the text of an experiment."),
+    ] = None,
+    runs: Runs = Path("runs"),
     json: Json = False,
 ) -> None:
     """Choose a blueprint for a base.
@@ -82,7 +87,13 @@ def choose_blueprint(
 
     \b
     chrysalis blueprint choose Qwen/Qwen3-1.7B --gpus 8 --tokens 20000000 > mine.yaml
+    chrysalis blueprint choose Qwen/Qwen3-0.6B --probe experiments/auto.yaml > mine.yaml
     """
+    if probe is not None:
+        if gpus is not None or gpu_memory is not None or tokens is not None:
+            raise typer.BadParameter("a probe trains on this machine, by the experiment's budget: leave the others out")
+        _choose_by_probe(base, probe, runs, json)
+        return
     from chrysalis_ray.training.choice import choose, named_base
     from chrysalis_ray.training.hardware import Hardware
 
@@ -93,6 +104,35 @@ def choose_blueprint(
         return
     print(f"# chosen for {variants} variants of {chosen.tokens:,} tokens on {machine.line()}")
     print(chosen.text, end="")
+
+
+def _choose_by_probe(base: str, experiment: Path, runs: Path, as_json: bool) -> None:
+    """Print the blueprint that a probe of `base` chooses. What it leaves lies in the run directory `NAME-choice`."""
+    import sys
+    from json import dumps
+
+    from chrysalis_ray.cli.story import TerminalStory
+    from chrysalis_ray.config.claim import run_directory
+    from chrysalis_ray.config.loading import load_experiment
+    from chrysalis_ray.core.lock import sole_owner
+    from chrysalis_ray.lifecycle import check_outside, decide_blueprint, library_output
+    from chrysalis_ray.training.choice import chooser, named_base
+
+    told = ["blueprint=auto", f"base={dumps(named_base(base).model_dump(exclude_none=True))}"]
+    name = f"{load_experiment(experiment, told, chooser()).experiment.name}-choice"
+    loaded = load_experiment(experiment, told, chooser(runs, name))
+    if loaded.experiment.probe is None:
+        loaded = load_experiment(experiment, [*told, "probe={}"], chooser(runs, name))
+    layout = run_directory(loaded, runs.absolute(), name)
+    check_outside(loaded, None)
+    with TerminalStory(sys.stderr) as story, sole_owner(layout.lock), library_output(layout.driver_log):
+        chosen = decide_blueprint(loaded, layout, story, None).chosen
+    assert chosen is not None
+    if as_json:
+        print_json({"text": chosen.text, "reasons": chosen.reasons, "tokens": chosen.tokens})
+    else:
+        print(f"# chosen by a probe on {experiment}; its heats lie in {layout.probe().root}")
+        print(chosen.text, end="")
 
 
 def _machine(here: Hardware, gpus: int | None, gpu_memory: float | None) -> Hardware:

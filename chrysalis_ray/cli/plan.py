@@ -10,7 +10,7 @@ import typer
 
 from chrysalis_ray.cli.arguments import Experiment, Json, Runs, Set
 from chrysalis_ray.cli.outcome import DOES_NOT_FIT, print_json
-from chrysalis_ray.core.layout import CACHE, CacheLayout
+from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 
 
 def plan(
@@ -35,21 +35,34 @@ def plan(
 
 
 def show_plan(
-    experiment: Path, overrides: list[str], as_json: bool, runs: Path, name: str | None = None, *, measuring: bool = False
+    experiment: Path,
+    overrides: list[str],
+    as_json: bool,
+    runs: Path,
+    name: str | None = None,
+    *,
+    measuring: bool = False,
+    address: str | None = None,
 ) -> int:
-    """Print the plan of `experiment` and return the exit code that belongs to it. Imports neither torch nor Ray."""
+    """Print the plan of `experiment`, for this machine or for the cluster at `address`, and return the exit code that belongs
+    to it. Imports neither torch nor, without an address, Ray."""
+    from chrysalis_ray.body.machine import machine_at
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.training.choice import chooser
-    from chrysalis_ray.training.hardware import Hardware
+    from chrysalis_ray.training.heats import with_probe
     from chrysalis_ray.training.planner import plan as make_plan
 
-    hardware, cache = Hardware.local(), CacheLayout(runs.absolute() / CACHE)
+    hardware, cache = machine_at(address), CacheLayout(runs.absolute() / CACHE)
     loaded = load_experiment(experiment, overrides, chooser(runs, name, hardware))
+    if loaded.candidates:
+        from chrysalis_ray.population.probing import decided
+
+        loaded = decided(loaded, RunLayout((runs / (name or loaded.experiment.name)).absolute()))
     if measuring:
         from chrysalis_ray.training.measure import measure
 
         measure(loaded, hardware, cache, progress=lambda line: print(line, file=sys.stderr, flush=True))
-    planned = make_plan(loaded, hardware, cache)
+    planned = with_probe(make_plan(loaded, hardware, cache), loaded, hardware, cache)
     if as_json:
         print_json(planned.to_json())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,17 +42,18 @@ def run(
     chrysalis run experiments/quickstart.yaml --set population.variants=4 --name four
     """
     if dry_run:
-        return show_plan(experiment, set or [], json, runs, name)
+        return show_plan(experiment, set or [], json, runs, name, address=address)
+    from chrysalis_ray.body.machine import machine_at
     from chrysalis_ray.cli.story import TerminalStory
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.lifecycle import grow
     from chrysalis_ray.training.choice import chooser
     from chrysalis_ray.training.forecast import came
 
-    loaded = load_experiment(experiment, set or [], chooser(runs, name))
+    loaded = load_experiment(experiment, set or [], chooser(runs, name, look=partial(machine_at, address)))
     root = runs / (loaded.experiment.name if name is None else name)
     layout = RunLayout(root.absolute())
-    fresh = not layout.run_manifest.exists()
+    fresh = not layout.run_manifest.exists() and not loaded.candidates  # the plan is one of the run after the probe
     stream = sys.stderr if json else sys.stdout  # stdout belongs to the JSON, whatever a library prints
     with TerminalStory(stream) as story, contextlib.redirect_stdout(stream):
         verdict = grow(loaded, runs.absolute(), story, name, address)

@@ -22,7 +22,9 @@ def run_directory(loaded: LoadedExperiment, runs: Path, name: str | None) -> Run
         )
     layout = RunLayout((runs / name).resolve())
     if layout.root.is_dir() and not layout.run_manifest.exists():
-        ours = (layout.lock, layout.driver_log, layout.experiment_yaml)  # all that a kill can leave before there is a manifest
+        ours = [layout.lock, layout.driver_log, layout.experiment_yaml]  # all that a kill can leave before there is a manifest
+        if layout.probe().question.exists():
+            ours += [layout.probe().root, layout.genome]
         strangers = sorted(path.name for path in layout.root.iterdir() if path not in ours and not is_draft(path))
         if strangers:
             raise RunError(

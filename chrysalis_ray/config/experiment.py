@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, Count, OpenBody, Positive, Written
+from chrysalis_ray.config.blueprint_probe import BlueprintProbe
 from chrysalis_ray.config.genome import (
     EXCLUDED_BY_DEFAULT,
     ArchiveSource,
@@ -143,6 +144,7 @@ class Experiment(Written):
     description: str = ""
     rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     blueprint: str
+    probe: BlueprintProbe | None = None
     base: Base | None = None
     genome: GenomeSpec
     population: Population

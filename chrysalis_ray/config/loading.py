@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from chrysalis_ray.config.auto import (
     without_auto_tokens,
 )
 from chrysalis_ray.config.blueprint import Blueprint
+from chrysalis_ray.config.candidates import with_candidates
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.extending import KEY, read_extending
@@ -39,7 +41,9 @@ __all__ = ["LoadedExperiment", "experiment_schema", "load_blueprint", "load_expe
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PROBLEMS = 50
-SHIPPED = Path(chrysalis_ray.__file__).resolve().parent.parent / "blueprints"
+_PACKAGE = Path(chrysalis_ray.__file__).resolve().parent
+_INSTALLED, _CHECKOUT = _PACKAGE / "blueprints", _PACKAGE.parent / "blueprints"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser | None = None) -> LoadedExperiment:
@@ -79,7 +83,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
     if problems:
         raise _refusal(path, problems)
     experiment, selected = select_genome(experiment, blueprint.genome)
-    return replace(loaded, experiment=experiment, selected=selected)
+    loaded = replace(loaded, experiment=experiment, selected=selected)
+    loaded, problems = with_candidates(loaded, root, partial(load_experiment, choose=choose))
+    if problems:
+        raise _refusal(path, problems)
+    return loaded
 
 
 def load_blueprint(path: Path) -> Blueprint:

@@ -61,20 +61,24 @@ def located(base: Base, written_in: Path) -> Base:
 class Chosen:
     """A blueprint that rules chose: its YAML, a reason for each thing chosen, and what `tokens_per_variant: auto` means.
 
-    `question` is the hash of what it was chosen for, the machine aside; empty outside of experiments."""
+    `question` is the hash of what it was chosen for, the machine aside; empty outside of experiments. `probed` says that a
+    short population has decided, and that the text is the winner's."""
 
     text: str
     reasons: tuple[str, ...]
     tokens: int
     question: str = ""
+    probed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"text": self.text, "reasons": list(self.reasons), "tokens": self.tokens, "question": self.question}
+        told = {"text": self.text, "reasons": list(self.reasons), "tokens": self.tokens, "question": self.question}
+        return told | ({"probed": True} if self.probed else {})
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Chosen:
         """Raises KeyError or TypeError for what `to_json` cannot have written."""
-        return cls(str(value["text"]), tuple(map(str, value["reasons"])), int(value["tokens"]), str(value["question"]))
+        reasons = tuple(map(str, value["reasons"]))
+        return cls(str(value["text"]), reasons, int(value["tokens"]), str(value["question"]), value.get("probed") is True)
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,9 @@ class LoadedExperiment:
     text: str
     blueprint_text: str
     overrides: tuple[str, ...] = ()
-    chosen: Chosen | None = None  # where the experiment says `blueprint: auto`
+    chosen: Chosen | None = None  # where the experiment says `blueprint: auto`, or a probe has decided
     selected: tuple[str, ...] = ()  # what the blueprint leaves out of the genome, in words
+    candidates: tuple[tuple[str, LoadedExperiment], ...] = ()  # what its probe is to decide between, by name; itself the first
 
     @property
     def base(self) -> Base:
@@ -145,7 +150,7 @@ class LoadedExperiment:
         `COSMETIC` fields, the `MOVABLE` ones of the body and the name of the blueprint's file: a run survives a reworded
         description or a moved file, and goes on with more workers.
         """
-        experiment = self.experiment.model_dump(mode="json")
+        experiment = self.experiment.model_dump(mode="json", exclude=None if self.experiment.probe else {"probe"})
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")
         experiment["body"] = self.written_body.model_dump(mode="json")
         blueprint = self.blueprint.model_dump(mode="json", exclude={"base", "genome", "body"})

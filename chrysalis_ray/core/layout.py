@@ -52,6 +52,10 @@ class RunLayout:
         """What `plan` said before the run, and what came."""
         return self.root / "plan.json"
 
+    def probe(self) -> ProbeLayout:
+        """What decided between blueprints before the run was claimed, where the experiment asked for that."""
+        return ProbeLayout(self.root / "probe")
+
     # genome
     @property
     def genome(self) -> Path:
@@ -173,6 +177,27 @@ class RunLayout:
     @property
     def report_manifest(self) -> Path:
         return self.root / "report.json"
+
+
+@dataclass(frozen=True)
+class ProbeLayout:
+    """The short populations that decide between blueprints, and what came of them."""
+
+    root: Path
+
+    @property
+    def question(self) -> Path:
+        """What is to be decided; written first."""
+        return self.root / "question.json"
+
+    @property
+    def outcome(self) -> Path:
+        """Who was chosen, and why; written last."""
+        return self.root / "probe.json"
+
+    def heat(self, name: str) -> RunLayout:
+        """One short population, laid out like a run as far as it goes."""
+        return RunLayout(self.root / name)
 
 
 @dataclass(frozen=True)

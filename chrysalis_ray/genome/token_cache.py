@@ -66,11 +66,12 @@ def link_tokens(store: TokenStore, folder: Path) -> None:
     for splits in store.manifest["parts"].values():
         for part in splits.values():
             for name in part["files"]:
-                _link(store.folder / name, folder / name)
+                link_or_copy(store.folder / name, folder / name)
     write_json(folder / "manifest.json", store.manifest)
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has no links."""
     try:
         os.link(source, target)
     except OSError as error:

@@ -50,13 +50,15 @@ class Branching:
     base_sha256: str
     tokens: Mapping[str, int] = field(default_factory=dict)  # of every domain in training, where they are known
     rows: Mapping[str, int] = field(default_factory=dict)  # that they are packed into
+    listed: tuple[Blueprint, ...] = ()  # where variants differ by blueprint: that of each, in place of the one of all
 
     def variant(self, index: int, values: Mapping[str, Any]) -> Variant:
         """Variant `index` with these values; the same for the same arguments on every machine. Raises GenomeError where the
         genome is too small for the caps and floors of its mix."""
         experiment, lanes = self.experiment, self.blueprint.lanes
         population = experiment.population
-        rows = values.get(ROWS, lanes.rows_per_step)
+        own = self.listed[index] if self.listed else self.blueprint
+        rows = own.lanes.rows_per_step if self.listed else values.get(ROWS, lanes.rows_per_step)
         common = common_rows(step_sizes(population.search, lanes))
         strides, chunk_strides = optimizer_steps(
             population.tokens_per_variant, common, lanes.sequence_length, population.reports
@@ -76,7 +78,7 @@ class Branching:
             seed_sha256=self.seed_sha256,
             genome_id=self.genome_id,
             base_sha256=self.base_sha256,
-            hyperparameters=replace(blueprint_hyperparameters(self.blueprint), **drawn),
+            hyperparameters=replace(blueprint_hyperparameters(own), **drawn),
             epigenome=epigenome,
             steps=strides * (common // rows),
             chunk_steps=chunk_strides * (common // rows),

@@ -38,8 +38,9 @@ class Witness:
 
 
 def runs_of(folders: Collection[Path]) -> list[RunLayout]:
-    """Every run directory in one of the folders that has a genome."""
+    """Every run directory in one of the folders that has a genome, and the heats of every probe."""
     found = {path.resolve() for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    found |= {heat.parent for run in found for heat in RunLayout(run).probe().root.glob("*/run.json")}
     layouts = [RunLayout(path) for path in sorted(found)]
     return [layout for layout in layouts if layout.run_manifest.is_file() and (layout.genome / "manifest.json").is_file()]
 
@@ -99,7 +100,7 @@ def places_of_text(genome: Genome, runs: Collection[RunLayout], holders: Collect
     inside = [layout for layout in runs if str(layout.root) in holders]
     places = {genome.folder, *(layout.genome for layout in inside), *(layout.tokens for layout in inside)}
     ids = {genome.genome_id, *(read_manifest(layout.genome)["genome_id"] for layout in inside)}
-    for cache in {layout.root.parent / CACHE for layout in runs}:
+    for cache in {folder / CACHE for layout in runs for folder in layout.root.parents[:3:2]}:  # a heat's lies beside its run
         for folder in CacheLayout(cache).token_stores():
             try:
                 known = read_json(folder / "manifest.json")["key"]["genome_id"]

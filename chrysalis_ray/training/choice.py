@@ -28,20 +28,24 @@ from chrysalis_ray.training.shapes import ModelShape, read_shape, shape_of
 
 
 def chooser(
-    runs: Path | None = None, name: str | None = None, hardware: Hardware | None = None
+    runs: Path | None = None,
+    name: str | None = None,
+    hardware: Hardware | None = None,
+    look: Callable[[], Hardware] = Hardware.local,
 ) -> Callable[[Experiment, Base, int | None], Chosen]:
     """What `load_experiment` asks where it reads `blueprint: auto`: what the run `name` below `runs` was begun with, if there
-    is such a run of the same base, genome and population, else a blueprint for `hardware`, by default this machine."""
+    is such a run of the same base, genome and population, else a blueprint for `hardware`, or for what `look` finds."""
 
     def choose_for(experiment: Experiment, base: Base, tokens: int | None) -> Chosen:
-        question = sha256_of([experiment.model_dump(mode="json", include={"base", "genome", "population"}), tokens])
+        asked = {"base", "genome", "population", *(("probe",) if experiment.probe else ())}
+        question = sha256_of([experiment.model_dump(mode="json", include=asked), tokens])
         begun = None if runs is None else _begun_with(runs, name or experiment.name)
         if begun is not None and begun.question == question:
             return begun
         population = experiment.population
         chosen = choose(
             base,
-            hardware or Hardware.local(),
+            hardware or look(),
             variants=population.variants,
             reports=population.reports,
             tokens=tokens,
@@ -143,12 +147,14 @@ def _fetched_config(base: PretrainedBase) -> Path:
 
 
 def _begun_with(runs: Path, name: str) -> Chosen | None:
-    """What a run was begun with, None where there is none; a damaged `run.json` is for `claim` to refuse."""
-    manifest = RunLayout((runs / name).absolute()).run_manifest
-    if not is_run_name(name) or not manifest.is_file():
+    """What a run, or the probe before it, was begun with, None where there is none; a damaged `run.json` is for `claim` to
+    refuse."""
+    layout = RunLayout((runs / name).absolute())
+    begun = layout.run_manifest if layout.run_manifest.is_file() else layout.probe().question
+    if not is_run_name(name) or not begun.is_file():
         return None
     try:
-        content: Any = read_json(manifest)["chosen"]
+        content: Any = read_json(begun)["chosen"]
         return Chosen.from_json(content)
     except (OSError, ValueError, KeyError, TypeError):
         return None

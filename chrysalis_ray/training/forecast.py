@@ -23,14 +23,19 @@ from chrysalis_ray.training.planner import plan
 
 
 def settle_plan(
-    loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, tell: Callable[[str, str], None] = lambda name, line: None
+    loaded: LoadedExperiment,
+    layout: RunLayout,
+    cache: CacheLayout,
+    tell: Callable[[str, str], None] = lambda name, line: None,
+    look: Callable[[], Hardware] = Hardware.local,
 ) -> LoadedExperiment:
     """Write down what is planned, unless that was done before, and tell it; returns the experiment with numbers in its body.
+    `look` finds the machine to plan for; it is asked where there is something to plan.
 
     Raises RunError where `run.json` holds a body that is none.
     """
     fresh = not layout.plan.exists()
-    loaded = _settled(loaded, layout, cache)
+    loaded = _settled(loaded, layout, cache, look)
     if fresh:
         for reason in read_json(layout.plan)["said"].get("chosen", ()):
             tell("chosen", reason)
@@ -38,13 +43,13 @@ def settle_plan(
     return loaded
 
 
-def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout) -> LoadedExperiment:
+def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, look: Callable[[], Hardware]) -> LoadedExperiment:
     manifest = read_json(layout.run_manifest)
     loaded = _as_settled(loaded, layout, manifest.get("slots"), manifest.get("body"))
     is_open = bool(loaded.open) or loaded.body.slots == "auto"
     if layout.plan.exists() and not is_open:
         return loaded
-    planned = plan(loaded, Hardware.local(), cache)
+    planned = plan(loaded, look(), cache)
     body = {name: getattr(planned.body, name) for name in loaded.open}
     if is_open:
         slots = {"slots": planned.body.slots} if loaded.body.slots == "auto" else {}

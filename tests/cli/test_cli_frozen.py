@@ -28,7 +28,8 @@ FROZEN = {
     "genome exposure": ["RUN_DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
     "blueprint": ["--help", "-h"],
     "blueprint show": ["NAME|FILE", "--help", "--json", "-h"],
-    "blueprint choose": ["BASE", "--gpu-memory", "--gpus", "--help", "--json", "--tokens", "--variants", "-h"],
+    "blueprint choose": ["BASE", "--gpu-memory", "--gpus", "--help", "--json", "--probe", "--runs", "--tokens", "--variants",
+                         "-h"],
     "genome forget": ["DIRECTORY", "DOCUMENT...", "--help", "--json", "--licence", "--out", "--reason", "--runs", "--source",
                       "-h"],
 }  # fmt: skip

@@ -18,6 +18,7 @@ from chrysalis_ray.config.population import Fifo, LogUniform
 from chrysalis_ray.config.yaml_tree import YamlRefused, parse_tree
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.core.records import canonical_json
+from chrysalis_ray.training.choice import chooser
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
@@ -26,7 +27,7 @@ BLUEPRINTS = sorted((REPOSITORY / "blueprints").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_every_shipped_experiment_loads_and_its_first_line_runs_it(path: Path) -> None:
-    loaded = load_experiment(path)
+    loaded = load_experiment(path, choose=chooser())
     canonical_json(loaded.resolved())
     words = path.read_text().splitlines()[0].split()
     assert words[:3] == ["#", "chrysalis", "run"]

@@ -13,6 +13,7 @@ from chrysalis_ray.config.blueprint import EmbeddedBase, PretrainedBase
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.config.resolve import BODY_FLOOR
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.choice import chooser
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.planner import optimizer_steps, plan
 from chrysalis_ray.training.shapes import KNOWN, read_shape, shape_of
@@ -77,7 +78,7 @@ def test_embedded_parameters_match_the_real_model() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_experiment_fits_a_cluster_and_is_told_in_words_and_json(path: Path) -> None:
-    planned = plan(load_experiment(path), CLUSTER)
+    planned = plan(load_experiment(path, choose=chooser(hardware=CLUSTER)), CLUSTER)
     assert planned.fits, planned.obstacles
     assert planned.exit_code == 0
     assert planned.steps == planned.chunk_steps * planned.reports
