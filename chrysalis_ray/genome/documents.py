@@ -49,10 +49,18 @@ class Document:
 
 
 def make_document(
-    text: str, path: str, source_key: str, domain: str, licence: str, encoding: str = "utf-8", evidence: str = "declared"
+    text: str,
+    path: str,
+    source_key: str,
+    domain: str,
+    licence: str,
+    encoding: str = "utf-8",
+    evidence: str = "declared",
+    content: bytes | None = None,
 ) -> Document:
-    """A document named by its content. Raises UnicodeEncodeError when `text` holds a lone surrogate."""
-    doc_id = hashlib.sha256(text.encode(encoding)).hexdigest()
+    """A document named by its content: ``text.encode(encoding)``, or `content`, if it is at hand. Raises UnicodeEncodeError when
+    `text` holds a lone surrogate."""
+    doc_id = hashlib.sha256(text.encode(encoding) if content is None else content).hexdigest()
     return Document(doc_id, path, source_key, domain, text, licence, encoding, evidence)
 
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.genome.documents import Document
-from chrysalis_ray.genome.marks import marks_of, suspicious
+from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scan_cache import ScanCache, Seen, key_of
 from chrysalis_ray.genome.similarity import MOST_AT_ONCE, Hashes, Sketches, in_one, kept_shingles, sketches_of
 
-BATCH_CHARACTERS = 500_000
-SENT_TOGETHER = 16  # batches, to another process
+BATCH_CHARACTERS = 200_000
+SENT_TOGETHER = 40  # batches, to another process
 ALONE_BELOW = 400_000_000  # characters; starting processes costs more than they save
 
 
@@ -44,22 +44,31 @@ def scan(
 ) -> tuple[list[Document], Sketches]:
     """`documents` with their marks, and their sketches, in order. What `cache` holds of them is not computed, and it holds
     exactly them afterwards."""
-    keys = [key_of(document) for document in documents] if cache else []
-    seen: list[Seen | None] = [cache.get(key) for key in keys] if cache else [None] * len(documents)
+    if cache is None:
+        batches_found = list(_scan_all(documents, how or GenomeBuild()))
+        marks = [found for batch in batches_found for found in batch.marks]
+        hashes = np.concatenate([np.empty(0, np.uint64), *(batch.hashes for batch in batches_found)])
+        sizes = np.concatenate([np.empty(0, np.int64), *(batch.sizes for batch in batches_found)])
+    else:
+        seen = _recalled(documents, how or GenomeBuild(), cache)
+        marks = [each.marks for each in seen]
+        hashes = np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in seen)])
+        sizes = np.array([len(each.hashes) for each in seen], np.int64)
+    marked = [replace(document, marks=found) if found else document for document, found in zip(documents, marks, strict=True)]
+    return marked, sketches_of(hashes, sizes)
+
+
+def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache) -> list[Seen]:
+    """What is found in each of `documents`, computed only where `cache` does not know it."""
+    keys = [key_of(document) for document in documents]
+    seen = [cache.get(key) for key in keys]
     missing = [index for index, known in enumerate(seen) if known is None]
-    found = (
-        each for batch in _scan_all([documents[index] for index in missing], how or GenomeBuild()) for each in batch.each()
-    )
+    found = (each for batch in _scan_all([documents[index] for index in missing], how) for each in batch.each())
     for index, fresh in zip(missing, found, strict=True):
         seen[index] = fresh
     known = [each for each in seen if each is not None]
-    if cache:
-        cache.keep(dict(zip(keys, known, strict=True)))
-    marked = [
-        replace(document, marks=each.marks) if each.marks else document for document, each in zip(documents, known, strict=True)
-    ]
-    sizes = np.array([len(each.hashes) for each in known], np.int64)
-    return marked, sketches_of(np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in known)]), sizes)
+    cache.keep(dict(zip(keys, known, strict=True)))
+    return known
 
 
 def _scan_all(documents: Sequence[Document], how: GenomeBuild) -> Iterable[Scanned]:
@@ -103,7 +112,5 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 def scan_batch(documents: Sequence[Document]) -> Scanned:
     """One batch, in this process."""
-    together, ends = in_one([document.text.encode("utf-8", "surrogatepass") for document in documents])
-    suspects = suspicious(together, ends)
-    marks = [marks_of(document, suspect) for document, suspect in zip(documents, suspects, strict=True)]
-    return Scanned(marks, *kept_shingles(together, ends))
+    contents = [document.text.encode("utf-8", "surrogatepass") for document in documents]
+    return Scanned([marks_of(document) for document in documents], *kept_shingles(*in_one(contents)))
