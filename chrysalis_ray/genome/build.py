@@ -385,5 +385,6 @@ def _manifest_text(manifest: Mapping[str, Any]) -> str:
     mark = "documents go here"
     shell = {**manifest, "content": {**manifest["content"], "documents": mark}}
     text = json.dumps(shell, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    lines = ",\n".join("      " + json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    of_row = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+    lines = ",\n".join("      " + of_row(row) for row in rows)
     return text.replace(f'"documents": "{mark}"', f'"documents": [\n{lines}\n    ]', 1) + "\n"

@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from chrysalis_ray.core.errors import GenomeCorrupt
+
 KINDS = frozenset({b"blob", b"tree", b"commit", b"tag"})
 HEADER = re.compile(rb"([a-z]+) (0|[1-9][0-9]{0,18})\0")
 HEADER_BYTES = 32  # more than any header has
@@ -34,7 +36,8 @@ class LooseObjects:
         return name[:2] in self._shards and name[2:] in self._shard(name[:2])
 
     def read(self, name: str, most: int) -> tuple[str, bytes] | None:
-        """(kind, content) of the object, hashed; None where it is not there, not what its name says, or longer than `most`."""
+        """(kind, content) of the object, hashed; None where it is not there, not what its name says, or longer than `most`. Raises
+        GenomeCorrupt where what is there is no file: git would wait for a pipe forever."""
         if not self.holds(name):
             return None
         packed = _content(self._shard(name[:2])[name[2:]], most)
@@ -84,15 +87,17 @@ def _names(folder: str) -> list[str]:
 
 
 def _content(path: str, most: int) -> bytes | None:
-    """The bytes of a regular file that is not much longer than what it should hold; None where there is none."""
+    """The bytes of a file; None where it cannot be read or is longer than what it should hold. Raises GenomeCorrupt."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe under that name: do not wait for it
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
         about = os.fstat(descriptor)
-        regular = stat.S_ISREG(about.st_mode) and about.st_size <= most + most // 1000 + 1024  # deflate adds a thousandth at most
-        return os.read(descriptor, about.st_size) if regular else None
+        if not stat.S_ISREG(about.st_mode):
+            raise GenomeCorrupt(f"{path} is no file", "the repository is malformed; clone it again")
+        small = about.st_size <= most + most // 1000 + 1024  # what cannot be deflated grows by less than a thousandth
+        return os.read(descriptor, about.st_size) if small else None
     except OSError:
         return None
     finally:

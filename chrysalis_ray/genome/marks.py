@@ -74,8 +74,10 @@ def _searcher(pattern: str) -> Callable[[str], bool]:
     """A test whether `pattern` may be anywhere in a text: no only where it is not. By pydantic's engine, Rust's `regex`: linear
     in time, without look-around, and quick where every match begins with one of some literals (four times as quick as RE2). It
     reads UTF-8, so that of what cannot be written in it (a lone surrogate) nothing is said."""
-    find = SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True)).isinstance_python
-    readable = SchemaValidator(core_schema.str_schema(strict=True)).isinstance_python
+    find, readable = (
+        SchemaValidator(core_schema.str_schema(pattern=wanted, regex_engine="rust-regex", strict=True)).isinstance_python
+        for wanted in (pattern, "")
+    )
     return lambda text: find(text) or not (text.isascii() or readable(text))
 
 

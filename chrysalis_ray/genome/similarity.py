@@ -79,9 +79,10 @@ class Sketches:
 
     def jaccard(self, left: int, right: int) -> float:
         """Jaccard similarity of the kept shingles of two texts; 0 where both have none."""
-        a, b = self.of(left), self.of(right)
-        both = len(np.intersect1d(a, b, assume_unique=True))
-        return both / max(1, len(a) + len(b) - both)
+        together = np.concatenate([self.of(left), self.of(right)])
+        together.sort()
+        both = int(np.count_nonzero(together[1:] == together[:-1]))  # distinct in each, so that a pair is one of both
+        return both / max(1, len(together) - both)
 
 
 def sketch(texts: Sequence[str]) -> Sketches:
@@ -221,12 +222,15 @@ def _signatures(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32
 
 def _sign(hashes: Hashes, sizes: NDArray[np.int64], signatures: NDArray[np.uint32]) -> None:
     """Write the signatures of texts that have `sizes` of `hashes`."""
-    upper = hashes >> np.uint64(HASH_BITS - 32)
-    bins = (upper * np.uint64(BINS) >> np.uint64(32)).astype(np.int64)
-    bins += np.repeat(np.arange(len(sizes)) * BINS, sizes)
-    first = np.flatnonzero(np.r_[True, bins[1:] != bins[:-1]]) if len(bins) else bins  # hashes ascend, and so do their bins
+    bins = hashes >> np.uint64(HASH_BITS - 32)
+    bins *= np.uint64(BINS)
+    bins >>= np.uint64(32)
+    bins += np.repeat(np.arange(len(sizes), dtype=np.uint64) * np.uint64(BINS), sizes)
+    begins = np.ones(len(bins), np.bool_)  # hashes ascend, and so do their bins
+    np.not_equal(bins[1:], bins[:-1], out=begins[1:])
+    first = np.flatnonzero(begins)
     cells = signatures.reshape(-1)
-    cells[bins[first]] = hashes[first] & np.uint64(_EMPTY)
+    cells[bins.view(np.int64).take(first)] = hashes.take(first) & np.uint64(_EMPTY)
     full = cells != _EMPTY
     empty = np.flatnonzero(~full & np.repeat(sizes > 0, BINS))
     column = empty % BINS
@@ -291,11 +295,11 @@ def similar_pairs(
 ) -> Iterator[tuple[int, int, float]]:
     """(left, right, Jaccard similarity) of candidate pairs that are at least so similar, without those that are `settled` when
     their turn comes: known to belong together by then."""
+    sizes = sketches.sizes.tolist()
     for left, right in candidate_pairs(sketches):
         if settled(left, right):
             continue
-        smaller, larger = sorted((int(sketches.sizes[left]), int(sketches.sizes[right])))
-        if smaller >= at_least * larger:
+        if min(sizes[left], sizes[right]) >= at_least * max(sizes[left], sizes[right]):
             similarity = sketches.jaccard(left, right)
             if similarity >= at_least:
                 yield left, right, similarity

@@ -31,6 +31,7 @@ from chrysalis_ray.genome.similarity import (
 
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
+AT_ONCE = 100_000
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
 # kinship ------------------------------------------------------------------------------------------------------------
@@ -79,16 +80,13 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
     """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
     packed into one number: sorted, equal shingles stand together."""
     hashes, sizes = sketches.hashes, sketches.sizes
-    owners = np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
     if len(hashes) >= MOST_HASHES:
         coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
-        kept = np.flatnonzero(hashes & coarse == 0)
-        hashes, owners = hashes[kept], owners[kept]
-        sizes = np.bincount(owners.astype(np.int64), minlength=len(sketches))
+        hashes, sizes = _coarser(hashes, sketches.offsets, coarse)
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
     packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
     packed <<= owner_bits
-    packed |= owners
+    packed |= np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
     packed.sort()
     left, right = _meetings(packed, owner_bits)
     apart = sources[left] != sources[right]
@@ -96,6 +94,15 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
     left, right = pairs // max(1, len(sketches)), pairs % max(1, len(sketches))
     kin = (shared >= FEWEST_SHINGLES) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
+
+
+def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> tuple[Hashes, NDArray[np.int64]]:
+    """Those of `hashes` that have no bit of `coarse`, and how many every document keeps; in pieces that fit a cache."""
+    pieces = [hashes[begin : begin + AT_ONCE] for begin in range(0, len(hashes), AT_ONCE)]
+    kept = [piece & coarse == 0 for piece in pieces]
+    before = np.cumsum(np.concatenate([np.zeros(1, np.bool_), *kept]), dtype=np.int64)
+    sample = [hashes[:0], *(piece[chosen] for piece, chosen in zip(pieces, kept, strict=True))]
+    return np.concatenate(sample), np.diff(before[offsets])
 
 
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
