@@ -7,7 +7,8 @@ The repository is made here from the Python files of the standard library and of
 `--megabytes`. The baseline reads every blob of the commit through one `git cat-file --batch` and hashes it: no check of git's
 own ids, no licences, marks, sketches, splits, parquet. CPU seconds count all processes that were waited for, git's too.
 
-The objects lie as `git add` leaves them, a file each; then they are packed, as a clone has them, and the first steps are made again.
+The objects lie as `git add` leaves them, a file each; then they are packed, as a clone has them, and the first steps are made
+again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loose objects of a git repository, a file each, unpacked in this process instead of through a pipe from git.
 
 ``objects/<two digits of its name>/<the others>`` holds ``<kind> <size> NUL <content>``, deflated (gitrepository-layout; RFC
-1950). An object is given only where all is as it must be and the hash is the name. Everything else, a file that is damaged or of
-another kind, an object that lies in a pack or is larger than wanted, is git's to find, to unpack or to complain of.
+1950). An object is given only where all is as it must be and the hash is the name. Everything else, a file that is damaged, an
+object that lies in a pack or is larger than wanted, is git's to find, to unpack or to complain of.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LooseObjects:
         return name[:2] in self._shards and name[2:] in self._shard(name[:2])
 
     def read(self, name: str, most: int) -> tuple[str, bytes] | None:
-        """(kind, content) of the object, hashed; None where it is not there, not what its name says, or longer than `most`. Raises
-        GenomeCorrupt where what is there is no file: git would wait for a pipe forever."""
+        """(kind, content) of the object, hashed; None where it is not there, not what its name says, or longer than `most`.
+        Raises GenomeCorrupt where what is there is no file: git would wait for a pipe forever."""
         if not self.holds(name):
             return None
         packed = _content(self._shard(name[:2])[name[2:]], most)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -44,22 +44,24 @@ def scan(
 ) -> tuple[list[Document], Sketches]:
     """`documents` with their marks, and their sketches, in order. What `cache` holds of them is not computed, and it holds
     exactly them afterwards."""
-    if cache is None:
-        batches_found = list(_scan_all(documents, how or GenomeBuild()))
-        marks = [found for batch in batches_found for found in batch.marks]
-        hashes = np.concatenate([np.empty(0, np.uint64), *(batch.hashes for batch in batches_found)])
-        sizes = np.concatenate([np.empty(0, np.int64), *(batch.sizes for batch in batches_found)])
-    else:
-        seen = _recalled(documents, how or GenomeBuild(), cache)
-        marks = [each.marks for each in seen]
-        hashes = np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in seen)])
-        sizes = np.array([len(each.hashes) for each in seen], np.int64)
-    marked = [replace(document, marks=found) if found else document for document, found in zip(documents, marks, strict=True)]
-    return marked, sketches_of(hashes, sizes)
+    marks: list[dict[str, str]] = []
+    hashes, sizes = np.empty(0, np.uint64), [np.empty(0, np.int64)]
+    filled = 0
+    how = how or GenomeBuild()
+    for batch in _scan_all(documents, how) if cache is None else _recalled(documents, how, cache):
+        begin, filled = filled, filled + len(batch.hashes)
+        if filled > len(hashes):  # grown in place: two copies of it would be most of the memory that a build needs
+            hashes.resize(max(filled, len(hashes) * 5 // 4), refcheck=False)
+        hashes[begin:filled] = batch.hashes
+        sizes.append(batch.sizes)
+        marks += batch.marks
+    hashes.resize(filled, refcheck=False)
+    marked = [document.changed(marks=found) if found else document for document, found in zip(documents, marks, strict=True)]
+    return marked, sketches_of(hashes, np.concatenate(sizes))
 
 
-def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache) -> list[Seen]:
-    """What is found in each of `documents`, computed only where `cache` does not know it."""
+def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache) -> Iterator[Scanned]:
+    """What is found in `documents`, computed only where `cache` does not know it."""
     keys = [key_of(document) for document in documents]
     seen = [cache.get(key) for key in keys]
     missing = [index for index, known in enumerate(seen) if known is None]
@@ -68,7 +70,7 @@ def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache)
         seen[index] = fresh
     known = [each for each in seen if each is not None]
     cache.keep(dict(zip(keys, known, strict=True)))
-    return known
+    return (Scanned([each.marks], each.hashes, np.array([len(each.hashes)], np.int64)) for each in known)
 
 
 def _scan_all(documents: Sequence[Document], how: GenomeBuild) -> Iterable[Scanned]:
@@ -92,7 +94,7 @@ def _scan_apart(parts: Sequence[Sequence[Document]], processes: int) -> Iterator
 
 def processes_for(documents: Sequence[Document]) -> int:
     """How many processes pay for themselves on this machine."""
-    large = sum(len(document.text) for document in documents) >= ALONE_BELOW
+    large = sum(document.characters for document in documents) >= ALONE_BELOW
     return len(os.sched_getaffinity(0)) if large else 1
 
 
@@ -102,7 +104,7 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text)
+        size += document.characters
         if size >= BATCH_CHARACTERS or len(batch) == MOST_AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -112,5 +114,6 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 def scan_batch(documents: Sequence[Document]) -> Scanned:
     """One batch, in this process."""
-    contents = [document.text.encode("utf-8", "surrogatepass") for document in documents]
-    return Scanned([marks_of(document) for document in documents], *kept_shingles(*in_one(contents)))
+    read = [document.in_memory() for document in documents]
+    contents = [document.text.encode("utf-8", "surrogatepass") for document in read]
+    return Scanned([marks_of(document) for document in read], *kept_shingles(*in_one(contents)))

@@ -124,7 +124,7 @@ def _groups(documents: Sequence[Document]) -> Iterator[tuple[int, int]]:
     """(begin, end) of rows that are compressed together: small enough that the memory is used again for the next."""
     begin = size = 0
     for number, document in enumerate(documents, start=1):
-        size += len(document.text)
+        size += document.characters
         if size >= BYTES_PER_GROUP or number - begin == ROWS_PER_GROUP or number == len(documents):
             yield begin, number
             begin, size = number, 0

@@ -31,7 +31,7 @@ from chrysalis_ray.genome.similarity import (
 
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
-AT_ONCE = 100_000
+AT_ONCE, DOCUMENTS_AT_ONCE = 100_000, 256  # shingles; so many fit into a cache
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
 # kinship ------------------------------------------------------------------------------------------------------------
@@ -86,7 +86,10 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
     packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
     packed <<= owner_bits
-    packed |= np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
+    ends = np.cumsum(sizes)
+    for begin in range(0, len(sizes), DOCUMENTS_AT_ONCE):
+        some = np.arange(begin, min(begin + DOCUMENTS_AT_ONCE, len(sizes)))
+        packed[ends[some[0]] - sizes[some[0]] : ends[some[-1]]] |= np.repeat(some.astype(np.uint64), sizes[some])
     packed.sort()
     left, right = _meetings(packed, owner_bits)
     apart = sources[left] != sources[right]
@@ -107,12 +110,14 @@ def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> t
 
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Documents (left, right), left < right, once for every shingle that both hold and at most `COMMONPLACE` do."""
-    shingles = packed >> owner_bits
-    same = shingles[1:] == shingles[:-1]
     met = np.zeros(len(packed), np.bool_)
-    met[1:] = same
-    met[:-1] |= same
-    packed, shingles = packed[met], shingles[met]  # most shingles are in one document only
+    for begin in range(0, len(packed) - 1, AT_ONCE):
+        shingles = packed[begin : begin + AT_ONCE + 1] >> owner_bits
+        same = shingles[1:] == shingles[:-1]
+        met[begin + 1 : begin + 1 + len(same)] |= same
+        met[begin : begin + len(same)] |= same
+    packed = packed[met]  # most shingles are in one document only
+    shingles = packed >> owner_bits
     begins = np.flatnonzero(np.r_[True, shingles[1:] != shingles[:-1]])[: len(packed)]
     crowd = np.diff(np.r_[begins, len(packed)])
     telling = np.repeat(crowd <= COMMONPLACE, crowd)

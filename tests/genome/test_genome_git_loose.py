@@ -55,7 +55,8 @@ def test_no_damage_of_a_file_is_another_content():
 
 
 @pytest.mark.parametrize(
-    "whole", [b"blob 3\0four", b"blob 5\0four", b"blob 04\0four", b"blob -4\0four", b"note 4\0four", b"blob 4four", b"", b"blob \0"]
+    "whole",
+    [b"blob 3\0four", b"blob 5\0four", b"blob 04\0four", b"blob -4\0four", b"note 4\0four", b"blob 4four", b"", b"blob \0"],
 )
 def test_a_header_that_is_none(whole):
     assert unpacked(zlib.compress(whole), hashlib.sha1(whole).hexdigest(), MOST) is None
