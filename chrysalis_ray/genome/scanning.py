@@ -23,6 +23,7 @@ from chrysalis_ray.genome.similarity import MOST_AT_ONCE, Hashes, Sketches, in_o
 
 BATCH_CHARACTERS = 200_000
 SENT_TOGETHER = 40  # batches, to another process
+ROOM_FOR_ONE = 8  # characters a kept shingle: real text has twenty; room that is not used takes no memory
 ALONE_BELOW = 400_000_000  # characters; starting processes costs more than they save
 
 
@@ -45,19 +46,18 @@ def scan(
     """`documents` with their marks, and their sketches, in order. What `cache` holds of them is not computed, and it holds
     exactly them afterwards."""
     marks: list[dict[str, str]] = []
-    hashes, sizes = np.empty(0, np.uint64), [np.empty(0, np.int64)]
-    filled = 0
+    sizes = [np.empty(0, np.int64)]
+    hashes, filled = np.empty(sum(document.characters for document in documents) // ROOM_FOR_ONE + 1, np.uint64), 0
     how = how or GenomeBuild()
     for batch in _scan_all(documents, how) if cache is None else _recalled(documents, how, cache):
         begin, filled = filled, filled + len(batch.hashes)
-        if filled > len(hashes):  # grown in place: two copies of it would be most of the memory that a build needs
-            hashes.resize(max(filled, len(hashes) * 5 // 4), refcheck=False)
+        if filled > len(hashes):
+            hashes.resize(2 * filled, refcheck=False)
         hashes[begin:filled] = batch.hashes
         sizes.append(batch.sizes)
         marks += batch.marks
-    hashes.resize(filled, refcheck=False)
     marked = [document.changed(marks=found) if found else document for document, found in zip(documents, marks, strict=True)]
-    return marked, sketches_of(hashes, np.concatenate(sizes))
+    return marked, sketches_of(hashes[:filled], np.concatenate(sizes))
 
 
 def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache) -> Iterator[Scanned]:

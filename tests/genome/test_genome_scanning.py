@@ -178,6 +178,20 @@ def test_the_first_look_passes_over_nothing(parts):
         assert addressed(text) == pc.match_substring_regex(pa.array([text], pa.string()), "[A-Za-z0-9]@[A-Za-z0-9]")[0].as_py()
 
 
+def test_more_shingles_than_there_was_room_for():
+    """Words of one letter have five times as many shingles as those of real text; with and without a cache."""
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=4000)) for _ in range(3)]
+    documents = [make_document(text, f"{number}", f"{number}", "d", "MIT") for number, text in enumerate(texts)]
+    marked, sketches = scan(documents)
+    alone = sketch(texts)
+    assert len(sketches.hashes) > sum(map(len, texts)) / scanning.ROOM_FOR_ONE
+    assert marked == documents
+    assert sketches.hashes.tolist() == alone.hashes.tolist()
+    assert sketches.offsets.tolist() == alone.offsets.tolist()
+    assert sketches.signatures.tolist() == alone.signatures.tolist()
+
+
 def test_a_batch_gets_the_marks_that_each_of_its_documents_gets_alone():
     documents = stdlib(1.0)
     hidden = [(number, kind) for number, kind in enumerate(TOKENS) if number < len(documents)]
