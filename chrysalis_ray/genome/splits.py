@@ -103,9 +103,10 @@ def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> t
     """Those of `hashes` that have no bit of `coarse`, and how many every document keeps; in pieces that fit a cache."""
     pieces = [hashes[begin : begin + AT_ONCE] for begin in range(0, len(hashes), AT_ONCE)]
     kept = [piece & coarse == 0 for piece in pieces]
-    before = np.cumsum(np.concatenate([np.zeros(1, np.bool_), *kept]), dtype=np.int64)
     sample = [hashes[:0], *(piece[chosen] for piece, chosen in zip(pieces, kept, strict=True))]
-    return np.concatenate(sample), np.diff(before[offsets])
+    told = np.concatenate([*kept, np.zeros(1, np.bool_)])  # one more, so that a last document without shingles has a place
+    sizes = np.add.reduceat(told, offsets[:-1], dtype=np.int64)
+    return np.concatenate(sample), np.where(np.diff(offsets) > 0, sizes, 0)
 
 
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
