@@ -84,7 +84,8 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
         coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
         hashes, sizes = _coarser(hashes, sketches.offsets, coarse)
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
+    spare = None if hashes is sketches.hashes else hashes  # of a sample the memory is used again
+    packed = np.right_shift(hashes, owner_bits - np.uint64(64 - HASH_BITS), out=spare)
     packed <<= owner_bits
     ends = np.cumsum(sizes)
     for begin in range(0, len(sizes), DOCUMENTS_AT_ONCE):
@@ -103,10 +104,14 @@ def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> t
     """Those of `hashes` that have no bit of `coarse`, and how many every document keeps; in pieces that fit a cache."""
     pieces = [hashes[begin : begin + AT_ONCE] for begin in range(0, len(hashes), AT_ONCE)]
     kept = [piece & coarse == 0 for piece in pieces]
-    sample = [hashes[:0], *(piece[chosen] for piece, chosen in zip(pieces, kept, strict=True))]
     told = np.concatenate([*kept, np.zeros(1, np.bool_)])  # one more, so that a last document without shingles has a place
     sizes = np.add.reduceat(told, offsets[:-1], dtype=np.int64)
-    return np.concatenate(sample), np.where(np.diff(offsets) > 0, sizes, 0)
+    sample, filled = np.empty(np.count_nonzero(told), np.uint64), 0
+    for piece, chosen in zip(pieces, kept, strict=True):
+        some = piece[chosen]
+        sample[filled : filled + len(some)] = some
+        filled += len(some)
+    return sample, np.where(np.diff(offsets) > 0, sizes, 0)
 
 
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
