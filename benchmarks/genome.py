@@ -21,12 +21,14 @@ import subprocess
 import sysconfig
 import tempfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import machine
+import pyarrow as pa
 
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.genome import GenomeBuild, GitSource
@@ -107,6 +109,21 @@ def least(repository: Path, commit: str) -> int:
     return size
 
 
+def bytes_alone(objects: Path) -> None:
+    """What must be done with every byte whatever else a build does: unpacked, hashed by SHA-1 (git's id) and SHA-256 (ours),
+    packed as in the shards. From the files of loose objects, in one process."""
+    codec = pa.Codec("zstd", compression_level=1)
+    page: list[bytes] = []
+    for number, path in enumerate(objects.glob("??/*")):
+        page.append(zlib.decompress(path.read_bytes()))
+        hashlib.sha1(page[-1], usedforsecurity=False).hexdigest()
+        hashlib.sha256(page[-1]).hexdigest()
+        if number % 64 == 63:  # about a megabyte
+            codec.compress(b"".join(page))
+            page = []
+    codec.compress(b"".join(page))
+
+
 def measured(work: Callable[[], Any], megabytes: float) -> tuple[Any, dict[str, float]]:
     """What `work` returned, and its wall and CPU seconds with those of its children."""
     before, began = os.times(), time.perf_counter()
@@ -126,6 +143,7 @@ def compare(folder: Path, megabytes: float, processes: int) -> dict[str, Any]:
     least(repository, commit)  # warm the file cache for everybody
     hashed, steps["baseline: cat-file and sha256"] = measured(lambda: least(repository, commit), mb)
     assert hashed == size
+    _, steps["unpack, two hashes, zstd"] = measured(lambda: bytes_alone(repository / ".git" / "objects"), mb)
     read = GitSource.model_validate(source)
     _, steps["fetch, check, read"] = measured(lambda: sum(1 for _ in read_git(read, folder, Counter(), {})), mb)
     genome: Genome
