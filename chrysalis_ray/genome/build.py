@@ -25,7 +25,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -58,6 +58,7 @@ from chrysalis_ray.genome.sealing import (
 )
 from chrysalis_ray.genome.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
+from chrysalis_ray.genome.text_store import TextStore
 from chrysalis_ray.genome.tombstones import Tombstone, check_gone, check_left, standing, write_tombstones
 
 READABLE = (1, 2, 3)
@@ -120,7 +121,8 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
         forgotten = standing(folder, existing, forget_list(spec, relative_to))
         if existing["recipe_sha256"] == sha256_of(recipe) and existing.get("forgotten", []) == forgotten:
             return open_genome(folder)
-    return _seal(spec, folder, relative_to, _collect(spec, relative_to, read_source), _how(spec, processes))
+    found = _collect(spec, relative_to, TextStore(folder).keeping(read_source))
+    return _seal(spec, folder, relative_to, found, _how(spec, processes))
 
 
 def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: int | None = None) -> Genome:
@@ -133,7 +135,7 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
         same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
         if same_recipe and unchanged(folder, existing["genome_id"], seen):
             return Genome(folder, existing["genome_id"], existing)
-    readings = Readings(folder, _manifest_before(folder).get("shards", {}), seen)
+    readings = Readings(folder, _manifest_before(folder).get("shards", {}), seen, TextStore(folder).keep)
     found = _collect(spec, relative_to, readings.read)
     genome = _seal(spec, folder, relative_to, found, _how(spec, processes), ScanCache(folder / "scan"))
     readings.keep()
@@ -305,7 +307,7 @@ def _divide(
     barred = {*spec.exclude, *ALWAYS_EXCLUDED}
     kin = kinship(marked, sketches)
     for index, original in near_duplicate_marks(marked, kin.near_duplicates, barred).items():
-        marked[index] = replace(marked[index], marks={**marked[index].marks, "near_duplicate": original})
+        marked[index] = marked[index].changed(marks={**marked[index].marks, "near_duplicate": original})
     heard = [document for document in marked if not set(document.marks) & barred]
     silent = sorted({document.domain for document in marked} - {document.domain for document in heard})
     if silent:
@@ -385,5 +387,6 @@ def _manifest_text(manifest: Mapping[str, Any]) -> str:
     mark = "documents go here"
     shell = {**manifest, "content": {**manifest["content"], "documents": mark}}
     text = json.dumps(shell, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    lines = ",\n".join("      " + json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    of_row = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+    lines = ",\n".join("      " + of_row(row) for row in rows)
     return text.replace(f'"documents": "{mark}"', f'"documents": [\n{lines}\n    ]', 1) + "\n"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -38,7 +37,7 @@ def denier(denials: Sequence[Denial], relative_to: Path) -> Callable[[Iterable[D
     def marked(documents: Iterable[Document]) -> Iterable[Document]:
         for document in documents:
             reasons = sorted({why for rule in rules if (why := rule(document)) is not None})
-            yield replace(document, marks={MARK: "; ".join(reasons), **document.marks}) if reasons else document
+            yield document.changed(marks={MARK: "; ".join(reasons), **document.marks}) if reasons else document
 
     return marked
 
@@ -47,13 +46,13 @@ def kept_denials(first: Document, other: Document) -> Document:
     """`first`, denied if `other`, the same text from another place, is."""
     if MARK in first.marks or MARK not in other.marks:
         return first
-    return replace(first, marks={**first.marks, MARK: other.marks[MARK]})
+    return first.changed(marks={**first.marks, MARK: other.marks[MARK]})
 
 
 def joined_marks(documents: Sequence[Document], marked: Sequence[Document]) -> list[Document]:
     """`marked` with the marks that `documents`, the same ones, had before."""
     return [
-        replace(after, marks={**after.marks, **before.marks}) if before.marks else after
+        after.changed(marks={**after.marks, **before.marks}) if before.marks else after
         for before, after in zip(documents, marked, strict=True)
     ]
 

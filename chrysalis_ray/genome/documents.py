@@ -6,7 +6,8 @@ import codecs
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 SPLITS = ("train", "select", "report")
 EXCLUDED = "excluded"  # the part of documents that are kept and sealed, but neither train nor judge
@@ -47,12 +48,33 @@ class Document:
         plain = self.text.isascii() and self.encoding != "utf-8-sig"
         return len(self.text) if plain else len(self.content)
 
+    @property
+    def characters(self) -> int:
+        """How many characters the text has."""
+        return len(self.text)
+
+    def in_memory(self) -> Document:
+        """The document with its text at hand, to be looked at more than once (`text_store`)."""
+        return self
+
+    def changed(self, **changes: Any) -> Document:
+        """The document with other fields."""
+        return replace(self, **changes)
+
 
 def make_document(
-    text: str, path: str, source_key: str, domain: str, licence: str, encoding: str = "utf-8", evidence: str = "declared"
+    text: str,
+    path: str,
+    source_key: str,
+    domain: str,
+    licence: str,
+    encoding: str = "utf-8",
+    evidence: str = "declared",
+    content: bytes | None = None,
 ) -> Document:
-    """A document named by its content. Raises UnicodeEncodeError when `text` holds a lone surrogate."""
-    doc_id = hashlib.sha256(text.encode(encoding)).hexdigest()
+    """A document named by its content: ``text.encode(encoding)``, which may be given as `content` where it is at hand. Raises
+    UnicodeEncodeError when `text` holds a lone surrogate."""
+    doc_id = hashlib.sha256(text.encode(encoding) if content is None else content).hexdigest()
     return Document(doc_id, path, source_key, domain, text, licence, encoding, evidence)
 
 

@@ -18,6 +18,7 @@ from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.genome.build import Genome, content_of, write_genome
 from chrysalis_ray.genome.documents import PARTS, Document
 from chrysalis_ray.genome.git_source import name_of
+from chrysalis_ray.genome.text_store import TextStore
 from chrysalis_ray.genome.tombstones import Tombstone, checked_date, united
 
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ def forget(genome: Genome, rows: Sequence[Row], folder: Path, reason: str, day: 
     old = genome.manifest["content"]
     stones = [tombstone(row, genome.genome_id, reason, day) for row in rows]
     order = {row["doc_id"]: place for place, row in enumerate(old["documents"])}
-    documents = sorted(all_documents(genome), key=lambda document: order[document.doc_id])
+    documents = sorted(map(TextStore(folder).keep, all_documents(genome)), key=lambda document: order[document.doc_id])
     parts = {row["doc_id"]: row["split"] for row in old["documents"]}
     tombstones = united(old.get("forgotten", ()), stones)
     content = content_of(old["recipe"], documents, parts, old["sources"], tombstones)

@@ -1,9 +1,9 @@
 """Objects of a git repository, fetched and checked without running anything that comes with it.
 
-The `git` binary moves bytes: `fetch` into a bare store of our own, one `cat-file --batch` out of it. There is never a working
-tree, so no checkout, hook, filter, smudge, LFS or submodule runs. No configuration is read, neither the user's nor the
-repository's; protocols are ``https``, ``ssh`` and ``file``. What is read is believed only because every object, from the
-pinned commit over its trees to each file, is hashed here again: the object's name is the hash of
+The `git` binary moves bytes: `fetch` into a bare store of our own, one `cat-file --batch` out of it; loose objects are unpacked
+here (`git_loose`). There is never a working tree, so no checkout, hook, filter, smudge, LFS or submodule runs. No configuration
+is read, neither the user's nor the repository's; protocols are ``https``, ``ssh`` and ``file``. What is read is believed only
+because every object, from the pinned commit over its trees to each file, is hashed here again: the object's name is the hash of
 ``<kind> <size> NUL <content>`` (git's object format; SHA-1 or SHA-256 by the length of the name).
 """
 
@@ -17,6 +17,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -24,6 +25,7 @@ from typing import IO, Self
 from chrysalis_ray.config.genome import PROTOCOLS
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.redaction import redact_text
+from chrysalis_ray.genome.git_loose import LooseObjects, object_folders
 
 NEUTRAL = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
@@ -170,9 +172,11 @@ def _algorithm(name: str) -> str:
 
 
 class ObjectReader:
-    """One `git cat-file --batch` on a bare store, and a hash over all it says."""
+    """The loose objects of a bare store, one `git cat-file --batch` on it for the others, and a hash over everything."""
 
     def __init__(self, store: Path) -> None:
+        self._store = store
+        self._loose = LooseObjects(object_folders(store))
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
         self._process = subprocess.Popen(
             [_binary(), *NEUTRAL, f"--git-dir={store}", "cat-file", "--batch"],
@@ -198,23 +202,40 @@ class ObjectReader:
 
     def objects(self, names: Iterable[str], keep_bytes: int) -> Iterator[GitObject]:
         """The objects named, in order; those of more than `keep_bytes` are hashed and dropped. Raises GenomeCorrupt."""
-        assert self._process.stdin is not None
-        asked: deque[str] = deque()
         left = iter(names)
+        waiting: deque[tuple[str, bool]] = deque()  # name, and whether git was asked for it
         while True:
-            fresh = (
-                [name for _, name in zip(range(WINDOW - len(asked)), left, strict=False)] if len(asked) <= WINDOW // 2 else []
-            )
-            if fresh:
-                asked.extend(fresh)
-                try:
-                    self._process.stdin.write(("\n".join(fresh) + "\n").encode())
-                    self._process.stdin.flush()
-                except BrokenPipeError:
-                    raise self._ended(asked[0]) from None
-            if not asked:
+            if len(waiting) <= WINDOW // 2:
+                fresh = [(name, not self._loose.holds(name)) for name in islice(left, WINDOW - len(waiting))]
+                self._ask([name for name, of_git in fresh if of_git])
+                waiting.extend(fresh)
+            if not waiting:
                 return
-            yield self._one(asked.popleft(), keep_bytes)
+            name, of_git = waiting.popleft()
+            yield self._one(name, keep_bytes) if of_git else self._from_file(name, keep_bytes)
+
+    def _ask(self, names: Sequence[str]) -> None:
+        assert self._process.stdin is not None
+        if not names:
+            return
+        try:
+            self._process.stdin.write(("\n".join(names) + "\n").encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended(names[0]) from None
+
+    def _from_file(self, name: str, keep_bytes: int) -> GitObject:
+        """A loose object; where its file is not that object or it is too long, what git, asked apart, makes of it."""
+        found = self._loose.read(name, keep_bytes)
+        if found is None:
+            with ObjectReader(self._store) as apart:
+                apart._ask([name])
+                again = apart._one(name, keep_bytes)
+            self.verified += 1
+            return again
+        self.verified += 1
+        kind, content = found
+        return GitObject(name, kind, len(content), content)
 
     def _one(self, name: str, keep_bytes: int) -> GitObject:
         assert self._process.stdout is not None

@@ -208,10 +208,10 @@ def _document(
         skipped["too_large"] += 1
         return None
     found = decoded(content)
-    if found is None or not found[0].strip():
+    if found is None or not content or found[0].isspace():
         skipped["not_text" if found is None else "empty"] += 1
         return None
     text, encoding = found
     licence, evidence = licences.of(path, text)
     # the key leaves the commit out: the same file in two snapshots of one repository belongs into one split
-    return make_document(text, f"{named}{path}", f"{source.url}/{path}", domain, licence, encoding, evidence)
+    return make_document(text, f"{named}{path}", f"{source.url}/{path}", domain, licence, encoding, evidence, content)

@@ -9,12 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from pydantic_core import SchemaValidator, core_schema
 
 from chrysalis_ray.genome.documents import Document
 
@@ -22,8 +19,8 @@ VERSION = 1  # of the rules below: a genome built by others has its documents ma
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\n"
 HEAD_CHARACTERS = 2000
 
-# kind -> (what RE2 must find first, pattern). RE2 looks for all of the first at once, in many texts and in linear time, but
-# knows no look-around; few texts are left for the second. A pattern begins with a literal, which `re` finds ten times as
+# kind -> (what must be there first, pattern). All of the first are looked for at once (`_searcher`); few texts are left for the
+# second. A pattern begins with a literal, which `re` finds ten times as
 # fast as an assertion; what must not stand before it is asked after it. What the group captures is the random part: a
 # placeholder such as AKIAXXXXXXXXXXXXXXXX has too few different characters to be one.
 SECRETS: dict[str, tuple[str, re.Pattern[str]]] = {
@@ -73,14 +70,22 @@ MINIFIED_FROM = 2000
 MINIFIED_LINE = 500
 
 
-def suspicious(joined: bytes, ends: NDArray[np.int64]) -> list[bool]:
-    """Which of the texts in `joined`, each up to its end, must be looked through for secrets; in the others there is none."""
-    offsets = pa.py_buffer(np.r_[0, ends].astype(np.int64))
-    texts = pa.LargeStringArray.from_buffers(len(ends), offsets, pa.py_buffer(joined))
-    return pc.match_substring_regex(texts, SUSPICIOUS).to_pylist()
+def _searcher(pattern: str) -> Callable[[str], bool]:
+    """A test whether `pattern` may be anywhere in a text: no only where it is not. By pydantic's engine, Rust's `regex`: linear
+    in time, without look-around, and quick where every match begins with one of some literals (four times as quick as RE2). It
+    reads UTF-8, so that of what cannot be written in it (a lone surrogate) nothing is said."""
+    find, readable = (
+        SchemaValidator(core_schema.str_schema(pattern=wanted, regex_engine="rust-regex", strict=True)).isinstance_python
+        for wanted in (pattern, "")
+    )
+    return lambda text: find(text) or not (text.isascii() or readable(text))
 
 
-def marks_of(document: Document, look_for_secrets: bool = True) -> dict[str, str]:
+suspicious = _searcher("|".join(first for first, _ in SECRETS.values()))
+addressed = _searcher("[A-Za-z0-9]@[A-Za-z0-9]")
+
+
+def marks_of(document: Document) -> dict[str, str]:
     """mark -> a few words of evidence, for every mark but ``near_duplicate``."""
     text, name = document.text, document.path.rpartition("/")[2]
     found: dict[str, str] = {}
@@ -88,9 +93,9 @@ def marks_of(document: Document, look_for_secrets: bool = True) -> dict[str, str
         found["not_utf8"] = "kept byte for byte as latin-1"
     if text.startswith(LFS_POINTER) and len(text) < 1024:
         found["lfs_pointer"] = "stands for a file that is kept elsewhere"
-    if look_for_secrets and (kinds := sorted(set(_secrets(text)))):
+    if suspicious(text) and (kinds := sorted(set(secrets_in(text)))):
         found["secret"] = ", ".join(kinds)
-    if addresses := len(set(_addresses(text))):
+    if addressed(text) and (addresses := len(set(addresses_in(text)))):
         found["pii"] = f"{addresses} e-mail address{'es' if addresses > 1 else ''}"
     if name in LOCK_FILES or name.endswith(("_pb2.py", "_pb2_grpc.py", "_pb2.pyi")):
         found["generated"] = f"by its name, {name}"
@@ -106,7 +111,7 @@ def marks_of(document: Document, look_for_secrets: bool = True) -> dict[str, str
     return found
 
 
-def _secrets(text: str) -> Iterator[str]:
+def secrets_in(text: str) -> Iterator[str]:
     """Kinds of the secrets in `text`."""
     for kind, (_, pattern) in SECRETS.items():
         if any(looks_random(match[1]) for match in pattern.finditer(text)):
@@ -120,7 +125,7 @@ def looks_random(word: str) -> bool:
     return entropy >= BITS_PER_CHARACTER and not PLACEHOLDER.search(word)
 
 
-def _addresses(text: str) -> Iterator[str]:
+def addresses_in(text: str) -> Iterator[str]:
     """E-mail addresses of people in `text`, lower case; not those that are documentation's own (``example.com``)."""
     at = text.find("@")
     while at >= 0:

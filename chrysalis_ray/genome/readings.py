@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +35,28 @@ TOLD = b"told"  # key of the metadata: skipped, facts
 
 class Readings:
     """The sources of the genome in `folder`, whose `shards` are those of its manifest, as they were read. `looks` tells how
-    each source looks now, None where that cannot be said without reading it."""
+    each source looks now, None where that cannot be said without reading it. Every text read goes through `keep_text`."""
 
-    def __init__(self, folder: Path, shards: Mapping[str, Any], looks: Sequence[str | None]) -> None:
-        self._folder, self._shards = folder, shards
+    def __init__(
+        self, folder: Path, shards: Mapping[str, Any], looks: Sequence[str | None], keep_text: Callable[[Document], Document]
+    ) -> None:
+        self._folder, self._shards, self._keep_text = folder, shards, keep_text
         self._kept: set[Path] = set()
         self._whats = iter([None if look is None else sha256_of([look, __version__, VERSION]) for look in looks])
-        self._loaded: dict[str, tuple[str, str]] | None = None
+        self._loaded: dict[str, Document] | None = None
         self._fresh: dict[str, tuple[list[Document], dict[str, Any]]] = {}
 
     def read(self, source: Source, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> list[Document]:
         """`read_source`, or what it gave the last time; to be called for every source, in the order of `looks`."""
         what = next(self._whats)
         if what is None:
-            return list(read_source(source, relative_to, skipped, facts))
+            return [self._keep_text(document) for document in read_source(source, relative_to, skipped, facts)]
         for path in sorted((self._folder / "readings").glob(f"{what}-*.parquet")):
             recalled = self._recalled(path, what, skipped, facts)
             if recalled is not None:
                 self._kept.add(path)
                 return recalled
-        documents = list(read_source(source, relative_to, skipped, facts))
+        documents = [self._keep_text(document) for document in read_source(source, relative_to, skipped, facts)]
         told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
         marked = any(document.marks for document in documents)  # by the source itself: no field of FIELDS, so it is read again
         if not marked:
@@ -81,23 +83,24 @@ class Readings:
         told = json.loads(table.schema.metadata[TOLD])
         skipped.update(told["skipped"])
         facts.update(told["facts"])
-        return [Document(text=_as_read(*texts[row["doc_id"]], row["encoding"]), **row) for row in rows]
+        return [self._as_read(texts[row["doc_id"]], row) for row in rows]
 
-    def _texts(self) -> dict[str, tuple[str, str]]:
-        """doc_id -> (text, encoding) of every document of the genome; nothing where a shard is not as it was sealed."""
+    def _as_read(self, sealed: Document, row: Mapping[str, str]) -> Document:
+        """The sealed document as another source, of which `row` tells, read the same bytes."""
+        if row["encoding"] == sealed.encoding:
+            return sealed.changed(marks={}, **{name: row[name] for name in FIELDS if name not in ("doc_id", "encoding")})
+        return self._keep_text(sealed.changed(marks={}, text=sealed.content.decode(row["encoding"]), **row))
+
+    def _texts(self) -> dict[str, Document]:
+        """doc_id -> document, for every one of the genome; nothing where a shard is not as it was sealed."""
         if self._loaded is None:
             try:
                 check_shards(self._folder, self._shards)
                 shards = [read_shard(self._folder / name, "") for name in self._shards]
-                self._loaded = {document.doc_id: (document.text, document.encoding) for shard in shards for document in shard}
+                self._loaded = {document.doc_id: self._keep_text(document) for shard in shards for document in shard}
             except GenomeCorrupt:
                 self._loaded = {}
         return self._loaded
-
-
-def _as_read(text: str, sealed: str, encoding: str) -> str:
-    """The text as another source read the same bytes."""
-    return text if sealed == encoding else text.encode(sealed).decode(encoding)
 
 
 def _write(folder: Path, what: str, documents: Sequence[Document], told: Mapping[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.genome.documents import Document
-from chrysalis_ray.genome.marks import marks_of, suspicious
+from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scan_cache import ScanCache, Seen, key_of
 from chrysalis_ray.genome.similarity import MOST_AT_ONCE, Hashes, Sketches, in_one, kept_shingles, sketches_of
 
-BATCH_CHARACTERS = 500_000
-SENT_TOGETHER = 16  # batches, to another process
+BATCH_CHARACTERS = 200_000
+SENT_TOGETHER = 40  # batches, to another process
+ROOM_FOR_ONE = 8  # characters a kept shingle: real text has twenty; room that is not used takes no memory
 ALONE_BELOW = 400_000_000  # characters; starting processes costs more than they save
 
 
@@ -44,22 +45,32 @@ def scan(
 ) -> tuple[list[Document], Sketches]:
     """`documents` with their marks, and their sketches, in order. What `cache` holds of them is not computed, and it holds
     exactly them afterwards."""
-    keys = [key_of(document) for document in documents] if cache else []
-    seen: list[Seen | None] = [cache.get(key) for key in keys] if cache else [None] * len(documents)
+    marks: list[dict[str, str]] = []
+    sizes = [np.empty(0, np.int64)]
+    hashes, filled = np.empty(sum(document.characters for document in documents) // ROOM_FOR_ONE + 1, np.uint64), 0
+    how = how or GenomeBuild()
+    for batch in _scan_all(documents, how) if cache is None else _recalled(documents, how, cache):
+        begin, filled = filled, filled + len(batch.hashes)
+        if filled > len(hashes):
+            hashes.resize(2 * filled, refcheck=False)
+        hashes[begin:filled] = batch.hashes
+        sizes.append(batch.sizes)
+        marks += batch.marks
+    marked = [document.changed(marks=found) if found else document for document, found in zip(documents, marks, strict=True)]
+    return marked, sketches_of(hashes[:filled], np.concatenate(sizes))
+
+
+def _recalled(documents: Sequence[Document], how: GenomeBuild, cache: ScanCache) -> Iterator[Scanned]:
+    """What is found in `documents`, computed only where `cache` does not know it."""
+    keys = [key_of(document) for document in documents]
+    seen = [cache.get(key) for key in keys]
     missing = [index for index, known in enumerate(seen) if known is None]
-    found = (
-        each for batch in _scan_all([documents[index] for index in missing], how or GenomeBuild()) for each in batch.each()
-    )
+    found = (each for batch in _scan_all([documents[index] for index in missing], how) for each in batch.each())
     for index, fresh in zip(missing, found, strict=True):
         seen[index] = fresh
     known = [each for each in seen if each is not None]
-    if cache:
-        cache.keep(dict(zip(keys, known, strict=True)))
-    marked = [
-        replace(document, marks=each.marks) if each.marks else document for document, each in zip(documents, known, strict=True)
-    ]
-    sizes = np.array([len(each.hashes) for each in known], np.int64)
-    return marked, sketches_of(np.concatenate([np.empty(0, np.uint64), *(each.hashes for each in known)]), sizes)
+    cache.keep(dict(zip(keys, known, strict=True)))
+    return (Scanned([each.marks], each.hashes, np.array([len(each.hashes)], np.int64)) for each in known)
 
 
 def _scan_all(documents: Sequence[Document], how: GenomeBuild) -> Iterable[Scanned]:
@@ -83,7 +94,7 @@ def _scan_apart(parts: Sequence[Sequence[Document]], processes: int) -> Iterator
 
 def processes_for(documents: Sequence[Document]) -> int:
     """How many processes pay for themselves on this machine."""
-    large = sum(len(document.text) for document in documents) >= ALONE_BELOW
+    large = sum(document.characters for document in documents) >= ALONE_BELOW
     return len(os.sched_getaffinity(0)) if large else 1
 
 
@@ -93,7 +104,7 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text)
+        size += document.characters
         if size >= BATCH_CHARACTERS or len(batch) == MOST_AT_ONCE:
             yield batch
             batch, size = [], 0
@@ -103,7 +114,6 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 def scan_batch(documents: Sequence[Document]) -> Scanned:
     """One batch, in this process."""
-    together, ends = in_one([document.text.encode("utf-8", "surrogatepass") for document in documents])
-    suspects = suspicious(together, ends)
-    marks = [marks_of(document, suspect) for document, suspect in zip(documents, suspects, strict=True)]
-    return Scanned(marks, *kept_shingles(together, ends))
+    read = [document.in_memory() for document in documents]
+    contents = [document.text.encode("utf-8", "surrogatepass") for document in read]
+    return Scanned([marks_of(document) for document in read], *kept_shingles(*in_one(contents)))

@@ -93,15 +93,15 @@ def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, 
     is still as it was, it is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(documents, key=lambda document: document.doc_id)
-    named = [name for name in SCHEMA.names if name != "text"]
-    rows_sha256 = sha256_of([SCHEMA.names, *([_cell(document, name) for name in named] for document in ordered)])
+    cells = [_cells(document) for document in ordered]
+    rows_sha256 = sha256_of([SCHEMA.names, *cells])
     same = before is not None and before.get("rows_sha256") == rows_sha256 and path.is_file()
     if before is not None and same and sha256_of_file(path) == before["sha256"]:
         return dict(before)
     draft = path.with_name(path.name + DRAFT)
     with pq.ParquetWriter(draft, SCHEMA, compression="zstd", use_dictionary=DICTIONARIES, write_statistics=False) as writer:
-        for part in _groups(ordered):
-            writer.write_table(_table(part))
+        for begin, end in _groups(ordered):
+            writer.write_table(_table(cells[begin:end], ordered[begin:end]))
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     size = draft.stat().st_size
@@ -120,29 +120,27 @@ def place_shards(folder: Path, names: Collection[str]) -> None:
     sync_folder(folder / "shards")
 
 
-def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Rows that are compressed together: small enough that the memory is used again for the next."""
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= BYTES_PER_GROUP or len(group) == ROWS_PER_GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _groups(documents: Sequence[Document]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of rows that are compressed together: small enough that the memory is used again for the next."""
+    begin = size = 0
+    for number, document in enumerate(documents, start=1):
+        size += document.characters
+        if size >= BYTES_PER_GROUP or number - begin == ROWS_PER_GROUP or number == len(documents):
+            yield begin, number
+            begin, size = number, 0
 
 
-def _table(documents: Sequence[Document]) -> pa.Table:
-    columns = [strings([_cell(document, name) for document in documents]) for name in SCHEMA.names if name != "text"]
+def _table(cells: Sequence[Sequence[str]], documents: Sequence[Document]) -> pa.Table:
+    columns = [strings(column) for column in zip(*cells, strict=True)]
     return pa.table([*columns, texts([document.text for document in documents])], schema=SCHEMA)
 
 
-def _cell(document: Document, name: str) -> str:
-    if name != "marks":
-        return getattr(document, name)
-    return canonical_json(dict(document.marks)).decode() if document.marks else "{}"
+def _cells(document: Document) -> tuple[str, ...]:
+    """Everything of a row but its text, in the order of `SCHEMA`."""
+    marks = canonical_json(dict(document.marks)).decode() if document.marks else "{}"
+    return (
+        document.doc_id, document.path, document.source_key, document.licence, document.evidence, document.encoding, marks,
+    )  # fmt: skip
 
 
 def read_shard(path: Path, domain: str) -> Iterator[Document]:

@@ -88,8 +88,10 @@ class Sketches:
 
 def jaccard_of(one: Hashes, other: Hashes) -> float:
     """Jaccard similarity of two ascending, distinct lists; 0 where both are empty."""
-    both = len(np.intersect1d(one, other, assume_unique=True))
-    return both / max(1, len(one) + len(other) - both)
+    together = np.concatenate([one, other])
+    together.sort()
+    both = int(np.count_nonzero(together[1:] == together[:-1]))  # distinct in each, so that a pair is one of both
+    return both / max(1, len(together) - both)
 
 
 class WholeTexts:
@@ -123,13 +125,16 @@ def sketch_of_bytes(contents: Sequence[bytes]) -> Sketches:
 
 
 def in_one(contents: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
-    """`contents` behind one another, each with a line break after it, and where each ends."""
-    return b"\n".join([*contents, b""]), np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
+    """`contents` behind one another, each with a line break after it, and where each ends; then so many zero bytes that eight
+    may be loaded from anywhere, up to a multiple of eight."""
+    ends = np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
+    size = int(ends[-1]) if len(ends) else 0
+    return b"\n".join([*contents, bytes(2 * _BYTES_AT_ONCE + -size % _BYTES_AT_ONCE)]), ends
 
 
 def kept_shingles(together: bytes, ends: NDArray[np.int64], one_in: int = SAMPLED_ONE_IN) -> tuple[Hashes, NDArray[np.int64]]:
-    """The kept shingles of the texts in `together`, one text after the other, ascending and distinct; how many each has. Of
-    `one_in` (a power of two) one is kept."""
+    """The kept shingles of the texts in `together` (`in_one`), one text after the other, ascending and distinct; how many each
+    has. Of `one_in` (a power of two) one is kept."""
     words, begins = _word_hashes(together)
     owned = _shingles(words, np.searchsorted(begins, ends), one_in)
     sizes = np.bincount((owned >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(ends))
@@ -145,42 +150,51 @@ def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:
 
 def _word_hashes(text: bytes) -> tuple[Hashes, NDArray[np.int64]]:
     """Hash and first byte of every word. Up to 24 bytes a hash depends on all of them, beyond that on the first 16, the last 8
-    and the length."""
-    padding = 2 * _BYTES_AT_ONCE - len(text) % _BYTES_AT_ONCE  # so that eight bytes may be loaded from anywhere
-    data = np.frombuffer(text.translate(_FOLDING) + bytes(padding), np.uint8)
-    inside = data != 0
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    edges += 1
-    if inside[0]:
-        edges = np.r_[0, edges]
-    begins, ends = edges[::2], edges[1::2]
+    and the length. Steps are made in place where they can be: memory that is in the cache is used again."""
+    data = np.frombuffer(text.translate(_FOLDING), np.uint8)
+    inside = np.zeros(len(data) + 1, np.bool_)  # before the text there is no word
+    np.not_equal(data, 0, out=inside[1:])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])  # the zeros at its end close the last word
     loaded = data.view("<u8")
-    lengths = ends - begins
+    begins = edges[0::2].copy()
+    lengths = edges[1::2] - begins
     hashes = _eight_bytes(loaded, begins)
-    hashes &= _FIRST_BYTES.take(np.minimum(lengths, _BYTES_AT_ONCE))
+    spare = _FIRST_BYTES.take(lengths, mode="clip")
+    hashes &= spare
     long = np.flatnonzero(lengths > _BYTES_AT_ONCE)
     if len(long):
-        tails = _eight_bytes(loaded, ends[long] - _BYTES_AT_ONCE)
-        tails += lengths[long].astype(np.uint64) * _MIXER
-        very = np.flatnonzero(lengths[long] > 2 * _BYTES_AT_ONCE)
-        tails[very] += _eight_bytes(loaded, begins[long[very]] + _BYTES_AT_ONCE) * _GOLDEN
-        hashes[long] ^= (tails ^ (tails >> np.uint64(29))) * _TAIL
+        hashes[long] ^= _tails(loaded, begins.take(long), lengths.take(long))
     hashes *= _GOLDEN
-    hashes ^= hashes >> np.uint64(32)
+    np.right_shift(hashes, np.uint64(32), out=spare)
+    hashes ^= spare
     return hashes, begins
+
+
+def _tails(loaded: Hashes, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
+    """What the bytes of words beyond the eighth bring to their hashes."""
+    tails = _eight_bytes(loaded, begins + lengths - _BYTES_AT_ONCE)
+    very = np.flatnonzero(lengths > 2 * _BYTES_AT_ONCE)
+    tails[very] += _eight_bytes(loaded, begins.take(very) + _BYTES_AT_ONCE) * _GOLDEN
+    told = lengths.view(np.uint64)
+    told *= _MIXER
+    tails += told
+    np.right_shift(tails, np.uint64(29), out=told)
+    tails ^= told
+    tails *= _TAIL
+    return tails
 
 
 def _eight_bytes(loaded: Hashes, begins: NDArray[np.int64]) -> Hashes:
     """The eight bytes from each of `begins` on, the first lowest, put together from two aligned words of `loaded`."""
     place = begins >> 3
-    shift = ((begins & 7) << 3).astype(np.uint64)
-    low = loaded.take(place)
-    low >>= shift
-    place += 1
-    high = loaded.take(place)
-    high <<= np.uint64(1)  # in two steps: a shift by 64 is none
-    shift ^= np.uint64(63)
-    high <<= shift
+    shift = begins << 3
+    shift &= 56
+    bits = shift.view(np.uint64)
+    low = loaded.take(place, mode="clip")
+    low >>= bits
+    high = loaded[1:].take(place, mode="clip")
+    np.subtract(np.uint64(64), bits, out=bits)
+    high <<= bits  # numpy's shift by 64 leaves nothing
     low |= high
     return low
 
@@ -197,18 +211,26 @@ def _shingles(words: Hashes, word_ends: NDArray[np.int64], one_in: int) -> Hashe
     mixed += twos[2 : count + 2]
     mixed *= np.uint64(_BASE)
     mixed += words[SHINGLE_WORDS - 1 :]
-    mixed ^= mixed >> np.uint64(32)
+    spare = twos[:count]
+    np.right_shift(mixed, np.uint64(32), out=spare)
+    mixed ^= spare
     mixed *= _MIXER
-    mixed ^= mixed >> np.uint64(29)
+    np.right_shift(mixed, np.uint64(29), out=spare)
+    mixed ^= spare
     mixed >>= np.uint64(64 - HASH_BITS)
-    kept = mixed & np.uint64(one_in - 1) == 0
+    np.bitwise_and(mixed, np.uint64(one_in - 1), out=spare)
+    kept = spare == 0
     for back in range(1, SHINGLE_WORDS):  # runs that begin in one text and end in the next
         across = word_ends[:-1] - back
         kept[across[(across >= 0) & (across < count)]] = False
     where = np.flatnonzero(kept)
-    numbers = np.repeat(np.arange(len(word_ends), dtype=np.uint64), np.diff(np.r_[0, np.searchsorted(where, word_ends)]))
-    owned = np.sort(mixed[where] | numbers << np.uint64(HASH_BITS))
-    return owned[np.r_[True, owned[1:] != owned[:-1]]] if len(owned) else owned
+    numbers = np.arange(len(word_ends), dtype=np.uint64) << np.uint64(HASH_BITS)
+    owned = np.repeat(numbers, np.diff(np.r_[0, np.searchsorted(where, word_ends)]))
+    owned |= mixed.take(where)
+    owned.sort()
+    distinct = np.ones(len(owned), np.bool_)
+    np.not_equal(owned[1:], owned[:-1], out=distinct[1:])
+    return owned[distinct]
 
 
 # signatures ---------------------------------------------------------------------------------------------------------
@@ -225,12 +247,15 @@ def _signatures(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32
 
 def _sign(hashes: Hashes, sizes: NDArray[np.int64], signatures: NDArray[np.uint32]) -> None:
     """Write the signatures of texts that have `sizes` of `hashes`."""
-    upper = hashes >> np.uint64(HASH_BITS - 32)
-    bins = (upper * np.uint64(BINS) >> np.uint64(32)).astype(np.int64)
-    bins += np.repeat(np.arange(len(sizes)) * BINS, sizes)
-    first = np.flatnonzero(np.r_[True, bins[1:] != bins[:-1]]) if len(bins) else bins  # hashes ascend, and so do their bins
+    bins = hashes >> np.uint64(HASH_BITS - 32)
+    bins *= np.uint64(BINS)
+    bins >>= np.uint64(32)
+    bins += np.repeat(np.arange(len(sizes), dtype=np.uint64) * np.uint64(BINS), sizes)
+    begins = np.ones(len(bins), np.bool_)  # hashes ascend, and so do their bins
+    np.not_equal(bins[1:], bins[:-1], out=begins[1:])
+    first = np.flatnonzero(begins)
     cells = signatures.reshape(-1)
-    cells[bins[first]] = hashes[first] & np.uint64(_EMPTY)
+    cells[bins.view(np.int64).take(first)] = hashes.take(first) & np.uint64(_EMPTY)
     full = cells != _EMPTY
     empty = np.flatnonzero(~full & np.repeat(sizes > 0, BINS))
     column = empty % BINS
@@ -302,10 +327,11 @@ def similar_pairs(
     The similarity is that of the kept shingles. With the `whole` texts it is that of all their shingles wherever the kept ones
     leave it in doubt whether the two are near-duplicates (`in_doubt`).
     """
+    sizes = sketches.sizes.tolist()
     for left, right in candidate_pairs(sketches):
         if settled(left, right):
             continue
-        smaller, larger = sorted((int(sketches.sizes[left]), int(sketches.sizes[right])))
+        smaller, larger = sorted((sizes[left], sizes[right]))
         doubt = in_doubt(smaller + larger) if whole is not None else 0.0
         if smaller < (at_least - doubt) * larger:
             continue

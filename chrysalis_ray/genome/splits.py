@@ -33,6 +33,7 @@ from chrysalis_ray.genome.similarity import (
 VERSION = 2  # of who is kin: by version 1 the kept shingles alone said who are near-duplicates
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
+AT_ONCE, DOCUMENTS_AT_ONCE = 100_000, 256  # shingles; so many fit into a cache
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
 # kinship ------------------------------------------------------------------------------------------------------------
@@ -82,16 +83,17 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
     """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
     packed into one number: sorted, equal shingles stand together."""
     hashes, sizes = sketches.hashes, sketches.sizes
-    owners = np.repeat(np.arange(len(sketches), dtype=np.uint64), sizes)
     if len(hashes) >= MOST_HASHES:
         coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
-        kept = np.flatnonzero(hashes & coarse == 0)
-        hashes, owners = hashes[kept], owners[kept]
-        sizes = np.bincount(owners.astype(np.int64), minlength=len(sketches))
+        hashes, sizes = _coarser(hashes, sketches.offsets, coarse)
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    packed = hashes >> (owner_bits - np.uint64(64 - HASH_BITS))
+    spare = None if hashes is sketches.hashes else hashes  # of a sample the memory is used again
+    packed = np.right_shift(hashes, owner_bits - np.uint64(64 - HASH_BITS), out=spare)
     packed <<= owner_bits
-    packed |= owners
+    ends = np.cumsum(sizes)
+    for begin in range(0, len(sizes), DOCUMENTS_AT_ONCE):
+        some = np.arange(begin, min(begin + DOCUMENTS_AT_ONCE, len(sizes)))
+        packed[ends[some[0]] - sizes[some[0]] : ends[some[-1]]] |= np.repeat(some.astype(np.uint64), sizes[some])
     packed.sort()
     left, right = _meetings(packed, owner_bits)
     apart = sources[left] != sources[right]
@@ -101,14 +103,30 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
 
 
+def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> tuple[Hashes, NDArray[np.int64]]:
+    """Those of `hashes` that have no bit of `coarse`, and how many every document keeps; in pieces that fit a cache."""
+    pieces = [hashes[begin : begin + AT_ONCE] for begin in range(0, len(hashes), AT_ONCE)]
+    kept = [piece & coarse == 0 for piece in pieces]
+    told = np.concatenate([*kept, np.zeros(1, np.bool_)])  # one more, so that a last document without shingles has a place
+    sizes = np.add.reduceat(told, offsets[:-1], dtype=np.int64)
+    sample, filled = np.empty(np.count_nonzero(told), np.uint64), 0
+    for piece, chosen in zip(pieces, kept, strict=True):
+        some = piece[chosen]
+        sample[filled : filled + len(some)] = some
+        filled += len(some)
+    return sample, np.where(np.diff(offsets) > 0, sizes, 0)
+
+
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Documents (left, right), left < right, once for every shingle that both hold and at most `COMMONPLACE` do."""
-    shingles = packed >> owner_bits
-    same = shingles[1:] == shingles[:-1]
     met = np.zeros(len(packed), np.bool_)
-    met[1:] = same
-    met[:-1] |= same
-    packed, shingles = packed[met], shingles[met]  # most shingles are in one document only
+    for begin in range(0, len(packed) - 1, AT_ONCE):
+        shingles = packed[begin : begin + AT_ONCE + 1] >> owner_bits
+        same = shingles[1:] == shingles[:-1]
+        met[begin + 1 : begin + 1 + len(same)] |= same
+        met[begin : begin + len(same)] |= same
+    packed = packed[met]  # most shingles are in one document only
+    shingles = packed >> owner_bits
     begins = np.flatnonzero(np.r_[True, shingles[1:] != shingles[:-1]])[: len(packed)]
     crowd = np.diff(np.r_[begins, len(packed)])
     telling = np.repeat(crowd <= COMMONPLACE, crowd)

@@ -9,17 +9,20 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.genome import readings, scan_cache, scanning
+from chrysalis_ray.genome import readings, scan_cache, scanning, splits
 from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
-from chrysalis_ray.genome.documents import PARTS, SPLITS, decoded, make_document
-from chrysalis_ray.genome.marks import SECRETS, marks_of, suspicious
+from chrysalis_ray.genome.documents import PARTS, SPLITS, Document, decoded, make_document
+from chrysalis_ray.genome.marks import SECRETS, addressed, addresses_in, marks_of, secrets_in, suspicious
 from chrysalis_ray.genome.scanning import scan
-from chrysalis_ray.genome.similarity import BINS, in_one, sketch
+from chrysalis_ray.genome.similarity import BINS, sketch
 from tests.genome.test_genome_marks import TOKENS
 
 ALL_BITS = 2**64 - 1
@@ -112,15 +115,81 @@ def test_signatures_are_the_least_of_every_bin_and_empty_bins_borrow():
         assert set(signature) == ({value & 0xFFFFFFFF for value in least.values()} or {2**32 - 1})
 
 
-# secrets, many texts at once
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(alphabet="ab .", max_size=60), min_size=2, max_size=5))
+def test_jaccard_is_that_of_sets(texts):
+    sketches = sketch(texts)
+    for left in range(len(texts)):
+        for right in range(len(texts)):
+            a, b = set(kept(texts[left])), set(kept(texts[right]))
+            assert sketches.jaccard(left, right) == len(a & b) / max(1, len(a | b))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 2**48 - 1), max_size=30), min_size=1, max_size=8), st.sampled_from([1, 3, 7]))
+def test_a_coarser_sample_is_what_every_document_alone_keeps(found, coarse):
+    hashes = np.array([each for of_one in found for each in of_one], np.uint64)
+    offsets = np.r_[0, np.cumsum([len(of_one) for of_one in found])].astype(np.int64)
+    expected = [[each for each in of_one if each & coarse == 0] for of_one in found]
+    at_once, splits.AT_ONCE = splits.AT_ONCE, 7
+    try:
+        sample, sizes = splits._coarser(hashes, offsets, np.uint64(coarse))
+    finally:
+        splits.AT_ONCE = at_once
+    assert sample.tolist() == [each for of_one in expected for each in of_one]
+    assert sizes.tolist() == [len(of_one) for of_one in expected]
+
+
+# secrets and people, at first look
 
 
 @pytest.mark.parametrize("kind", TOKENS)
-def test_no_secret_escapes_the_look_at_many_texts(kind):
-    texts = ["nothing here", f"é{TOKENS[kind]}", TOKENS[kind], f"key='{TOKENS[kind]}'\nmore", "nor here"]
-    found = suspicious(*in_one([text.encode() for text in texts]))
-    assert [any(pattern.search(text) for _, pattern in SECRETS.values()) for text in texts][0::4] == [False, False]
-    assert found == [False, True, True, True, False]
+def test_no_secret_escapes_the_first_look(kind):
+    for text in (f"é{TOKENS[kind]}", TOKENS[kind], f"key='{TOKENS[kind]}'\nmore", f"{TOKENS[kind]}\ud800"):
+        assert suspicious(text)
+    assert not suspicious("nothing here, nor hf_hub_download, é")
+
+
+def slow_marks(text):
+    """What `marks_of` says of secrets and people, without looking first whether there may be any."""
+    kinds, addresses = sorted(set(secrets_in(text))), len(set(addresses_in(text)))
+    found = {"secret": ", ".join(kinds)} if kinds else {}
+    return found | ({"pii": f"{addresses} e-mail address{'es' if addresses > 1 else ''}"} if addresses else {})
+
+
+PARTS_OF_TEXT = st.one_of(
+    st.text(alphabet="aZ9@._-é\n ", max_size=12),
+    st.sampled_from(list(TOKENS.values())),
+    st.builds(lambda token, cut: token[:cut], st.sampled_from(list(TOKENS.values())), st.integers(1, 60)),
+    st.sampled_from(["larva@pupa.org", "a@b.co", "\ud800", "gh", "eyJ", "sk-ant-", "AKIA", "-----BEGIN "]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(PARTS_OF_TEXT, max_size=8))
+def test_the_first_look_passes_over_nothing(parts):
+    """Where the quick look says no, the patterns find nothing; RE2, with the same patterns, says the same of what is UTF-8."""
+    text = "".join(parts)
+    found = marks_of(Document("", "a.txt", "", "", text, ""))
+    assert {mark: found[mark] for mark in found if mark in ("secret", "pii")} == slow_marks(text)
+    if "\ud800" not in text:
+        first = "|".join(first for first, _ in SECRETS.values())
+        assert suspicious(text) == pc.match_substring_regex(pa.array([text], pa.string()), first)[0].as_py()
+        assert addressed(text) == pc.match_substring_regex(pa.array([text], pa.string()), "[A-Za-z0-9]@[A-Za-z0-9]")[0].as_py()
+
+
+def test_more_shingles_than_there_was_room_for():
+    """Words of one letter have five times as many shingles as those of real text; with and without a cache."""
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=4000)) for _ in range(3)]
+    documents = [make_document(text, f"{number}", f"{number}", "d", "MIT") for number, text in enumerate(texts)]
+    marked, sketches = scan(documents)
+    alone = sketch(texts)
+    assert len(sketches.hashes) > sum(map(len, texts)) / scanning.ROOM_FOR_ONE
+    assert marked == documents
+    assert sketches.hashes.tolist() == alone.hashes.tolist()
+    assert sketches.offsets.tolist() == alone.offsets.tolist()
+    assert sketches.signatures.tolist() == alone.signatures.tolist()
 
 
 def test_a_batch_gets_the_marks_that_each_of_its_documents_gets_alone():
