@@ -25,6 +25,7 @@ from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
 from chrysalis_ray.evaluate.folders import Source, open_sources
 from chrysalis_ray.evaluate.judging import judge_candidates
 from chrysalis_ray.evaluate.probes import judge_probes
+from chrysalis_ray.evaluate.questions import Reader
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, Scores, SelectScores
 from chrysalis_ray.evaluate.subjects import Candidate, mixture_of
 from chrysalis_ray.genome.build import open_genome
@@ -86,9 +87,8 @@ def evaluate_folders(
         candidates.append(mixture_of(TOGETHER, [str(source.folder) for source in sources]))
     with tokens_for(text, folder, min(text.row_length, longest or text.row_length)) as tokens:
         rows = judge_candidates(pack, tokens, candidates, split, text.rows_per_domain)
-    encode = load_tokenizer(folder).encode_batch
     adapters = [each for each in candidates if each.made == "adapter"]
-    answers = judge_probes(pack, encode, longest, probes, adapters, Path) if probes else {}
+    answers = judge_probes(pack, Reader(folder), longest, probes, adapters, Path, BASE) if probes else {}
     kind = SelectScores if split == "select" else ReportScores
     finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
     if BASE not in finite:

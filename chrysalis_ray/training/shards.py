@@ -25,6 +25,7 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.past import Past
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
@@ -59,10 +60,10 @@ class Shard:
         """The gradients of its variants, a row each: a part of the bank."""
         return self.window.bank.gflat_SP[self.window.rows]
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
+    def hidden(self, batch: MicroBatch, past: Past | None = None) -> Tensor:
+        """Hidden states [N x T, D] of a batch that has a lane for every row of the window; it goes on after `past`."""
         self.window.passage = batch.passage
-        return self.trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
+        return self.trunk(batch.input_ids_NT, batch.position_ids_NT, past=past).flatten(0, 1)
 
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
