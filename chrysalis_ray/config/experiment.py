@@ -125,8 +125,8 @@ class Evaluate(Written):
     """How much held-out text judges a variant: rows of `sequence_length` tokens per domain. A merge that loses more than
     `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything.
 
-    `probes` are asked of the seed, every variant and every merge, and told. They choose nothing, unless `max_probe_drop` is set:
-    then half of each guards (a merge that answers so much less of it right than the best variant is refused), and half tells.
+    `probes` are asked of the seed, every variant and every merge, and told. They choose nothing, unless `max_probe_drop` is
+    set: then half of each guards (a merge that gets so much less of it right than the best variant is refused), half tells.
     """
 
     rows_per_domain: Count = 8

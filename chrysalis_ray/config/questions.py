@@ -19,8 +19,8 @@
       - {prompt: "2 + 2 =", answer: "4"}
       - {messages: [{role: user, content: "How much is 2 + 3?"}], answer: "5"}
 
-By likelihood nothing is added between a prompt and what follows it: write the space that belongs there. By generation white space
-around an answer does not count. `messages` are rendered with the base's own chat template, and the assistant answers.
+By likelihood nothing is added between a prompt and what follows it: write the space that belongs there. By generation white
+space around an answer does not count. `messages` are rendered with the base's own chat template, and the assistant answers.
 """
 
 from __future__ import annotations

@@ -137,6 +137,11 @@ class RunLayout:
         return self.root / "evaluation" / "audit.json"
 
     @property
+    def probes(self) -> Path:
+        """Which items of the probes every candidate got right."""
+        return self.root / "evaluation" / "probes.json"
+
+    @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"
 

@@ -1,7 +1,7 @@
 """Questions put to many candidates at once, through one frozen base: `judging.py` says how they share a pass.
 
-Answers are listened to in rows of like length, each with its prompt. Prompts are gone on with greedily, a token of all candidates
-per pass. With W workers each takes every W-th of a batch; all go through the same number of passes.
+Answers are listened to in rows of like length, each with its prompt. Prompts are gone on with greedily, a token of all
+candidates per pass. With W workers each takes every W-th of a batch; all go through the same number of passes.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
+from chrysalis_ray.evaluate.probing import refused_by_probes
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
@@ -265,9 +266,19 @@ def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
     return [read_inputs(layout.inputs(name)) for name in members]
 
 
-def choice_on_select(layout: RunLayout, variants: Sequence[str], most_lost: float | None = None) -> Choice:
-    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant."""
+def merges_to_choose(layout: RunLayout) -> list[str]:
+    """The merges that were made, beside the plain winner: that one is a variant once more."""
     entries = read_json(layout.merges_manifest)["candidates"]
+    return [name for name, entry in entries.items() if entry["method"] != "winner"]
+
+
+def choice_on_select(layout: RunLayout, variants: Sequence[str], told: Any = None) -> Choice:
+    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant.
+
+    `told` is the experiment's `evaluate`: its `max_domain_loss` and, where probes guard the choice, its `max_probe_drop`.
+    """
     scores = read_select(layout.select_scores)
-    merges = [name for name, entry in entries.items() if entry["method"] != "winner" and name in scores.candidates]
-    return choose(scores, merges, variants, most_lost)
+    merges = [name for name in merges_to_choose(layout) if name in scores.candidates]
+    if told is None:
+        return choose(scores, merges, variants)
+    return choose(scores, merges, variants, told.max_domain_loss, partial(refused_by_probes, layout, told))

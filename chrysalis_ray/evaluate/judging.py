@@ -101,8 +101,8 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
     for group in _groups(fitting, slots):
         for slot, each in enumerate(group):
             _place(pack, slot, None if each.folder is None else read_adapter(find(each.folder)))
-        own = list(range(len(group)))
-        yield Pass(group, partial(pack.judge, own), partial(write_slots, pack, own), BATCH_ROWS)
+        taken = list(range(len(group)))
+        yield Pass(group, partial(pack.judge, taken), partial(write_slots, pack, taken), BATCH_ROWS)
     room = slots * BATCH_ROWS  # candidates times rows: no more memory than the slots need
     for group in _groups(blended, room):
         members = [each.members or ((each.folder or "", 1.0),) for each in group]

@@ -60,8 +60,8 @@ def judge_probes(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """probe -> candidate -> items, accuracy with its interval and, where there are choices, accuracy per byte.
 
-    With `against`, one of the candidates, also how much more or less than it each gets right, paired over the items. Rows may be
-    as long as `longest`. Raises EvaluationError for an item that is longer.
+    With `against`, one of the candidates, also how much more or less than it each gets right, paired over the items. Rows may
+    be as long as `longest`. Raises EvaluationError for an item that is longer.
     """
     questions = questions_of(reader, probes, longest)
     replies = ask_candidates(pack, questions, candidates, find, reader.decode)

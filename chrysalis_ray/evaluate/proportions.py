@@ -25,7 +25,7 @@ def wilson(count: int, total: int, confidence: float = CONFIDENCE) -> tuple[floa
     found, room = count / total, 1 + z**2 / total
     middle = (found + z**2 / (2 * total)) / room
     reach = z / room * math.sqrt(found * (1 - found) / total + z**2 / (4 * total**2))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return (middle - reach if count else 0.0), (middle + reach if count < total else 1.0)
 
 
 def paired_difference(
@@ -43,9 +43,9 @@ def paired_difference(
     first, second = (both + only_ours) / total, (both + only_theirs) / total
     (low_1, high_1), (low_2, high_2) = (wilson(both + only, total, confidence) for only in (only_ours, only_theirs))
     margins = (both + only_ours) * (only_theirs + neither) * (both + only_theirs) * (only_ours + neither)
-    agreeing = both * neither - only_ours * only_theirs
-    if agreeing > 0:
-        agreeing = max(agreeing - total / 2, 0)
+    agreeing = float(both * neither - only_ours * only_theirs)
+    if agreeing > 0.0:
+        agreeing = max(agreeing - total / 2, 0.0)
     phi = agreeing / math.sqrt(margins) if margins else 0.0
     down = _apart(first - low_1, high_2 - second, phi)
     up = _apart(high_1 - first, second - low_2, phi)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.config.questions import ChoiceProbe, PatternProbe, Probe, Question, is_generated
+from chrysalis_ray.config.questions import Choice, ChoiceProbe, PatternProbe, Probe, Question, is_generated
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.genome.chat import ChatTokenizer, load_chat_tokenizer
 from chrysalis_ray.genome.tokenizer import DocumentTokenizer, load_tokenizer
@@ -109,24 +109,22 @@ def questions_of(reader: Reader, probes: Sequence[Probe], longest: int | None) -
 def answered_rows(reader: Reader, probe: Probe, longest: int | None) -> list[Answered]:
     """Every prompt of a probe with every answer, in order."""
     assert not isinstance(probe, PatternProbe)
-    pairs = [
-        (item, answer)
-        for item in probe.items
-        for answer in (item.choices if isinstance(probe, ChoiceProbe) and not isinstance(item.answer, str) else [item.answer])
-    ]
+    pairs: list[tuple[Question, str]] = []
+    for item in probe.items:
+        pairs += [(item, answer) for answer in (item.choices if isinstance(item, Choice) else (item.answer,))]
     rows = []
-    for item, answer in pairs:
-        if item.messages is not None:
-            before = reader.prompt(item, probe.name)
+    for question, answer in pairs:
+        if question.messages is not None:
+            before = reader.prompt(question, probe.name)
             whole, start = [*before, *reader.encode([answer])[0]], len(before)
         else:
-            before, whole = reader.encode([item.prompt or "", (item.prompt or "") + answer])
+            before, whole = reader.encode([question.prompt or "", (question.prompt or "") + answer])
             # where a token spans the seam, the answer begins with it; the first token of all has nothing before it
             same = next((n for n, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before))
             start = max(1, min(same, len(whole) - 1))
         if len(whole) < 2 or (longest is not None and len(whole) > longest):
             raise EvaluationError(
-                f"{probe.name}: {item.shown!r} with {answer[:40]!r} has {len(whole)} tokens; the base takes 2 to {longest}",
+                f"{probe.name}: {question.shown!r} with {answer[:40]!r} has {len(whole)} tokens; the base takes 2 to {longest}",
                 "make the prompt shorter, or longer",
             )
         rows.append(Answered(tuple(whole), start, len(answer.encode())))

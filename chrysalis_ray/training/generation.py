@@ -152,7 +152,8 @@ def _try_cache(pack: Pack, parts: Sequence[slice]) -> None:
 
     far = max(pack.shards.each(apart, [part.stop - part.start for part in parts]))
     if not far <= 1.0:
-        kind = pack.shards.all[0].trunk.model.config.model_type
+        model: Any = pack.shards.all[0].trunk.model
+        kind = model.config.model_type
         raise ModelError(
             f"{kind} does not go on from its cache as it reads a whole row: what it writes would be wrong",
             "ask this base by likelihood: leave `by: generation` out",
@@ -167,7 +168,8 @@ def _seeing_masks(pack: Pack) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             after.enter_context(torch.compiler.set_stance("force_eager"))
         for shard in pack.shards.all:
-            config: Any = shard.trunk.model.config
+            model: Any = shard.trunk.model
+            config = model.config
             if config._attn_implementation == KERNEL:
                 config._attn_implementation = "sdpa"
                 after.callback(setattr, config, "_attn_implementation", KERNEL)

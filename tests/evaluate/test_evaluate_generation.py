@@ -25,7 +25,10 @@ from chrysalis_ray.training.solo import SoloPack
 SHAPES = {"model.layers.0.self_attn.q_proj": (64, 48), "model.layers.1.mlp.down_proj": (48, 96)}
 PROMPTS = ("import argparse", "x", "def parse_args(self, args=None):\n        return", "for key in sorted(")
 MOST = (24, 7, 16, 24)
-CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_probes_by_generation_are_marked_by_what_was_written(tiny_base, folders,
         f"  - {{prompt: {PROMPTS[3]!r}, answer: {said[3][: said[3].index(said[3][6:8])].strip()!r}}}\n"
         f"  - {{prompt: {PROMPTS[3]!r}, answer: other}}\n"
     )
-    pattern = f"name: found\nkind: regex\nitems:\n  - {{prompt: x, pattern: '^zzz$'}}\n  - {{prompt: x, pattern: '(?s).+'}}\n"
+    pattern = "name: found\nkind: regex\nitems:\n  - {prompt: x, pattern: '^zzz$'}\n  - {prompt: x, pattern: '(?s).+'}\n"
     probes = []
     for number, text in enumerate((probe, match, pattern)):
         (tmp_path / f"{number}.yaml").write_text(text)
@@ -160,7 +163,8 @@ def test_probes_by_generation_are_marked_by_what_was_written(tiny_base, folders,
 def test_a_conversation_is_asked_with_the_chat_template(tiny_base, tmp_path):
     (tmp_path / "chat.jinja").write_text(CHAT)
     (tmp_path / "p.yaml").write_text(
-        "name: talk\nkind: regex\nitems:\n  - {messages: [{role: system, content: Be brief.}, {role: user, content: hi}], pattern: x}\n"
+        "name: talk\nkind: regex\nitems:\n"
+        "  - {messages: [{role: system, content: Be brief.}, {role: user, content: hi}], pattern: x}\n"
     )
     (tmp_path / "q.yaml").write_text(
         'name: told\nkind: exact_match\nitems:\n  - {messages: [{role: user, content: hi}], answer: " yes"}\n'
