@@ -98,14 +98,15 @@ def _gathered(engine: Engine, own: Replied) -> Replied:
 
 
 def _batch(rows: Sequence[Answered]) -> RowBatch:
-    """Rows filled up to the longest with tokens that are a segment of their own."""
-    shape = (len(rows), max(len(row.ids) for row in rows))
+    """Rows without their last token, which nothing follows, filled up to the longest with tokens that are a segment of their
+    own."""
+    shape = (len(rows), max(len(row.ids) for row in rows) - 1)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels, document = np.full(shape, NO_LABEL, np.int64), np.full(shape, -1, np.int32)
     for place, row in enumerate(rows):
-        length = len(row.ids)
-        ids[place, :length], positions[place, :length] = row.ids, range(length)
+        length = len(row.ids) - 1
+        ids[place, :length], positions[place, :length] = row.ids[:-1], range(length)
         positions[place, length:] = range(shape[1] - length)
-        labels[place, row.start - 1 : length - 1] = row.ids[row.start :]
+        labels[place, row.start - 1 : length] = row.ids[row.start :]
         document[place, :length] = 0
     return RowBatch(ids, positions, labels, document)
