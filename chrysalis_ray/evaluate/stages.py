@@ -23,10 +23,10 @@ from chrysalis_ray.evaluate.candidates import (
     judged,
     merge_candidates,
     merges_to_choose,
-    needs_inputs,
     sound_scores,
 )
 from chrysalis_ray.evaluate.folders import Source, audit_sources
+from chrysalis_ray.evaluate.making import needs_inputs
 from chrysalis_ray.evaluate.probing import Ask, ask_population, told_probes
 from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
