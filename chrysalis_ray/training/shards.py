@@ -145,6 +145,30 @@ class Shards:
                 shard.window.blend = None
             self.live = before
 
+    def in_turns(self, parts: Sequence[slice], lanes: int, blend: Blend | None = None) -> Iterator[list[slice]]:
+        """Show every live shard at most so many lanes of its part at a time, until all were shown; yields those of each.
+
+        What follows is computed by `each`, an item for each of them. `parts` are rows of the bank, or candidates of `blend`.
+        """
+        shards = self.live
+        turns = -(-max(part.stop - part.start for part in parts) // lanes)
+        try:
+            for turn in range(turns):
+                own = [_piece(part, turn, turns) for part in parts]
+                busy = [(shard, piece) for shard, piece in zip(shards, own, strict=True) if piece.stop > piece.start]
+                self.live = [shard for shard, _ in busy]
+                for shard, piece in busy:
+                    if blend is None:
+                        shard.show(piece)
+                    else:
+                        shard.window.blend = blend.part(piece)
+                yield [piece for _, piece in busy]
+        finally:
+            self.live = shards
+            for shard, part in zip(shards, parts, strict=True):
+                if blend is None:
+                    shard.show(part)
+
     @property
     def rows(self) -> list[slice]:
         """The rows of every live shard, in order."""
@@ -165,6 +189,12 @@ def _parts(live: int, shards: int) -> list[slice]:
     """The rows of every shard that has some."""
     count = min(shards, live)
     return [slice(index * live // count, (index + 1) * live // count) for index in range(count)]
+
+
+def _piece(part: slice, turn: int, turns: int) -> slice:
+    """What of a part comes in one of several turns."""
+    size = part.stop - part.start
+    return slice(part.start + turn * size // turns, part.start + (turn + 1) * size // turns)
 
 
 def _alone(work: Callable[[Shard, Item], Result], shard: Shard, item: Item, threads: int) -> Result:
