@@ -10,7 +10,8 @@ Ours makes nothing: `blend` takes the members and the weights as they are, at th
 
 What it takes to make the candidates is a row of its own: PEFT's `add_weighted_adapter(combination_type="svd")` for one of them,
 times C, against stacking the members for a blend. The base has random weights: how long a pass takes does not depend on them.
-All sides score the same labels; their losses are compared before any clock runs.
+All sides score the same labels; their losses are compared before any clock runs. `cpu` is the ratio of CPU seconds, which other
+people's work on the machine disturbs least: of `--threads 1` it is the arithmetic alone.
 """
 
 from __future__ import annotations
@@ -167,17 +168,22 @@ def compare(folder: Path, shape: Shape, length: int, asked: argparse.Namespace) 
         if apart > 1e-3 or float((found[0] - found[1]).abs().max()) < 1e-3:
             sys.exit(f"{name}: losses differ by {apart:.2e}, or the candidates do not; nothing was timed")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    worked: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(asked.repeats):
         for name, score in sides.items():
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             score()
+            worked[name].append(time.process_time() - before)
             seconds[name].append(time.perf_counter() - began)
+    cpu = {name: statistics.median(values) for name, values in worked.items()}
     median = {name: statistics.median(values) for name, values in seconds.items()}
     making = peft_making(folder, members, asked.rank) * asked.candidates if asked.making else None
     return {
         "length": length,
         "seconds": median,
         "ratio": median["separate"] / median["blend"],
+        "cpu_seconds": cpu,
+        "cpu_ratio": cpu["separate"] / cpu["blend"],
         "ratio_of_fastest": min(seconds["separate"]) / min(seconds["blend"]),
         "making_seconds": {"separate": making, "blend": stacking},
         "ratio_with_making": None if making is None else (median["separate"] + making) / (median["blend"] + stacking),
@@ -202,7 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(asked.threads)
     told, bases = [], shapes()
     print(f"{asked.candidates} candidates of {asked.members} adapters of rank {asked.rank}, {asked.rows} rows; seconds")
-    print(f"{'base':<8}{'tokens':>7}{'separate':>10}{'one slot':>10}{'slots':>8}{'blend':>8}{'ratio':>8}{'with making':>13}")
+    print(
+        f"{'base':<8}{'tokens':>7}{'separate':>10}{'one slot':>10}{'slots':>8}{'blend':>8}{'ratio':>8}{'cpu':>8}"
+        f"{'with making':>13}"
+    )
     for name in asked.shapes:
         with tempfile.TemporaryDirectory() as folder:
             write_base(bases[name], Path(folder))
@@ -214,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 whole = "" if row["ratio_with_making"] is None else f"{row['ratio_with_making']:.1f}x"
                 print(
                     f"{name:<8}{length:>7}{s['separate']:>10.3f}{s['one slot']:>10.3f}{s['slots']:>8.3f}{s['blend']:>8.3f}"
-                    f"{row['ratio']:>7.2f}x{whole:>13}",
+                    f"{row['ratio']:>7.2f}x{row['cpu_ratio']:>7.2f}x{whole:>13}",
                     flush=True,
                 )
     if asked.json:

@@ -211,6 +211,10 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
     length, tell = run.loaded.blueprint.lanes.sequence_length, partial(run.story.stage, "tokens")
     place, template = run.layout.tokens, run.loaded.chat_template
     tokens = shared_tokens(genome, Path(base["path"]), run.cache, place, length, template, tell)
+    if run.experiment.evaluate.probes:  # before anything is trained: can this base be asked them?
+        from chrysalis_ray.evaluate.probing import check_probes
+
+        check_probes(run.experiment.evaluate.probes, Path(base["path"]), template)
     total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
     run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
 
@@ -334,7 +338,8 @@ def judge(run: Run, bodies: Bodies) -> None:
     from chrysalis_ray.population.harvest import emerged
 
     names = emerged(run.layout)
-    judge_and_merge(Judging(run.layout, run.experiment, names, bodies.judge, run.story.stage, run.record))
+    heard = (run.story.stage, run.record, bodies.ask, run.loaded.chat_template)
+    judge_and_merge(Judging(run.layout, run.experiment, names, bodies.judge, *heard))
 
 
 # verdict, imago, comparison -----------------------------------------------------------------------------------------

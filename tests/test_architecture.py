@@ -32,6 +32,7 @@ DOORS = {
     "deepspeed": ("training/engine.py",),
     "peft": ("seed/",),
     "datasets": ("genome/",),
+    "lm_eval": ("evaluate/harness.py",),
     "wandb": ("report/", "population/listener.py"),
     "pyarrow": ("genome/",),
     "bitsandbytes": ("training/quantised.py",),

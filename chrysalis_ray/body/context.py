@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chrysalis_ray.body.turn import Outcome, Scores, Turn
+from chrysalis_ray.body.turn import Judged, Outcome, Turn
 from chrysalis_ray.body.watch import Pulse, birth
 from chrysalis_ray.core.errors import BodyError, ChrysalisError
 
@@ -56,7 +56,7 @@ class BodyContext:
         if self.rank == 0:
             ray.get(self.omega.commit.remote(self.life, turn.number, outcomes, seconds))
 
-    def judged(self, turn: Turn, scores: Scores) -> None:
+    def judged(self, turn: Turn, scores: Judged) -> None:
         """Rank 0 hands in a judge turn."""
         import ray
 

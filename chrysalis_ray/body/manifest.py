@@ -16,7 +16,7 @@ from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.cluster import check_room, joined
 from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
 from chrysalis_ray.body.order import AnswerOrder
-from chrysalis_ray.body.turn import Candidate, Scores
+from chrysalis_ray.body.turn import Candidate, Questions, Replies, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
 from chrysalis_ray.config.population import Asha, MedianStopping, Pb2, Pbt, Population
 from chrysalis_ray.core.errors import BodyError, error_line
@@ -167,6 +167,12 @@ class Bodies:
         import ray
 
         return ray.get(self.omega.judge.remote(list(candidates), split, rows_per_domain))
+
+    def ask(self, candidates: Sequence[Candidate], questions: Questions) -> dict[str, Replies]:
+        """What adapters reply to questions, in packed passes as well."""
+        import ray
+
+        return ray.get(self.omega.judge.remote(list(candidates), "", 0, questions))
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Where every variant stands, as omega knows it."""

@@ -31,7 +31,7 @@ from chrysalis_ray.body.barrier import Barrier
 from chrysalis_ray.body.ledger import Ledger, standing_row
 from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.roster import Roster
-from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judgement, Outcome, Scores, Turn, Work, next_ask
+from chrysalis_ray.body.turn import Answer, Ask, Candidate, Judged, Judgement, Outcome, Questions, Turn, Work, next_ask
 from chrysalis_ray.body.watch import Watch
 from chrysalis_ray.core.errors import BodyError, StoreError, VariantLost
 from chrysalis_ray.core.records import Variant
@@ -205,8 +205,8 @@ class Omega:
         self.ledger.collect(self.asks.kept_seeds())
         self._finish_turn()
 
-    async def judged(self, life: int, number: int, scores: Scores) -> None:
-        """Hand in a body's part of the scores of a judge turn."""
+    async def judged(self, life: int, number: int, scores: Judged) -> None:
+        """Hand in a body's part of what a judge turn came to."""
         if not self.roster.hand_in(life, number, scores):
             return
         answer = self.judgements.pop(0).answer
@@ -250,11 +250,13 @@ class Omega:
 
     # the lifecycle's side -------------------------------------------------------------------------------------------
 
-    async def judge(self, candidates: Sequence[Candidate], split: str, rows_per_domain: int) -> Scores:
-        """Score adapters on held-out rows in packed passes (`evaluate/subjects.py` has the format)."""
+    async def judge(
+        self, candidates: Sequence[Candidate], split: str, rows_per_domain: int, questions: Questions | None = None
+    ) -> Judged:
+        """Score adapters on held-out rows in packed passes (`evaluate/subjects.py` has the format), or ask them `questions`."""
         self._check_alive()
-        answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        self.judgements.append(Judgement(tuple(candidates), split, rows_per_domain, answer))
+        answer: asyncio.Future[Judged] = asyncio.get_running_loop().create_future()
+        self.judgements.append(Judgement(tuple(candidates), split, rows_per_domain, answer, questions))
         await self._notify()
         return await answer
 
@@ -366,6 +368,7 @@ class Omega:
                 candidates=judgement.candidates,
                 split=judgement.split,
                 rows_per_domain=judgement.rows_per_domain,
+                questions=judgement.questions,
             )
         )
 

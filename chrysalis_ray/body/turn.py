@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chrysalis_ray.core.records import Variant, sha256_of
+from chrysalis_ray.evaluate.questions import Questions, Replies
 from chrysalis_ray.evaluate.subjects import Candidate
 from chrysalis_ray.evaluate.subjects import Rows as Scores
 
 __all__ = [
-    "Answer", "Ask", "Candidate", "Judgement", "Outcome", "Scores", "Turn", "Work", "first_position", "next_ask",
-    "next_position",
+    "Answer", "Ask", "Candidate", "Judged", "Judgement", "Outcome", "Questions", "Replies", "Scores", "Turn", "Work",
+    "first_position", "next_ask", "next_position",
 ]  # fmt: skip
+
+Judged = Scores | dict[str, Replies]  # what comes of a judge turn: scores, or replies to questions
 
 
 def first_position(variant: Variant) -> str:
@@ -67,7 +70,8 @@ class Judgement:
     candidates: tuple[Candidate, ...]
     split: str
     rows_per_domain: int
-    answer: asyncio.Future[Scores]
+    answer: asyncio.Future[Judged]
+    questions: Questions | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Turn:
     candidates: tuple[Candidate, ...] = ()
     split: str = "select"
     rows_per_domain: int = 0
+    questions: Questions | None = None  # what the candidates of a judge turn are asked, instead of held-out text
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
-from chrysalis_ray.body.turn import Outcome, Scores, Turn, Work
+from chrysalis_ray.body.turn import Judged, Outcome, Turn, Work
 from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
@@ -244,12 +244,19 @@ def read_origin(flesh: Flesh, item: Work) -> tuple[dict[str, Any], dict[str, Any
     return unpack_seed(flesh.store.get(item.seed))
 
 
-def judge_turn(flesh: Flesh, turn: Turn) -> Scores:
-    """Score every candidate on the same held-out rows. Nobody resides in the bank afterwards: its slots were used for it."""
+def judge_turn(flesh: Flesh, turn: Turn) -> Judged:
+    """Score every candidate on the same held-out rows, or ask all the same questions. Nobody resides in the bank afterwards:
+    its slots were used for it."""
     from chrysalis_ray.evaluate.judging import judge_candidates
 
     flesh.residents.clear()
     flesh.positions.clear()
+    if turn.questions is not None:
+        from chrysalis_ray.evaluate.asking import ask_candidates
+        from chrysalis_ray.evaluate.questions import Reader
+
+        decode = Reader(visible(flesh.plan.base_folder)).decode
+        return ask_candidates(flesh.pack, turn.questions, turn.candidates, visible, decode)
     return judge_candidates(flesh.pack, flesh.tokens, turn.candidates, turn.split, turn.rows_per_domain, visible)
 
 

@@ -22,6 +22,7 @@ from chrysalis_ray.config.genome import (
 )
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, SlerpMerge, WinnerMerge, WudiMerge
 from chrysalis_ray.config.population import Name, Population
+from chrysalis_ray.config.questions import WrittenProbe
 
 _TAKEN_NAMES = ("seed", "merges.json")  # a merge is a candidate beside the seed, and a folder beside merges.json
 
@@ -123,13 +124,25 @@ class GenomeSpec(Written):
 
 class Evaluate(Written):
     """How much held-out text judges a variant: rows of `sequence_length` tokens per domain. A merge that loses more than
-    `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything."""
+    `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything.
+
+    `probes` are asked of the seed, every variant and every merge, and told. They choose nothing, unless `max_probe_drop` is
+    set: then half of each guards (a merge that gets so much less of it right than the best variant is refused), half tells.
+    """
 
     rows_per_domain: Count = 8
     rows_per_report: Count = 2
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     max_domain_loss: Annotated[float, Field(ge=0.0)] | None = 0.1
+    probes: tuple[WrittenProbe, ...] = ()
+    max_probe_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _something_to_guard_by(self) -> Evaluate:
+        if self.max_probe_drop is not None and not self.probes:
+            raise ValueError("max_probe_drop guards by probes, and there are none; add some, or leave it out")
+        return self
 
 
 class Tracking(Written):

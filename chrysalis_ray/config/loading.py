@@ -52,6 +52,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
     `overrides` are ``a.b=c`` texts as of ``--set``; those that begin with ``blueprint.`` reach into the blueprint. `choose` is
     asked where the experiment says ``blueprint: auto``. Raises ConfigError whose `problems` name every mistake of both files.
     """
+    from chrysalis_ray.config.probes import with_probes  # it reads its files as this one does
+
     path = Path(path)
     problems: list[str] = []
     text, tree = _read(path, str(path), "experiment")
@@ -80,6 +82,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
         raise _refusal(path, problems)
     loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides), chosen)
     problems += check_experiment(loaded, root, blueprint_root)
+    experiment = with_probes(experiment, root, path.parent, problems)
     if problems:
         raise _refusal(path, problems)
     experiment, selected = select_genome(experiment, blueprint.genome)

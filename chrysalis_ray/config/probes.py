@@ -1,76 +1,26 @@
-"""Probe tasks as people write them: questions with answers, in a YAML of their own.
+"""Reading probe tasks: each from a file of its own, as `chrysalis evaluate --probe` takes it, or all that an experiment names.
 
-    name: plurals
-    kind: multiple_choice
-    items:
-      - {prompt: "one mouse, two", choices: [" mice", " mouses"], answer: 0}
-
-    name: capitals
-    kind: exact_match
-    items:
-      - {prompt: "The capital of France is", answer: " Paris"}
-
-Nothing is added between a prompt and what follows it: write the space that belongs there.
+What an experiment names by a file stands in it from then on, question by question: its hash is of what is asked.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, RootModel, model_validator
+from pydantic import RootModel
 
-from chrysalis_ray.config.blueprint import Written
+from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.loading import _read, _refusal, _validate
-from chrysalis_ray.config.population import Name
+from chrysalis_ray.config.problems import problem_at
+from chrysalis_ray.config.questions import AnyProbe, ChoiceProbe, FileProbe, MatchProbe, Probe
 from chrysalis_ray.config.synonyms import EXPERIMENT
+from chrysalis_ray.config.yaml_tree import Node
+from chrysalis_ray.core.errors import ConfigError
 
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Choice(Written):
-    """A prompt and what may follow it; `answer` numbers the right one from 0."""
-
-    prompt: Text
-    choices: Annotated[tuple[Text, ...], Field(min_length=2)]
-    answer: Annotated[int, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> Choice:
-        if self.answer >= len(self.choices):
-            raise ValueError(f"answer is {self.answer}, the choices are numbered 0 to {len(self.choices) - 1}")
-        if len(set(self.choices)) < len(self.choices):
-            raise ValueError("two choices are the same text")
-        return self
+__all__ = ["ChoiceProbe", "MatchProbe", "Probe", "read_probe", "with_probes"]
 
 
-class Match(Written):
-    """A prompt and the one text that is right after it."""
-
-    prompt: Text
-    answer: Text
-
-
-class ChoiceProbe(Written):
-    """Right is the choice that is likelier than all others."""
-
-    name: Name
-    kind: Literal["multiple_choice"]
-    items: Annotated[tuple[Choice, ...], Field(min_length=1)]
-
-
-class MatchProbe(Written):
-    """Right is an answer that greedy decoding would write, token for token."""
-
-    name: Name
-    kind: Literal["exact_match"]
-    items: Annotated[tuple[Match, ...], Field(min_length=1)]
-
-
-Probe = ChoiceProbe | MatchProbe
-
-
-class _AnyProbe(RootModel[Annotated[Probe, Field(discriminator="kind")]]):
+class _AnyProbe(RootModel[AnyProbe]):
     pass
 
 
@@ -83,3 +33,24 @@ def read_probe(path: Path) -> Probe:
     if probe is None or problems:
         raise _refusal(path, problems)
     return probe.root
+
+
+def with_probes(experiment: Experiment, tree: Node, folder: Path, problems: list[str]) -> Experiment:
+    """The experiment with the probes of the files that it names, relative to `folder`. What is wrong with them, two of one name
+    or one too short to choose and to tell is added to `problems`."""
+    told, found = experiment.evaluate, list[Probe]()
+    for place, probe in enumerate(told.probes):
+        at = ("evaluate", "probes", place)
+        if isinstance(probe, FileProbe):
+            try:
+                probe = read_probe(folder / Path(probe.path).expanduser())
+            except ConfigError as error:
+                problems += [problem_at(tree, at, problem) for problem in error.problems]
+                continue
+        if probe.name in {other.name for other in found}:
+            problems.append(problem_at(tree, at, f"two probes are called {probe.name!r}; give one of them another name"))
+        if told.max_probe_drop is not None and len(probe.items) < 2:
+            what = f"{probe.name} has one item; with max_probe_drop half of a probe chooses and the other half tells"
+            problems.append(problem_at(tree, at, what))
+        found.append(probe)
+    return experiment.model_copy(update={"evaluate": told.model_copy(update={"probes": tuple(found)})})

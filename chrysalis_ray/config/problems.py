@@ -102,7 +102,7 @@ def _explain(detail: dict[str, Any], path: Location, owner: type[BaseModel] | No
     if kind == "missing":
         return "is missing" + _wanted(owner, str(path[-1]))
     if kind == "union_tag_not_found" or (kind == "model_attributes_type" and _tags(owner, path)):
-        return _untagged(value, "method" if path[0] == "merge" else "type", owner, path)
+        return _untagged(value, "kind" if "probes" in path else "method" if path[0] == "merge" else "type", owner, path)
     if kind == "union_tag_invalid":
         known = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"{context['tag']!r} is not known; {suggestion(context['tag'], known)}"
@@ -247,7 +247,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag_of(model: type[BaseModel]) -> str | None:
-    for key in ("type", "method"):
+    for key in ("type", "method", "kind"):
         if key in model.model_fields and get_origin(model.model_fields[key].annotation) is Literal:
             return str(get_args(model.model_fields[key].annotation)[0])
     return None

@@ -141,6 +141,11 @@ class RunLayout:
         return self.root / "evaluation" / "audit.json"
 
     @property
+    def probes(self) -> Path:
+        """Which items of the probes every candidate got right."""
+        return self.root / "evaluation" / "probes.json"
+
+    @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"
 
@@ -155,6 +160,18 @@ class RunLayout:
     def merge(self, name: str) -> Path:
         """One merge candidate, a PEFT folder with ``merge.json`` beside the weights."""
         return self.merges / name
+
+    def merge_manifest(self, name: str) -> Path:
+        """Written last into the folder of a merge."""
+        return self.merge(name) / "merge.json"
+
+    def merge_found(self, name: str) -> Path:
+        """Whom judging found for a merge that is not made yet."""
+        return self.merges / f".found-{name}.json"
+
+    def merge_modules(self, name: str) -> Path:
+        """The modules of a merge that is being made."""
+        return self.merges / f".modules-{name}"
 
     @property
     def imago(self) -> Path:

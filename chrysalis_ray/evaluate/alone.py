@@ -6,6 +6,7 @@ adapters, and where there are several, what they say together (the mean of their
 
 from __future__ import annotations
 
+import importlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
 from chrysalis_ray.evaluate.folders import Source, open_sources
 from chrysalis_ray.evaluate.judging import judge_candidates
 from chrysalis_ray.evaluate.probes import judge_probes
+from chrysalis_ray.evaluate.questions import Reader
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, Scores, SelectScores
 from chrysalis_ray.evaluate.subjects import Candidate, mixture_of
 from chrysalis_ray.genome.build import open_genome
@@ -55,18 +57,29 @@ class Text:
     base: Path | None
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks of lm-eval by name, a folder with more of them in YAML, and how many items of each (None: all)."""
+
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+    limit: int | None = None
+
+
 def evaluate_folders(
     names: Sequence[str],
-    genome: Path,
+    genome: Path | None,
     base: Path | None = None,
     split: Literal["select", "report"] = "select",
     probes: Sequence[Probe] = (),
+    tasks: Tasks = Tasks(),
 ) -> dict[str, Any]:
-    """Scores of the adapters `names` (PEFT folders or hub ids) on a split of `genome`, the folder of a genome or of a run, and
-    on probe tasks.
+    """Scores of the adapters `names` (PEFT folders or hub ids) on a split of `genome`, the folder of a genome or of a run, on
+    probe tasks, and on `tasks` of lm-eval.
 
-    `base` is the folder of their base; that of the run by default. Nothing is written. Raises EvaluationError where there is
-    no such text or base, MergeError and ModelError for adapters that are no plain LoRA, or not of this base.
+    `base` is the folder of their base; that of the run by default. Without a genome no text is judged. Nothing is written.
+    Raises EvaluationError where there is no such text, base or task, MergeError and ModelError for adapters that are no plain
+    LoRA, or not of this base.
     """
     if split not in ("select", "report"):
         raise EvaluationError(f"{split!r} is not a held-out split", "judge on select or report")
@@ -75,36 +88,56 @@ def evaluate_folders(
         raise EvaluationError(
             f"two candidates would be called {twins[0]!r}", "give each adapter once; ./base is a name as well"
         )
-    text = find_text(genome)
-    folder = base or text.base
+    if genome is None and not probes and not tasks.names:
+        raise EvaluationError("there is nothing to judge by", "give --genome, --probe or --lm-eval")
+    harness = open_harness() if tasks.names else None  # before anything is loaded
+    text = None if genome is None else find_text(genome)
+    folder = base or (text.base if text else None)
     if folder is None:
-        raise EvaluationError(f"{genome} does not say which base its adapters are of", "give --base FOLDER")
+        raise EvaluationError(f"{genome or 'nothing'} does not say which base the adapters are of", "give --base FOLDER")
     sources = open_sources(names)
     pack, longest = pack_for(sources, folder)
-    candidates = [Candidate(BASE), *(Candidate(source.name, str(source.folder)) for source in sources)]
-    if len(sources) > 1:
-        candidates.append(mixture_of(TOGETHER, [str(source.folder) for source in sources]))
+    adapters = [Candidate(BASE), *(Candidate(source.name, str(source.folder)) for source in sources)]
+    told = {"base": str(folder)}
+    found = told | (judged_text(pack, longest, adapters, text, folder, split) if text else {})
+    found["probes"] = judge_probes(pack, Reader(folder), longest, probes, adapters, Path, BASE) if probes else {}
+    if harness is not None:
+        found["lm_eval"] = harness.evaluate_tasks(pack, folder, longest, adapters, tasks.names, tasks.folder, tasks.limit)
+    return found
+
+
+def judged_text(
+    pack: Pack, longest: int | None, adapters: Sequence[Candidate], text: Text, folder: Path, split: Literal["select", "report"]
+) -> dict[str, Any]:
+    """Scores of the adapters, the first of which is the base, on held-out text, and of what several say together."""
+    folders = [each.folder for each in adapters if each.folder is not None]
+    candidates = [*adapters, *([mixture_of(TOGETHER, folders)] if len(folders) > 1 else [])]
     with tokens_for(text, folder, min(text.row_length, longest or text.row_length)) as tokens:
         rows = judge_candidates(pack, tokens, candidates, split, text.rows_per_domain)
-    encode = load_tokenizer(folder).encode_batch
-    adapters = [each for each in candidates if each.made == "adapter"]
-    answers = judge_probes(pack, encode, longest, probes, adapters, Path) if probes else {}
     kind = SelectScores if split == "select" else ReportScores
     finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
     if BASE not in finite:
         raise EvaluationError(f"the base at {folder} has losses that are no numbers on {split}", "look at the base")
     scores = kind({name: [DocumentScore(*row) for row in own] for name, own in finite.items()})
     return {
-        "base": str(folder),
         "genome_id": text.genome.genome_id,
         "split": split,
         "documents": len(scores.documents),
         "tokens": sum(score.tokens for score in scores.documents),
         "diverged": [name for name in rows if name not in finite],
         "candidates": {name: _told(scores, name) for name in finite},
-        "against_base": against_base(scores, len(sources)),
-        "probes": answers,
+        "against_base": against_base(scores, len(folders)),
     }
+
+
+def open_harness() -> Any:
+    """The room's door to lm-eval. Raises EvaluationError where that extra is not installed."""
+    try:
+        return importlib.import_module("chrysalis_ray.evaluate.harness")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise EvaluationError("lm-eval is not installed", "pip install -c constraints.txt -e '.[lm-eval]'") from error
 
 
 def find_text(folder: Path) -> Text:

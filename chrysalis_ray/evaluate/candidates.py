@@ -8,21 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from chrysalis_ray.config.merges import JUDGED, EnsembleMerge, Merge, RegmeanMerge, SeveralMerge, WinnerMerge
+from chrysalis_ray.config.merges import EnsembleMerge, Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
+from chrysalis_ray.evaluate.making import Making, write_merge
+from chrysalis_ray.evaluate.probing import refused_by_probes
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
-from chrysalis_ray.merge.inputs import Inputs
-from chrysalis_ray.merge.per_layer import ModuleWeights, check_names, merge_adapters
-from chrysalis_ray.merge.winner import winner_weights
-from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, read_config, write_adapter
-from chrysalis_ray.seed.solo import is_plain, release_adapter
+from chrysalis_ray.merge.per_layer import ModuleWeights, check_names
+from chrysalis_ray.seed.adapter import adapter_sha256, read_adapter
 
 OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
 AHEAD = 2  # decisions of a greedy soup whose trials share a pass: three of them fill two cores where one leaves one idle
@@ -78,9 +76,11 @@ def merge_candidates(
     """Make every merge as a PEFT folder, then `merges.json`; returns its content. `judge` is asked only where the weights are
     found by judging.
 
-    A merge that cannot be made rests in `failed/` with its reason. Raises MergeError if none can.
+    A merge that cannot be made rests in `failed/` with its reason. What a killed run had made, found or merged of one is not
+    made again (`making.py`). Raises MergeError if none can.
     """
     losses = read_select(layout.select_scores).losses()
+    sha256s = {name: adapter_sha256(layout.adapter(name)) for name in variants}
     made: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for spec in specs:
@@ -88,10 +88,8 @@ def merge_candidates(
             members = members_of(spec, variants, losses)
             if isinstance(spec, SeveralMerge):
                 check_names(spec.layer_weights, variants)
-            if is_greedy(spec):
-                members = soup_of(layout, spec, members, losses, judge, tell)
-            by_module, search = found_weights(layout, spec, members, losses, judge, tell)
-            made[spec.name] = write_merge(layout, spec, members, losses, by_module) | search
+            making = Making(layout, spec, members, losses, sha256s)
+            made[spec.name] = making.done_before() or making.finish(*_found(making, judge, tell))
         except MergeError as error:
             failed[spec.name] = str(error)
             write_json(layout.failed / f"merge-{spec.name}.json", {"merge": spec.name, "reason": str(error)})
@@ -100,6 +98,19 @@ def merge_candidates(
     manifest = {"candidates": made, "failed": failed}
     write_json(layout.merges_manifest, manifest)
     return manifest
+
+
+def _found(
+    making: Making, judge: OnSelect, tell: Callable[[str], None]
+) -> tuple[list[str], ModuleWeights | None, dict[str, Any]]:
+    """The members of a merge, their weights per module and how these were found, where judging finds them; found once."""
+    layout, spec, losses = making.layout, making.spec, making.losses
+    before = making.found_before()
+    if before is not None:
+        return before
+    members = soup_of(layout, spec, making.members, losses, judge, tell) if is_greedy(spec) else list(making.members)
+    by_module, search = found_weights(layout, spec, members, losses, judge, tell)
+    return making.remember(members, by_module, search)
 
 
 def members_of(spec: Merge, variants: Sequence[str], losses: Mapping[str, float]) -> list[str]:
@@ -194,80 +205,19 @@ def _taste_layers(
     return [found[trial.name] for trial in named]
 
 
-def write_merge(
-    layout: RunLayout, spec: Merge, members: Sequence[str], losses: Mapping[str, float], by_module: ModuleWeights | None = None
-) -> dict[str, Any]:
-    """One merge around the seed, cut to the largest rank among its members unless the spec names one; returns its record."""
-    if isinstance(spec, WinnerMerge) and not all(is_plain(layout.adapter(name)) for name in members):
-        return _winner_as_it_is(layout, spec, members, losses)
-    found = isinstance(spec, SeveralMerge) and spec.weights in JUDGED
-    alike = spec.model_copy(update={"weights": "uniform"}) if found else spec
-    adapters = [read_adapter(layout.adapter(name)) for name in members]
-    zero = read_adapter(layout.seed)
-    merged = merge_adapters(
-        alike,
-        members,
-        [adapter.factors for adapter in adapters],
-        [adapter.scale for adapter in adapters],
-        zero.factors,
-        zero.scale,
-        [losses[name] for name in members],
-        max(adapter.rank for adapter in adapters),
-        by_module=by_module,
-        inputs=_inputs(layout, members) if needs_inputs(spec) else None,
-    )
-    result = AdapterWeights(
-        base_model=zero.base_model,
-        revision=zero.revision,
-        rank=merged.rank,
-        alpha=float(merged.rank),
-        use_rslora=False,
-        targets=zero.targets,
-        factors=merged.factors,
-        fan_in_fan_out=zero.fan_in_fan_out,
-    )
-    return {
-        **named_result(merged, members),
-        "method": spec.method,
-        "spec": spec.model_dump(mode="json"),
-        "weights": dict(zip(members, merged.weights, strict=True)),
-        "sha256": write_adapter(layout.merge(spec.name), result),
-    }
-
-
-def _winner_as_it_is(
-    layout: RunLayout, spec: WinnerMerge, members: Sequence[str], losses: Mapping[str, float]
-) -> dict[str, Any]:
-    """The record of a winner that is more than low-rank deltas: its folder is copied."""
-    weights = dict(zip(members, winner_weights([losses[name] for name in members]), strict=True))
-    folder = layout.adapter(max(members, key=lambda name: weights[name]))
-    return {
-        "rank": read_config(folder).get("r"),
-        "residual": 0.0,
-        "captured_energy": 1.0,
-        "per_module": {},
-        "notes": {"method": spec.method, "members": 1},
-        "method": spec.method,
-        "spec": spec.model_dump(mode="json"),
-        "weights": weights,
-        "sha256": release_adapter(folder, layout.merge(spec.name)),
-    }
-
-
-def needs_inputs(spec: Merge) -> bool:
-    """Whether a merge goes by what its members feed the modules of the base."""
-    return isinstance(spec, RegmeanMerge)
-
-
-def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
-    from chrysalis_ray.evaluate.inputs import read_inputs
-
-    return [read_inputs(layout.inputs(name)) for name in members]
-
-
-def choice_on_select(layout: RunLayout, variants: Sequence[str], most_lost: float | None = None) -> Choice:
-    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant."""
+def merges_to_choose(layout: RunLayout) -> list[str]:
+    """The merges that were made, beside the plain winner: that one is a variant once more."""
     entries = read_json(layout.merges_manifest)["candidates"]
+    return [name for name, entry in entries.items() if entry["method"] != "winner"]
+
+
+def choice_on_select(layout: RunLayout, variants: Sequence[str], told: Any = None) -> Choice:
+    """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant.
+
+    `told` is the experiment's `evaluate`: its `max_domain_loss` and, where probes guard the choice, its `max_probe_drop`.
+    """
     scores = read_select(layout.select_scores)
-    merges = [name for name, entry in entries.items() if entry["method"] != "winner" and name in scores.candidates]
-    return choose(scores, merges, variants, most_lost)
+    merges = [name for name in merges_to_choose(layout) if name in scores.candidates]
+    if told is None:
+        return choose(scores, merges, variants)
+    return choose(scores, merges, variants, told.max_domain_loss, partial(refused_by_probes, layout, told))

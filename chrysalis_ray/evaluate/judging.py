@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ from chrysalis_ray.evaluate.heldout import Mixture, Scorer, judge_rows
 from chrysalis_ray.evaluate.inputs import keep_inputs
 from chrysalis_ray.evaluate.scores import DocumentScore
 from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
+from chrysalis_ray.training.generation import Ids, Over, write_blend, write_slots
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.solo import SoloPack
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from chrysalis_ray.seed.adapter import AdapterWeights
 
 Find = Callable[[str], Path]
+Writer = Callable[[Sequence[Ids], Over], list[list[list[int]]]]  # prompts -> what every candidate writes, [candidates][prompts]
 BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
 
 
@@ -49,7 +51,7 @@ def judge_candidates(
     told = {each.folder for each in given if each.made == "adapter"}
     untold = sorted({folder for _, folders in mixtures.values() for folder in folders} - told)
     rows: Rows = {}
-    for group, score, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
+    for group, score, _, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
         hear = [(mixture, _take(folders, group)) for mixture, folders in mixtures.values()]
         scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, batch_rows, [each for each in hear if each[1]])
         rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
@@ -73,15 +75,24 @@ def told_rows(scores: Sequence[DocumentScore]) -> list[Row]:
     return [(s.domain, int(s.document), s.loss_sum, s.tokens, s.bytes, s.correct) for s in scores]
 
 
-def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[tuple[Sequence[Candidate], Scorer, int]]:
-    """The candidates in groups that are judged together, each ready to be scored, and the rows of a batch."""
+class Pass(NamedTuple):
+    """Candidates that are judged together, ready to be scored and to write, and the rows of a batch."""
+
+    group: Sequence[Candidate]
+    score: Scorer
+    write: Writer
+    batch_rows: int
+
+
+def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[Pass]:
+    """The candidates in groups that are judged together."""
     from chrysalis_ray.seed.adapter import read_adapter
     from chrysalis_ray.seed.streamed import open_adapter
 
     if isinstance(pack, SoloPack):
         for each in candidates:
             _wear(pack, each, find)
-            yield [each], partial(pack.judge, [0]), BATCH_ROWS
+            yield Pass([each], partial(pack.judge, [0]), partial(write_slots, pack, [0]), BATCH_ROWS)
         return
     slots, fitting, blended = pack.bank.slots, list[Candidate](), list[Candidate]()
     for each in candidates:
@@ -90,7 +101,8 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
     for group in _groups(fitting, slots):
         for slot, each in enumerate(group):
             _place(pack, slot, None if each.folder is None else read_adapter(find(each.folder)))
-        yield group, partial(pack.judge, list(range(len(group)))), BATCH_ROWS
+        taken = list(range(len(group)))
+        yield Pass(group, partial(pack.judge, taken), partial(write_slots, pack, taken), BATCH_ROWS)
     room = slots * BATCH_ROWS  # candidates times rows: no more memory than the slots need
     for group in _groups(blended, room):
         members = [each.members or ((each.folder or "", 1.0),) for each in group]
@@ -101,7 +113,8 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
                 weights_CM[candidate, folders.index(folder)] += weight
         adapters = [open_adapter(find(folder)) for folder in folders]
         blend = pack.blend([(adapter.factors, adapter.scale) for adapter in adapters], weights_CM)
-        yield group, partial(pack.judge_blend, blend), max(1, room // len(group))
+        rows = max(1, room // len(group))
+        yield Pass(group, partial(pack.judge_blend, blend), partial(write_blend, pack, blend), rows)
 
 
 def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[Sequence[Candidate]]:

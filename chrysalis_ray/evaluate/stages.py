@@ -3,6 +3,7 @@
     evaluation/select.json    seed, variants, then merges: these choose
     evaluation/audit.json     what the variants look like beside each other, before anything is merged
     merges/                   the merges, `merges.json` last
+    evaluation/probes.json    what all of them answer to questions, where the experiment has any
     evaluation/report.json    seed, variants, what was chosen, and the mixture of all variants: these tell
 
 Who judges is a function from candidates to scores: the bodies of a run, or one process. What has its file is done.
@@ -12,12 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import MIXTURE, read_json, write_json
-from chrysalis_ray.evaluate.candidates import choice_on_select, judged, merge_candidates, needs_inputs, sound_scores
+from chrysalis_ray.evaluate.candidates import (
+    choice_on_select,
+    judged,
+    merge_candidates,
+    merges_to_choose,
+    sound_scores,
+)
 from chrysalis_ray.evaluate.folders import Source, audit_sources
+from chrysalis_ray.evaluate.making import needs_inputs
+from chrysalis_ray.evaluate.probing import Ask, ask_population, told_probes
 from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
 from chrysalis_ray.evaluate.verdict import make_verdict
@@ -37,6 +47,8 @@ class Judging:
     judge: Judge
     tell: Callable[[str, str], None]
     record: Callable[[str, dict[str, Any]], None]
+    ask: Ask | None = None  # whoever can be asked probes
+    chat_template: Path | None = None  # a file that stands in for the base's own
 
     def scores(self, candidates: Sequence[Candidate], split: str) -> Rows:
         return self.judge(candidates, split, self.experiment.evaluate.rows_per_domain)
@@ -51,6 +63,7 @@ def judge_and_merge(judging: Judging) -> None:
     audit_population(judging)
     merge_population(judging)
     judge_merges(judging)
+    ask_probes(judging)
     tell_report(judging)
 
 
@@ -117,12 +130,27 @@ def judge_merges(judging: Judging) -> None:
         judging.tell("judge", f"{len(names)} merges on the select split")
 
 
+def ask_probes(judging: Judging) -> None:
+    """What the seed, every variant and every merge that was judged answer to the probes. A winner is a variant once more."""
+    layout, told = judging.layout, judging.experiment.evaluate
+    if not told.probes or judging.ask is None:
+        return
+    merges = [name for name in merges_to_choose(layout) if name in read_select(layout.select_scores).candidates]
+    candidates = [
+        *judging.of_variants(judged(layout, judging.variants)),
+        *(Candidate(name, str(layout.merge(name))) for name in merges),
+    ]
+    sentence = ask_population(layout, told, candidates, judging.ask, judging.chat_template)
+    if sentence:
+        judging.tell("probe", sentence)
+
+
 def tell_report(judging: Judging) -> None:
     """Score what will be told on the report split: the seed, every variant, the one that was chosen, and what the variants
     say together."""
     layout = judging.layout
     names = judged(layout, judging.variants)
-    choice = choice_on_select(layout, names, judging.experiment.evaluate.max_domain_loss)
+    choice = choice_on_select(layout, names, judging.experiment.evaluate)
     candidates = judging.of_variants(names)
     if choice.chosen not in {candidate.name for candidate in candidates}:
         candidates.append(Candidate(choice.chosen, str(layout.merge(choice.chosen))))
@@ -136,8 +164,9 @@ def tell_report(judging: Judging) -> None:
 def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -> dict[str, Any]:
     """The verdict on a run that was judged, written to its file. Needs nobody who judges."""
     told, select, report = experiment.evaluate, read_select(layout.select_scores), read_report(layout.report_scores)
+    choice = choice_on_select(layout, judged(layout, variants), told)
     verdict = make_verdict(
-        choice_on_select(layout, judged(layout, variants), told.max_domain_loss),
+        choice,
         report,
         bootstrap_samples=told.bootstrap_samples,
         confidence=told.confidence,
@@ -145,5 +174,7 @@ def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -
     ).to_json()
     verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
     verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
+    verdict["probes"], sentences = told_probes(layout, told, choice)
+    verdict["sentences"] += sentences
     write_json(layout.verdict, verdict)
     return verdict

@@ -6,7 +6,7 @@ won on select and loses on report is told as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,11 +142,21 @@ def _difference_json(d: Difference) -> dict[str, Any]:
     return {"of": d.candidate, "against": d.against, "mean": d.difference, "low": d.low, "high": d.high}
 
 
-def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str], most_lost: float | None = None) -> Choice:
+Guard = Callable[[Sequence[str], str], Mapping[str, str]]  # merges, best variant -> why some must not be released
+
+
+def choose(
+    select: SelectScores,
+    merges: Sequence[str],
+    variants: Sequence[str],
+    most_lost: float | None = None,
+    guard: Guard = lambda merges, winner: {},
+) -> Choice:
     """The best variant, the best merge and what is released, on select alone; among equals the first given.
 
     `merges` are the candidates beside the plain winner (which is the best variant once more), and may be none. One that loses
-    more than `most_lost` nats per token on any domain against the best variant is refused. Raises TypeError for report scores.
+    more than `most_lost` nats per token on any domain against the best variant is refused, and so is what `guard` refuses.
+    Raises TypeError for report scores.
     """
     if not isinstance(select, SelectScores):
         raise TypeError(f"only SelectScores choose, these are {type(select).__name__}")
@@ -157,7 +167,7 @@ def choose(select: SelectScores, merges: Sequence[str], variants: Sequence[str],
     by_domain = {name: select.loss_by_domain(name) for name in select.candidates}
     for name in merges:
         select.of(name)
-    refused = refusals(by_domain, merges, winner, most_lost)
+    refused = {**guard(merges, winner), **refusals(by_domain, merges, winner, most_lost)}
     allowed = [name for name in merges if name not in refused]
     best_merge = _lowest(select, losses, allowed) if allowed else None
     at_best = f"the best variant {winner} ({losses[winner]:.4f} nats per token on select)"

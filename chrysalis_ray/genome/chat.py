@@ -109,6 +109,12 @@ class ChatTokenizer:
             found.append(encode_one(messages, document.path))
         return found
 
+    def cue(self, messages: Sequence[Message], where: str) -> list[int]:
+        """Ids of a conversation up to where the assistant begins to speak. Raises GenomeError for one that the template cannot
+        render."""
+        self._check_text(messages, where)
+        return list(self._apply(messages, where, tokenize=True, return_dict=True, add_generation_prompt=True)["input_ids"])
+
     def _by_marks(self, messages: Sequence[Message], where: str) -> Encoded:
         """What stands between the template's own marks is learned."""
         rendered = self._apply(messages, where, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)

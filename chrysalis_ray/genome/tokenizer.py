@@ -27,6 +27,7 @@ class DocumentTokenizer:
     end_id: int | None
     sha256: str
     encode_ends: Callable[[list[str]], list[tuple[list[int], list[int]]]] | None = None
+    decode: Callable[[list[int]], str] | None = None  # text of ids, control tokens left out
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Ids of every text, each closed by `end_id` unless the tokenizer's template did that already."""
@@ -93,6 +94,7 @@ def _fast(folder: Path) -> DocumentTokenizer:
         end_id,
         _identity(folder),
         lambda texts: [(each.ids, [end for _, end in each.offsets]) for each in tokenizer.encode_batch(texts)],
+        tokenizer.decode,
     )
 
 
@@ -110,6 +112,7 @@ def _any(folder: Path) -> DocumentTokenizer:
         lambda texts: tokenizer(texts, split_special_tokens=True, truncation=False, padding=False)["input_ids"],
         tokenizer.eos_token_id,
         _identity(folder),
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
     )
 
 

@@ -14,6 +14,7 @@ from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
 from chrysalis_ray.report.kinds import adapter_of, kind_name
 from chrysalis_ray.report.lineage import adapter_name
+from chrysalis_ray.report.probes import probe_rows
 from chrysalis_ray.report.scores import Interval
 from chrysalis_ray.report.sections import loading_code
 
@@ -35,6 +36,7 @@ def imago_card(root: Path) -> str:
         _introduction(comparison),
         _use(comparison),
         _scores(comparison),
+        _probes(comparison),
         _parents(comparison, layout),
         _genome(comparison),
         _experiment(yaml_text),
@@ -123,6 +125,17 @@ def _scores(comparison: Comparison) -> str:
     return (
         f"## Scores\n\nNats per token, every domain counted alike, lower is better. *select* chose; *report* chose nothing and "
         f"is told{told}.\n\n{_table(('candidate', 'kind', 'select', 'report'), rows)}"
+    )
+
+
+def _probes(comparison: Comparison) -> str:
+    if not comparison.probes or comparison.verdict is None:
+        return ""
+    chosen = comparison.verdict.chosen
+    rows = [[_line(cell) for cell in row] for row in probe_rows(comparison.probes, chosen)]
+    return (
+        "## Probes\n\nShare of right answers, with intervals; the items told here chose nothing.\n\n"
+        f"{_table(('probe', 'how', _line(chosen), 'seed'), rows)}"
     )
 
 

@@ -121,6 +121,7 @@ class Comparison:
     seed_metrics: Metrics = field(default_factory=dict)
     bound: Interval | None = None  # the mixture of all variants, on report
     audit: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what the verdict tells of each
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for ``chrysalis report --json``."""
@@ -210,6 +211,7 @@ def read_run(root: Path) -> Comparison:
         seed_metrics=scores.metrics.get(SEED, {}),
         bound=scores.intervals.get(MIXTURE),
         audit=public_manifest(layout.audit) or {},
+        probes={str(name): mapping(told) for name, told in mapping(mapping(scores.verdict).get("probes")).items()},
     )
 
 

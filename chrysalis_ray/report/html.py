@@ -21,6 +21,7 @@ from chrysalis_ray.report.comparison import Comparison, read_run
 from chrysalis_ray.report.kinds import is_lora_alone, kind_name
 from chrysalis_ray.report.lineage import mermaid
 from chrysalis_ray.report.page import whole_page
+from chrysalis_ray.report.probes import probe_section
 from chrysalis_ray.report.reading import public_manifest
 
 MOST_VARIANTS = 64  # shown in charts and tables, best first; `chrysalis report --json` has them all
@@ -53,6 +54,7 @@ def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str 
         lambda: sections.domain_matrix(comparison, shown),
         lambda: judgement.metric_tables(comparison, shown),
         lambda: judgement.audit_section(comparison, shown),
+        lambda: probe_section(comparison.probes, comparison.verdict.chosen if comparison.verdict else ""),
         lambda: sections.merge_table(comparison),
         lambda: sections.plan_against_run(comparison),
         lambda: sections.origins(comparison, shown, diagram),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chrysalis_ray.report.comparison import Comparison, VariantRow, loss_text
+from chrysalis_ray.report.probes import how, shares_of
 
 STATE_STYLES = {
     "finished": "green",
@@ -27,6 +29,8 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = [_variant_table(comparison)]
     if comparison.merges:
         parts.append(_merge_table(comparison))
+    for name, probe in comparison.probes.items():
+        parts += [Text(f"probe {name}: {how(probe)}", style="italic"), _probe_table(probe)]
     parts += [Text(sentence, style="bold") for sentence in (comparison.verdict.sentences if comparison.verdict else ())]
     return Group(*parts)
 
@@ -71,6 +75,15 @@ def _variant_cells(row: VariantRow) -> list[Text]:
     ]
     texts = [Text(cell) for cell in cells]
     return [*texts[:4], state_text(row.state), *texts[4:]]
+
+
+def _probe_table(probe: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading, justify in (("candidate", "left"), ("right", "right"), ("interval", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for candidate, share, low, high in shares_of(probe):
+        table.add_row(Text(candidate), f"{share:.1%}", f"{low:.1%} to {high:.1%}")
+    return table
 
 
 def _merge_table(comparison: Comparison) -> Table:

@@ -25,6 +25,7 @@ from chrysalis_ray.report.kinds import adapter_of
 from chrysalis_ray.report.lineage import adapter_name
 from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.mixes import asked_shares
+from chrysalis_ray.report.probes import probe_metrics
 from chrysalis_ray.report.reading import manifest, mapping, numbers
 
 MODES = ("offline", "online", "disabled")
@@ -135,7 +136,7 @@ class Tracker:
     def judge(self, row: VariantRow, comparison: Comparison) -> None:
         """The end of a variant with its scores: loss on select, by domain, and on report."""
         identity = run_identity(self._run["run_id"], row.variant_id)
-        scores = redact(_scores(row))
+        scores = redact(_scores(row) | probe_metrics(comparison.probes, row.variant_id))
         if self.mode != "disabled" and self._seen(identity).get("scores") != sha256_of(scores):
             winner = comparison.verdict is not None and comparison.verdict.winner == row.variant_id
             run = self._variant_run(identity, row.variant_id)
@@ -158,6 +159,7 @@ class Tracker:
             "failure": row.failure,
         }
         results = _scores(row) | {"merge/residual": row.residual, "merge/captured_energy": row.captured_energy}
+        results |= probe_metrics(comparison.probes, row.name)
         tags = [f"merge:{row.method}"]
         if comparison.verdict is not None and comparison.verdict.chosen == row.name:
             tags.append("chosen")
@@ -172,6 +174,8 @@ class Tracker:
         results: dict[str, Any] = {"verdict/merging_helped": verdict.merging_helped, "seed/eval/loss": comparison.seed_loss}
         results |= {f"difference/{key}": value for key, value in numbers(verdict.difference).items()}
         results |= {f"{row.name}/eval/loss": row.select_loss for row in comparison.merges}
+        results |= {f"{who}/{key}": value for who in ("seed", verdict.chosen)
+                    for key, value in probe_metrics(comparison.probes, who).items()}  # fmt: skip
         self._once("verdict", "verdict", "report", config, results, ["verdict"])
 
     def close(self) -> None:

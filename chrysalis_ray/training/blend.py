@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.folded import fold_into, folds
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
 
@@ -67,11 +68,18 @@ class Blend:
         part.candidates = len(range(self.candidates)[candidates])
         return part
 
-    def output(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """`y`, what the frozen module makes of `x`, with every candidate's change. Tokens arrive candidate-major."""
+    def output(self, name: str, x: Tensor, base: nn.Module) -> Tensor:
+        """What the frozen module `base` makes of `x`, with every candidate's change. Tokens arrive candidate-major."""
         if name not in self.stacks:
-            return y
+            return base(x)
         a_KI, b_OK, weights_CK = self.stacks[name]
+        if type(base) is nn.Linear and folds(base.weight, x, x.numel() // x.shape[-1] // self.candidates):
+            x_CNI = x.reshape(self.candidates, -1, x.shape[-1])
+            y_CNO = x.new_empty(*x_CNI.shape[:2], base.out_features)
+            for y_NO, x_NI, weights_K in zip(y_CNO, x_CNI, weights_CK, strict=True):
+                fold_into(y_NO, base, x_NI, a_KI, b_OK, weights_K)
+            return y_CNO.view(*x.shape[:-1], -1)
+        y = base(x)
         h_CNK = (x.reshape(-1, x.shape[-1]) @ a_KI.to(x.dtype).mT).view(self.candidates, -1, len(a_KI))
         h_NK = (h_CNK * weights_CK[:, None]).to(x.dtype).flatten(0, 1)  # a weight is never rounded to a lower precision first
         return torch.addmm(y.reshape(-1, y.shape[-1]), h_NK, b_OK.to(x.dtype).mT).view(y.shape)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.training.bank import Stacked, Window
 from chrysalis_ray.training.dropout import Passage, product, project_back, project_down, take_out
+from chrysalis_ray.training.folded import fold_into, folds
 
 # Attributes of one parent module that are called with the same input. Any other target is a group of its own.
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -38,6 +39,8 @@ class Group:
 
     def output(self, name: str, x: Tensor) -> Tensor:
         """The output of one member. The first that is called computes all; the others, called with the same x, take theirs."""
+        if folds(self.bases[0].weight, x, x.numel() // x.shape[-1] // len(self.window.scale_S)):
+            return self._folded(name, x)
         if self._x is not x or name not in self._outputs:
             bank_A = self.window.factors(self.names[0])[0][0]
             self._x, self._outputs = x, dict(zip(self.names, FusedLowRank.apply(x, bank_A, self), strict=True))
@@ -45,6 +48,16 @@ class Group:
         if not self._outputs:
             self._x = None
         return output
+
+    def _folded(self, name: str, x: Tensor) -> Tensor:
+        """The output of one member, each variant's change added to the frozen weights."""
+        base, window = self.bases[self.names.index(name)], self.window
+        x_ski = x.reshape(len(window.scale_S), -1, x.shape[-1])
+        y_sko = x.new_empty(*x_ski.shape[:2], base.out_features)
+        for bucket, (a_sri, b_sor) in zip(window.buckets, window.factors(name), strict=True):
+            for place, row in enumerate(range(bucket.rows.start, bucket.rows.stop)):
+                fold_into(y_sko[row], base, x_ski[row], a_sri[place], b_sor[place], window.scale_S[row])
+        return y_sko.view(*x.shape[:-1], -1)
 
 
 class FusedLowRank(torch.autograd.Function):

@@ -22,6 +22,7 @@ from torch import Tensor
 from chrysalis_ray.training.heads import PLAIN, HeadArithmetic, raw_logits
 
 CHUNK = 1024  # tokens of logits at a time
+SCORED = 256  # where they are only scored, which reads them thrice: they stay near the core
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def token_scores(
     head_vd: Tensor,
     bias_v: Tensor | None,
     labelled: Labelled,
-    chunk: int = CHUNK,
+    chunk: int = SCORED,
     arithmetic: HeadArithmetic = PLAIN,
 ) -> TokenScores:
     """Losses and hits, both [K], of the labelled tokens, without a gradient; for evaluation."""

@@ -36,6 +36,8 @@ from chrysalis_ray.training.trunk import Trunk
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch
 
+CACHED = 2048  # tokens of a pass on a CPU: beyond, activations no longer stay near the core that reads them again
+
 
 @dataclass
 class Occupant:
@@ -234,12 +236,12 @@ class Pack:
     def judge(self, slots: Sequence[int], batch: RowBatch) -> TokenScores:
         """`score`, and hits: whether a label was the likeliest token, bool [slots, rows, T] on the CPU."""
         order = self.arrange(slots)
-        return self._judged(self.shards.rows, batch, [order.index(slot) for slot in slots])
+        return self._judged(self.shards.rows, batch, [order.index(slot) for slot in slots], None)
 
     def judge_blend(self, blend: Blend, batch: RowBatch) -> TokenScores:
         """The same for every candidate of `blend`, [candidates, rows, T]; the bank is neither read nor changed."""
         with self.shards.blended(blend) as parts:
-            return self._judged(parts, batch, list(range(len(blend))))
+            return self._judged(parts, batch, list(range(len(blend))), blend)
 
     def blend(self, members: Sequence[tuple[Factors, float]], weights_CM: Tensor) -> Blend:
         """Candidates that are weighted sums of `members` (factors and scale), ready to be judged. Raises ModelError for a
@@ -247,12 +249,25 @@ class Pack:
         known = {target.name: (target.out_features, target.in_features) for target in self.bank.targets}
         return Blend(members, weights_CM, known, self.bank.flat_SP.dtype, self.engine.device)
 
-    def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int]) -> TokenScores:
+    def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int], blend: Blend | None) -> TokenScores:
         """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
-        micro = [repeated(batch, part.stop - part.start, self.engine.device) for part in parts]
-        scores = self.shards.each(Shard.token_scores, micro)
-        losses, hits = (torch.cat(part).view(-1, *batch.labels.shape)[list(lanes)].cpu() for part in zip(*scores, strict=True))
+        found: dict[int, TokenScores] = {}
+        for pieces in self.shards.in_turns(parts, self._lanes_at_once(batch, parts), blend):
+            micro = [repeated(batch, piece.stop - piece.start, self.engine.device) for piece in pieces]
+            scores = self.shards.each(Shard.token_scores, micro)
+            found |= {piece.start: own for piece, own in zip(pieces, scores, strict=True)}
+        in_order = [found[start] for start in sorted(found)]
+        losses, hits = (
+            torch.cat(part).view(-1, *batch.labels.shape)[list(lanes)].cpu() for part in zip(*in_order, strict=True)
+        )
         return TokenScores(losses, hits)
+
+    def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice]) -> int:
+        """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, all."""
+        most = max(part.stop - part.start for part in parts)
+        if self.engine.device.type != "cpu" or self.lanes == "fixed" or not self.engine.copyable:
+            return most
+        return min(most, max(1, CACHED // batch.labels.size))
 
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]

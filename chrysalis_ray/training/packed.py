@@ -83,7 +83,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.window.blend is not None:
-            return self.window.blend.output(self.name, x, self.base(x))
+            return self.window.blend.output(self.name, x, self.base)
         if self.group is not None:
             return self.group.output(self.name, x)
         y = self.base(x)

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+LEARNING_ASIDE = 16  # tokens from which torch's own attention is faster where nothing is learned: it keeps no scores
 SHORT_ROW = 256  # tokens; beyond it scores are better not kept
 SHORT = "chrysalis_short_rows"  # the name of this attention in the config of a base
 AGREE = 1e-5  # how far a norm may be from the one it replaces, relative to the largest value
@@ -101,6 +102,11 @@ def short_rows(
     if not square or given or settings.get("dropout") or query.dtype != torch.float32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    if not torch.is_grad_enabled() and query.shape[2] >= LEARNING_ASIDE:
+        shared = query.shape[1] // key.shape[1]  # spelt out: torch's fast kernel for a CPU knows no grouped queries
+        keys, values = (side.repeat_interleave(shared, 1) for side in (key, value))
+        seen = nn.functional.scaled_dot_product_attention(query, keys, values, attention_mask, scale=scale)
+        return seen.transpose(1, 2).contiguous(), None
     return ShortAttention.apply(query, key, value, attention_mask, scale), None
 
 

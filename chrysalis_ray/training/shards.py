@@ -25,6 +25,7 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.sums import Gradients, Sums
 
 MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
@@ -67,10 +68,10 @@ class Shard:
         """Compute these rows of the bank from now on."""
         self.window.show(rows, self.window.bank.ranks[rows] if self.buckets else None)
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states [N x T, D] of a batch that has a lane for every row of the window."""
+    def hidden(self, batch: MicroBatch, past: Past | None = None) -> Tensor:
+        """Hidden states [N x T, D] of a batch that has a lane for every row of the window; it goes on after `past`."""
         self.window.passage = batch.passage
-        return self.trunk(batch.input_ids_NT, batch.position_ids_NT).flatten(0, 1)
+        return self.trunk(batch.input_ids_NT, batch.position_ids_NT, past=past).flatten(0, 1)
 
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """Weighted sum of the token losses, to be differentiated, and the losses [K], in nats."""
@@ -153,6 +154,30 @@ class Shards:
                 shard.window.blend = None
             self.live = before
 
+    def in_turns(self, parts: Sequence[slice], lanes: int, blend: Blend | None = None) -> Iterator[list[slice]]:
+        """Show every live shard at most so many lanes of its part at a time, until all were shown; yields those of each.
+
+        What follows is computed by `each`, an item for each of them. `parts` are rows of the bank, or candidates of `blend`.
+        """
+        shards = self.live
+        turns = -(-max(part.stop - part.start for part in parts) // lanes)
+        try:
+            for turn in range(turns):
+                own = [_piece(part, turn, turns) for part in parts]
+                busy = [(shard, piece) for shard, piece in zip(shards, own, strict=True) if piece.stop > piece.start]
+                self.live = [shard for shard, _ in busy]
+                for shard, piece in busy:
+                    if blend is None:
+                        shard.show(piece)
+                    else:
+                        shard.window.blend = blend.part(piece)
+                yield [piece for _, piece in busy]
+        finally:
+            self.live = shards
+            for shard, part in zip(shards, parts, strict=True):
+                if blend is None:
+                    shard.show(part)
+
     @property
     def rows(self) -> list[slice]:
         """The rows of every live shard, in order."""
@@ -173,6 +198,12 @@ def _parts(live: int, shards: int) -> list[slice]:
     """The rows of every shard that has some."""
     count = min(shards, live)
     return [slice(index * live // count, (index + 1) * live // count) for index in range(count)]
+
+
+def _piece(part: slice, turn: int, turns: int) -> slice:
+    """What of a part comes in one of several turns."""
+    size = part.stop - part.start
+    return slice(part.start + turn * size // turns, part.start + (turn + 1) * size // turns)
 
 
 def _alone(work: Callable[[Shard, Item], Result], shard: Shard, item: Item, threads: int) -> Result:

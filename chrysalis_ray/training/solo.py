@@ -29,6 +29,7 @@ from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import CHUNK, Labelled
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
@@ -126,14 +127,14 @@ class SoloShard(Shard):
 
     adapter: SoloAdapter | None = None
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
+    def hidden(self, batch: MicroBatch, past: Past | None = None) -> Tensor:
         bank = self.window.bank
         assert isinstance(bank, RowBank)
         bank.follow()
         if self.adapter is not None:
             for layer in self.adapter.layers.values():  # peft's DoRA drops x in training mode only
                 layer.training = batch.passage is not None
-        return super().hidden(batch)
+        return super().hidden(batch, past)
 
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """As for a frozen head; one that is trained needs its own gradient."""

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.flash import KERNEL, document_bounds
+from chrysalis_ray.training.past import Past
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # how far a layer looks back, by family
 
@@ -32,13 +33,23 @@ class Trunk(nn.Module):
         self.model = model
         self.longest_row = longest_row(model)
 
-    def forward(self, input_ids_NT: Tensor, position_ids_NT: Tensor, result: Literal["hidden", "logits"] = "hidden") -> Tensor:
-        """`result` "logits" gives the model's own logits [N, T, V] instead, to check the head against."""
-        check_length(self.model.config.model_type, self.longest_row, input_ids_NT.shape[1])
+    def forward(
+        self,
+        input_ids_NT: Tensor,
+        position_ids_NT: Tensor,
+        result: Literal["hidden", "logits"] = "hidden",
+        past: Past | None = None,
+    ) -> Tensor:
+        """`result` "logits" gives the model's own logits [N, T, V] instead, to check the head against. With `past` the tokens
+        go on where those that it has seen end, and it sees them."""
+        check_length(self.model.config.model_type, self.longest_row, input_ids_NT.shape[1] + (past.length if past else 0))
         decoder = self.model.base_model
         assert isinstance(decoder, nn.Module)
         kernel, documents = self.model.config._attn_implementation, dict[str, Any]()
-        if kernel == KERNEL:
+        if past is not None:
+            mask = past.see(input_ids_NT.shape[1])
+            documents = {"past_key_values": past.cache}
+        elif kernel == KERNEL:
             mask, documents = None, document_bounds(position_ids_NT, self.model.config.num_attention_heads)
         else:
             mask = document_mask(position_ids_NT)
@@ -46,7 +57,8 @@ class Trunk(nn.Module):
             floor = torch.finfo(self.model.dtype).min
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, floor)
         called = decoder if result == "hidden" else self.model
-        output = called(input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=mask, use_cache=False, **documents)
+        documents["use_cache"] = past is not None
+        output = called(input_ids=input_ids_NT, position_ids=position_ids_NT, attention_mask=mask, **documents)
         return output.last_hidden_state if result == "hidden" else output.logits
 
 

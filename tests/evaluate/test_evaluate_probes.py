@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chrysalis_ray.config.probes import read_probe
 from chrysalis_ray.core.errors import ConfigError, EvaluationError
-from chrysalis_ray.evaluate.probes import answered_rows, judge_probes
+from chrysalis_ray.evaluate.probes import judge_probes
+from chrysalis_ray.evaluate.questions import Reader, answered_rows
 from chrysalis_ray.evaluate.subjects import Candidate
-from chrysalis_ray.genome.tokenizer import load_tokenizer
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
@@ -46,7 +46,7 @@ def probe_of(tmp_path, text):
 def told(tiny_base, probes, adapter):
     pack = Pack(load_base(tiny_base, "fp32"), (NAME,), 2, 3, make_engine(0, "none", "fp32", "cpu"))
     candidates = [Candidate("base"), Candidate("a", adapter)]
-    return judge_probes(pack, load_tokenizer(tiny_base).encode_batch, 256, probes, candidates, Path)
+    return judge_probes(pack, Reader(tiny_base), 256, probes, candidates, Path)
 
 
 def likelihood(model, tokenizer, prompt, answer):
@@ -99,12 +99,12 @@ def test_an_exact_match_is_what_greedy_decoding_writes(tiny_base, adapter, tmp_p
 
 def test_a_token_over_the_seam_belongs_to_the_answer(tiny_base, tmp_path):
     probe = probe_of(tmp_path, 'name: seam\nkind: exact_match\nitems:\n  - {prompt: "sel", answer: "f.x"}')
-    tokenizer = load_tokenizer(tiny_base)
-    (row,) = answered_rows(tokenizer.encode_batch, probe, None)
-    assert list(row.ids) == tokenizer.encode_batch(["self.x"])[0]
+    reader = Reader(tiny_base)
+    (row,) = answered_rows(reader, probe, None)
+    assert list(row.ids) == reader.encode(["self.x"])[0]
     assert 1 <= row.start < len(row.ids)
     with pytest.raises(EvaluationError, match="seam: 'sel'"):
-        answered_rows(tokenizer.encode_batch, probe, 2)
+        answered_rows(reader, probe, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,15 @@ MERGES = (
     "merge=[{method: winner}, {method: regmean, best_share: 1.0}, {method: regmean, name: searched, best_share: 1.0, weights: "
     "searched, budget: 10}, {method: ensemble, name: layered, best_share: 1.0, weights: greedy_layers, layer_groups: 2}]"
 )
+PROBES = (
+    "evaluate.probes=[{name: written, kind: regex, max_new_tokens: 5, stop: [zzz], items: [{prompt: def, pattern: '(?s).'}]}, "
+    "{name: known, kind: multiple_choice, items: [{prompt: 'import ', choices: [os, qqqqqq], answer: 0}, "
+    "{prompt: 'return ', choices: [self, '}}}{'], answer: 0}]}]"
+)
 
 
 def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
-    run = garden.run("merges", MERGES, "population.scheduler={type: fifo}")
+    run = garden.run("merges", MERGES, PROBES, "population.scheduler={type: fifo}")
     made = json.loads((run / "merges" / "merges.json").read_text())
     assert made["failed"] == {}
     assert set(made["candidates"]) == {"winner", "regmean", "searched", "layered"}
@@ -36,3 +41,13 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
     assert loss("searched") == pytest.approx(search["loss"], rel=1e-5)
     assert loss("layered") <= min(loss(name) for name in names) + 1e-5
     assert [path.name for path in (run / "merges").iterdir() if path.name.startswith(".")] == []
+    asked = json.loads((run / "evaluation" / "probes.json").read_text())["report"]
+    verdict = json.loads((run / "verdict.json").read_text())
+    everyone = ["seed", *names, "regmean", "searched", "layered"]
+    assert set(asked["written"]["right"]) == set(asked["known"]["right"]) == set(everyone)
+    assert all(asked["written"]["right"][name] == [1] for name in everyone)  # everybody writes something
+    assert len({text for (text,) in asked["written"]["said"].values()}) > 1  # and not all the same
+    assert set(verdict["probes"]["known"]["candidates"]) == set(everyone)
+    assert any(sentence.startswith("Probe known: ") for sentence in verdict["sentences"])
+    assert "## Probes" in (run / "imago" / "README.md").read_text()
+    assert "Probe known" in (run / "report.html").read_text()
