@@ -154,8 +154,9 @@ class LoadedExperiment:
         experiment["base"] = (self.experiment.base or self.blueprint.base).model_dump(mode="json")
         experiment["body"] = self.written_body.model_dump(mode="json")
         blueprint = self.blueprint.model_dump(mode="json", exclude={"base", "genome", "body"})
-        if blueprint["adapter"] is None:  # runs of before there was one go on
-            del blueprint["adapter"]
+        for part, name in ((blueprint, "adapter"), (blueprint["lora"], "exclude"), (blueprint["lora"], "layers")):
+            if not part[name]:  # runs of before there were these go on
+                del part[name]
         return {"experiment": experiment, "blueprint": blueprint, "sha256": sha256_of(_essence(experiment, blueprint))}
 
 
