@@ -15,6 +15,7 @@ SMALLEST = {
     "packing.py": ("--shapes tiny --variants 3 --lanes 16 --seconds 0.1", "tokens"),
     "ridge.py": ("--variants 1 2 3 4 --lanes 16 64 --seconds 0.1", "ridge"),
     "memory.py": ("--variants 2 --tokens 16 --shapes tiny", "MiB"),
+    "gradients.py": ("--workers 2 --slots 2 --rank 4", "sharded"),
     "judge.py": ("--candidates 3 --members 2 --rows 4 --lengths 16 --repeats 1", "blend"),
     "merge.py": ("--adapters 2 --rank 2 --ours ensemble --peft --repeats 1", "ensemble"),
     "mixer.py": ("--samples 20000 --skip 1000", "samples/s"),

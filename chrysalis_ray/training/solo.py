@@ -187,6 +187,7 @@ class SoloPack(Pack):
         self.shards.all = self.shards.live = [self._shard]
         self._row_of = [0]
         self._occupants: dict[int, Occupant] = {}
+        self._own_gradients = {}
 
     def place(self, slot: int, variant: Variant, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Put on a variant's adapter, from the tensors of its seed, or as peft begins it with the A of adapter zero.
