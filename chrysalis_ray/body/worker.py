@@ -123,7 +123,10 @@ def grow(plan: BodyPlan) -> Flesh:
         pack: Pack = SoloPack(model, plan.solo, engine, morphology.lanes)
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
-        pack = Pack(model, plan.targets, morphology.slots, plan.rank, engine, lanes=morphology.lanes, threads=shards)
+        held = morphology.tokens_per_pass
+        pack = Pack(
+            model, plan.targets, morphology.slots, plan.rank, engine, morphology.lanes, threads=shards, tokens_per_pass=held
+        )
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 

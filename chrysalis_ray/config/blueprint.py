@@ -204,6 +204,7 @@ class BodyPatch(Written):
     activation_checkpointing: bool | None = None
     compile: bool | None = None  # torch.compile for what lies between the packed modules
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    tokens_per_pass: Count | None = None  # what one pass holds of several variants; left out, the planner chooses
     virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
 
 

@@ -14,6 +14,7 @@ from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.alone import kept_activations, solo_parameters, twice_held
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
+from chrysalis_ray.training.passes import shards_of, tokens_at_once
 from chrysalis_ray.training.plan import Memory, gib
 from chrysalis_ray.training.shapes import ModelShape
 
@@ -47,7 +48,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     offloaded = shard if body.offload in ("cpu", "nvme") else 0
     buffers = NVME_BUFFERS * max(shape.embedding_parameters, shape.layer_parameters) * width // workers
     in_memory = offloaded if body.offload == "cpu" else buffers if body.offload == "nvme" else 0
-    tokens = math.ceil(slots * lane_tokens(loaded))
+    tokens = math.ceil(held_tokens(loaded, slots))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
     lora = loaded.blueprint.lora
@@ -71,11 +72,17 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
     return Memory(
         base=held.base,
         bank=max(slots * held.per_slot, bank_memory(shape, loaded, slots)),
-        activations=round(slots * lane_tokens(loaded) * held.per_token),
+        activations=round(held_tokens(loaded, slots) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
         host=CPU_PROCESS if on_gpu else 0,
     )
+
+
+def held_tokens(loaded: LoadedExperiment, slots: int) -> float:
+    """Tokens of so many variants whose activations stand at once on one worker."""
+    body = loaded.body
+    return tokens_at_once(slots, lane_tokens(loaded), body.tokens_per_pass, shards_of(body), body.lanes == "fixed")
 
 
 def lane_tokens(loaded: LoadedExperiment) -> float:
@@ -137,7 +144,8 @@ def has_room(body: BodyPatch, memory: Memory, hardware: Hardware) -> bool:
 def _admit_memory(body: BodyPatch, memory: Memory, hardware: Hardware, at_once: int, obstacles: list[str]) -> int:
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
     remedy = (
-        "lower body.slots or lanes.rows_per_microstep, set activation_checkpointing: true, or raise workers with zero_stage: 3"
+        "lower body.slots, body.tokens_per_pass or lanes.rows_per_microstep, set activation_checkpointing: true, or raise "
+        "workers with zero_stage: 3"
     )
     if gpus > 0:
         room = hardware.gpu_memory * USABLE * min(gpus, 1.0)

@@ -41,6 +41,7 @@ from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
 from chrysalis_ray.training.measured import Lane, Point
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.passes import tokens_at_once
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
 
@@ -63,6 +64,7 @@ class Order:
     rows: int
     length: int
     microsteps: int
+    tokens_per_pass: int | None
     precision: str
     threads: int
     workers: int
@@ -126,7 +128,8 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
     if order.microsteps == 1:  # a second pass per step parts what a step costs from what a pass costs
         points.append(bench.time(order.slots, order.lane, 2))
     points += [bench.time(variants, lane, 1) for lane in other_lanes(order.lane) for variants in sorted({1, order.slots})]
-    told = fit(points, order.workers, len(pack.shards.all), bench.optimizer_seconds(), bench.scored(), bench.keep_seconds(rank))
+    beside = bench.optimizer_seconds(), bench.scored(), bench.keep_seconds(rank)
+    told = fit(points, order.workers, len(pack.shards.all), *beside, order.tokens_per_pass)
     return {
         "slots": order.slots,
         "lane": asdict(order.lane),
@@ -159,7 +162,8 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     if order.activation_checkpointing:
         checkpoint_activations(model)
     engine = make_engine(order.zero_stage, order.offload, order.precision, device)
-    pack = Pack(model, order.targets, order.slots, order.rank, engine, threads=order.threads)
+    held = order.tokens_per_pass
+    pack = Pack(model, order.targets, order.slots, order.rank, engine, threads=order.threads, tokens_per_pass=held)
     if len(pack.shards.all) > 1:
         torch.set_num_threads(1)
     return pack
@@ -252,22 +256,29 @@ class Bench:
         return Point(variants, lane.rows, lane.length, microsteps, self._agreed(statistics.median(seconds)))
 
     def holding(self, process: int, points: Sequence[Point]) -> dict[str, Any]:
-        """Bytes: what a variant more took at the peak is what its tokens took, for its slot was full before."""
+        """Bytes: what more variants took at the peak is what their tokens took, for their slots were full before. Where no
+        more are computed at once than of one variant it is all that the first load took."""
         first, last = points[0], points[-1]
-        more = last.variants - first.variants
-        each = max(last.peak - first.peak, 0) / more if more else max(first.peak - self.loaded, 0)
+        least, most = self._at_once(first.variants), self._at_once(last.variants)
+        more = most - least
+        per_token = max(last.peak - first.peak, 0) / more if more else max(last.peak - self.loaded, 0) / most
         bank = self.pack.bank
         moments = len(self.pack.occupant(0).optimizer.moments())
         own = shared_out(self.order.slots, self.order.workers) / self.order.slots
         per_slot = round(bank.row_size * bank.flat_SP.element_size() * (2 + moments * own))
         seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
-        base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
+        base = max(last.peak - most * per_token - seen - self.order.slots * per_slot, 0)
         return {
             "process": process,
             "base": round(base),
             "per_slot": per_slot,
-            "per_token": each / (self.order.lane.tokens / self.order.workers),
+            "per_token": per_token,
         }
+
+    def _at_once(self, variants: int) -> float:
+        """Tokens of so many variants that a worker computes at once."""
+        lane, shards = self.order.lane.tokens / self.order.workers, len(self.pack.shards.all)
+        return tokens_at_once(variants, lane, self.order.tokens_per_pass, shards)
 
     def optimizer_seconds(self) -> float:
         """One optimizer's step of one row."""

@@ -22,14 +22,14 @@ from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
-from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
+from chrysalis_ray.training.passes import MOST_SHARDS
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
-from chrysalis_ray.training.shards import MOST_SHARDS, Shard, Shards
+from chrysalis_ray.training.shards import Shards
 from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Pack:
     """The frozen base of this worker with `slots` adapters of at most `rank` beside it.
 
     `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments, `threads` how many
-    of them this worker may compute with on a CPU. Every worker of a body calls the same methods in the same order. Raises
-    ModelError for a base or targets that do not suit.
+    of them this worker may compute with on a CPU, `tokens_per_pass` how many tokens of several variants one pass may hold
+    (None: those of all). Every worker of a body calls the same methods in the same order. Raises ModelError for a base or
+    targets that do not suit.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Pack:
         lanes: Literal["compacted", "fixed"] = "compacted",
         dtype: torch.dtype = torch.float32,
         threads: int = 1,
+        tokens_per_pass: int | None = None,
     ) -> None:
         self.engine = engine
         self.lanes = lanes
@@ -99,7 +101,7 @@ class Pack:
             if engine.device.type == "cpu":
                 quicken(model)
         probe(trunk, model, head, window, engine)
-        self.shards = Shards(trunk, head, window, engine, threads, lanes)
+        self.shards = Shards(trunk, head, window, engine, threads, lanes, tokens_per_pass)
         self._row_of = list(range(slots))
         self._occupants: dict[int, Occupant] = {}
 
@@ -240,8 +242,7 @@ class Pack:
 
     def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int]) -> TokenScores:
         """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
-        micro = [repeated(batch, part.stop - part.start, self.engine.device) for part in parts]
-        scores = self.shards.each(Shard.token_scores, micro)
+        scores = self.shards.each(lambda shard, part: shard.judge(batch, part.stop - part.start), parts)
         losses, hits = (torch.cat(part).view(-1, *batch.labels.shape)[list(lanes)].cpu() for part in zip(*scores, strict=True))
         return TokenScores(losses, hits)
 

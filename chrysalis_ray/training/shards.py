@@ -5,6 +5,8 @@ a variant costs about 1.5 times the core time that it costs with one. So the liv
 copy of the trunk's modules that shares every frozen tensor and looks at its own rows of the bank. Shards meet nowhere before
 a chunk ends: they need neither locks nor sums, and none waits for another at every step. Threads that are left over when
 few variants live go into the operations, if the base is wide enough for that to pay.
+
+What a shard computes it computes in passes of so many variants as `tokens_per_pass` hold (`passes.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +25,14 @@ from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.blend import Blend
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
-from chrysalis_ray.training.lanes import MicroBatch
+from chrysalis_ray.training.lanes import MicroBatch, repeated
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.passes import MOST_SHARDS, SCORED_TOKENS, passes_of, variants_per_pass
 
-MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
+
+if TYPE_CHECKING:
+    from chrysalis_ray.genome.tokens import RowBatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,19 +41,27 @@ Result = TypeVar("Result")
 class Shard:
     """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are.
 
-    With `buckets` each is computed as wide as its rank needs, else all as wide as the bank is.
+    With `buckets` each is computed as wide as its rank needs and passes may differ in length; else all are as wide as the bank
+    is, and all passes alike.
     """
 
-    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, buckets: bool) -> None:
+    def __init__(
+        self, trunk: nn.Module, head: Head, window: Window, engine: Engine, buckets: bool, tokens_per_pass: int | None = None
+    ) -> None:
         self.trunk = trunk
         self.head = head
         self.window = window
         self.engine = engine
         self.buckets = buckets
+        self.tokens_per_pass = tokens_per_pass
 
     def under(self, engine: Engine) -> Shard:
         """This shard with another engine."""
-        return Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        return Shard(self.trunk, self.head, self.window, engine, self.buckets, self.tokens_per_pass)
+
+    def passes(self, variants: int, lane: int) -> list[slice]:
+        """Which of so many variants of `lane` tokens each go through the base together, one pass after the other."""
+        return passes_of(variants, variants_per_pass(variants, lane, self.tokens_per_pass, even=not self.buckets))
 
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
@@ -69,6 +82,30 @@ class Shard:
         with self.engine.gather(self.head.parameters):
             return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled, arithmetic=self.head.arithmetic)
 
+    def judge(self, batch: RowBatch, lanes: int) -> TokenScores:
+        """Losses and hits [lanes x rows x T] of the same rows for as many lanes as the shard sees; for evaluation."""
+        most = self.tokens_per_pass and self.tokens_per_pass * SCORED_TOKENS
+        parts = passes_of(lanes, variants_per_pass(lanes, batch.labels.size, most, even=not self.buckets))
+        scores = []
+        for part in parts:
+            with self._narrowed(part):
+                scores.append(self.token_scores(repeated(batch, part.stop - part.start, self.engine.device)))
+        return TokenScores(*(torch.cat(told) for told in zip(*scores, strict=True)))
+
+    @contextmanager
+    def _narrowed(self, part: slice) -> Iterator[None]:
+        """Compute only this part of the rows, or of the candidates of a blend, that the shard sees."""
+        rows, blend = self.window.rows, self.window.blend
+        if blend is not None:
+            self.window.blend = blend.part(part)
+        else:
+            self.show(slice(rows.start + part.start, rows.start + part.stop))
+        try:
+            yield
+        finally:
+            self.window.blend = blend
+            self.show(rows)
+
     @torch.no_grad()
     def token_scores(self, batch: MicroBatch) -> TokenScores:
         """Losses [N x T] in nats of every token, 0 where there is no label, and hits; for evaluation."""
@@ -86,7 +123,16 @@ class Shard:
 class Shards:
     """All shards of a worker. `spread` deals the live rows out, `each` works on all parts at once."""
 
-    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: Head,
+        window: Window,
+        engine: Engine,
+        threads: int,
+        lanes: str,
+        tokens_per_pass: int | None = None,
+    ) -> None:
         bank = window.bank
         lonely = engine.world == 1 and not engine.in_order  # threads would mix up collectives, and change shapes
         alone = engine.device.type == "cpu" and engine.copyable and lonely
@@ -95,10 +141,10 @@ class Shards:
             count = max(size for size in range(1, min(count, bank.slots) + 1) if bank.slots % size == 0)
         self.threads = threads
         self.buckets = lanes != "fixed"
-        self.all = [Shard(trunk, head, window, engine, self.buckets)]
+        self.all = [Shard(trunk, head, window, engine, self.buckets, tokens_per_pass)]
         for _ in range(1, count):
             own = Window(bank)
-            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets))
+            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets, tokens_per_pass))
         self.live = self.all[:1]
         # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
         self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
