@@ -23,6 +23,7 @@ from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.loss import TokenScores
+from chrysalis_ray.training.memory import keep_freed
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
@@ -93,13 +94,14 @@ class Pack:
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare)
         window = Window(self.bank)
+        if engine.copyable and engine.device.type == "cpu":
+            quicken(model)
+            keep_freed()
         inject(model, window)
         head = find_head(model)
         trunk = engine.prepare(Trunk(model))
         if engine.copyable:
             fuse(trunk, window)
-            if engine.device.type == "cpu":
-                quicken(model)
         probe(trunk, model, head, window, engine)
         self.shards = Shards(trunk, head, window, engine, threads, lanes, tokens_per_pass)
         self._row_of = list(range(slots))
