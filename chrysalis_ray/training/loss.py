@@ -70,12 +70,7 @@ class HeadCrossEntropy(torch.autograd.Function):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
             logits_cv = arithmetic.apply(raw_logits(hidden_nd[index], head_vd, bias_v))
             head_slope = arithmetic.slope(logits_cv) if arithmetic != PLAIN else None
-            largest_c1 = logits_cv.amax(-1, keepdim=True)
-            chosen_c1 = logits_cv.gather(1, labels[:, None]) - largest_c1
-            slope_cv = logits_cv.sub_(largest_c1).exp_()
-            del logits_cv
-            sum_c1 = slope_cv.sum(-1, keepdim=True)
-            losses_k[part] = (sum_c1.log() - chosen_c1).squeeze(1)
+            losses_k[part], slope_cv, sum_c1 = _exponentials(logits_cv, labels[:, None])
             slope_cv.scatter_add_(1, labels[:, None], sum_c1.neg())  # softmax minus one at the label, times the sum
             if head_slope is not None:
                 slope_cv.mul_(head_slope)
@@ -88,6 +83,15 @@ class HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_nd,) = ctx.saved_tensors
         return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None, None
+
+
+def _exponentials(logits_cv: Tensor, labels_c1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [c]; exponentials of the logits less each row's largest, in the place of the logits; and their sums [c, 1]."""
+    largest_c1 = logits_cv.amax(-1, keepdim=True)
+    chosen_c1 = logits_cv.gather(1, labels_c1) - largest_c1
+    powers_cv = logits_cv.sub_(largest_c1).exp_()
+    sum_c1 = powers_cv.sum(-1, keepdim=True)
+    return (sum_c1.log() - chosen_c1).squeeze(1), powers_cv, sum_c1
 
 
 def head_cross_entropy(
@@ -130,7 +134,7 @@ def token_scores(
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
         labels_c1 = labelled.labels_K[part, None]
         hits_k[part] = logits_cv.amax(-1) <= logits_cv.gather(1, labels_c1).squeeze(1)
-        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labels_c1).squeeze(1)
+        losses_k[part], *_ = _exponentials(logits_cv, labels_c1)
     return TokenScores(losses_k, hits_k)
 
 

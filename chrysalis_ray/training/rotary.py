@@ -2,7 +2,7 @@
 
     q = turn(norm(x_q)) s      k = turn(norm(x_k))      softmax(q k^T + mask) v
 
-    x_NTHD    what the projections give       q_NHTD    normed (or not), turned, and scaled       D    of one head, in two halves
+    x_NTHD    what the projections give      q_NHTD    normed (or not), turned, and scaled      D    of one head, in two halves
 
 Norm, turn and scale of a head are one linear map and one number: the weight of the norm goes into cosines and sines, and what
 a row of x is divided by comes last. Saved are x, that number, and what the products need.
@@ -30,8 +30,7 @@ class Turn(NamedTuple):
     def forward(self, x_NTHD: Tensor) -> tuple[Tensor, Tensor | None]:
         """The turned heads [N, H, T, D], contiguous, and what they were multiplied by in the end [N, H, T, 1]."""
         x_NHTD, half = x_NTHD.transpose(1, 2), x_NTHD.shape[-1] // 2
-        turned = x_NHTD.new_empty(x_NHTD.shape)
-        torch.mul(x_NHTD, self.cosines, out=turned)
+        turned = x_NHTD.clone(memory_format=torch.contiguous_format).mul_(self.cosines)
         turned[..., :half].addcmul_(x_NHTD[..., half:], self.sines[..., :half])
         turned[..., half:].addcmul_(x_NHTD[..., :half], self.sines[..., half:])
         if self.epsilon is None:
@@ -42,14 +41,14 @@ class Turn(NamedTuple):
 
     def backward(self, grad_NHTD: Tensor, x_NTHD: Tensor, turned: Tensor, inverse: Tensor | None) -> Tensor:
         """The gradient of x [N, T, H, D], contiguous."""
-        grad_x = torch.empty_like(x_NTHD, memory_format=torch.contiguous_format)
-        out, half = grad_x.transpose(1, 2), x_NTHD.shape[-1] // 2
-        torch.mul(grad_NHTD, self.cosines, out=out)
-        out[..., :half].addcmul_(grad_NHTD[..., half:], self.sines[..., half:])
-        out[..., half:].addcmul_(grad_NHTD[..., :half], self.sines[..., :half])
+        grad_NTHD, half = grad_NHTD.transpose(1, 2), x_NTHD.shape[-1] // 2
+        cosines, sines = self.cosines.transpose(1, 2), self.sines.transpose(1, 2)
+        grad_x = grad_NTHD.clone(memory_format=torch.contiguous_format).mul_(cosines)
+        grad_x[..., :half].addcmul_(grad_NTHD[..., half:], sines[..., half:])
+        grad_x[..., half:].addcmul_(grad_NTHD[..., :half], sines[..., :half])
         if inverse is not None:
             along = (grad_NHTD * turned).sum(-1, keepdim=True).mul_(inverse.square()).div_(-x_NTHD.shape[-1])
-            out.mul_(inverse).addcmul_(x_NTHD.transpose(1, 2), along)
+            grad_x.mul_(inverse.transpose(1, 2)).addcmul_(x_NTHD, along.transpose(1, 2))
         return grad_x
 
 
