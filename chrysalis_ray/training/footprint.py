@@ -14,14 +14,12 @@ from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.alone import kept_activations, solo_parameters, twice_held
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
-from chrysalis_ray.training.passes import shards_of, tokens_at_once
+from chrysalis_ray.training.passes import logits_chunk, shards_of, tokens_at_once
 from chrysalis_ray.training.plan import Memory, gib
 from chrysalis_ray.training.shapes import ModelShape
 
 # Bytes per LoRA parameter and slot: fp32 weight and gradient, and what each moment of the optimizer adds.
 BANK_BYTES, MOMENT_BYTES = 8, 4
-# Rows of logits formed at once (fp32 logits and their gradient), so that the full logits never exist.
-LOGITS_CHUNK = 1024
 # A worker before it holds anything: a CUDA context, or Python with torch and Ray.
 GPU_CONTEXT, CPU_PROCESS = int(0.6 * GIB), int(0.7 * GIB)
 # What Ray adds to a process that has imported all else a worker imports, which is where a measurement begins.
@@ -57,7 +55,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
         base=shard - offloaded + gathered + twice_held(shape, lora) * width,
         bank=bank_memory(shape, loaded, slots),
         activations=round(tokens * kept * kept_activations(lora, body.precision)),
-        logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
+        logits=min(tokens, logits_chunk(shape.vocabulary, on_gpu=on_gpu)) * shape.vocabulary * 8,  # raw ones, and in fp32
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + in_memory if on_gpu else 0,
     )

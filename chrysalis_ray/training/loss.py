@@ -21,10 +21,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.training.heads import PLAIN, HeadArithmetic, raw_logits
-
-CHUNK = 1024  # the most tokens of logits at a time
-FEWEST = 128  # and the least: the head is read once a chunk
-NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 27}  # that a chunk of logits should have: so many stay near a core, or keep a GPU busy
+from chrysalis_ray.training.passes import logits_chunk
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def head_cross_entropy(
 
 def chunk_of(head_vd: Tensor) -> int:
     """Labelled tokens whose logits are formed at a time, by the device and the vocabulary alone."""
-    return max(FEWEST, min(CHUNK, NUMBERS.get(head_vd.device.type, 1 << 27) // len(head_vd)))
+    return logits_chunk(len(head_vd), on_gpu=head_vd.device.type != "cpu")
 
 
 class TokenScores(NamedTuple):

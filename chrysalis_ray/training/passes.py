@@ -20,6 +20,15 @@ SCORED_TOKENS = 4
 # A pass is long enough at this many tokens on any device, and where its launch is a tenth of its work, or hidden behind it.
 LONG_ENOUGH, LAUNCHES, ROOFS = 1024, 10, 2
 
+# The most tokens of logits at a time, and the fewest, for the head is read once a chunk; and numbers that a chunk should have:
+# so many stay near a core, or keep a GPU busy.
+MOST_LOGITS, FEWEST_LOGITS, CPU_NUMBERS, GPU_NUMBERS = 1024, 128, 1 << 20, 1 << 27
+
+
+def logits_chunk(vocabulary: int, *, on_gpu: bool) -> int:
+    """Labelled tokens whose logits are formed at a time, by the device and the vocabulary alone."""
+    return max(FEWEST_LOGITS, min(MOST_LOGITS, (GPU_NUMBERS if on_gpu else CPU_NUMBERS) // vocabulary))
+
 
 def variants_per_pass(variants: int, lane: float, tokens_per_pass: int | None, even: bool = False) -> int:
     """How many of `variants` of `lane` tokens each are computed at once; with `even` a number that divides them."""
