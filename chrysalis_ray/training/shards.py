@@ -85,7 +85,8 @@ class Shard:
     def judge(self, batch: RowBatch, lanes: int) -> TokenScores:
         """Losses and hits [lanes x rows x T] of the same rows for as many lanes as the shard sees; for evaluation."""
         most = self.tokens_per_pass and self.tokens_per_pass * SCORED_TOKENS
-        parts = passes_of(lanes, variants_per_pass(lanes, batch.labels.size, most, even=not self.buckets))
+        even = not self.buckets and self.window.blend is None
+        parts = passes_of(lanes, variants_per_pass(lanes, batch.labels.size, most, even))
         scores = []
         for part in parts:
             with self._narrowed(part):
