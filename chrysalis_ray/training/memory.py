@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 
 PROC = Path("/proc")
 STATUS = PROC / "self/status"
-TRIM_THRESHOLD, MMAP_THRESHOLD, KEPT = -1, -3, 1 << 30  # of malloc.h; what is larger than this goes back
 PRIVATE = ("Private_Clean", "Private_Dirty", "Private_Hugetlb")
 
 
@@ -87,18 +85,6 @@ def limit_memory(room: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def keep_freed() -> None:
-    """Let this process keep what it frees, for the next pass, where the system's allocator is glibc's.
-
-    It would hand every large tensor back, and be given it anew page by page, zeroed: at long lanes a tenth of a step.
-    """
-    import ctypes
-
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-            mallopt(setting, KEPT)
-
-
 def _told(key: str, file: Path = STATUS) -> int:
     """A field of /proc/self/status, or a file like it, in bytes; 0 where there is none."""
     try:
@@ -110,6 +96,7 @@ def _told(key: str, file: Path = STATUS) -> int:
 
 def _most_resident() -> int:
     import resource
+    import sys
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

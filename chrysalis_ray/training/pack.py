@@ -23,7 +23,6 @@ from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.loss import TokenScores
-from chrysalis_ray.training.memory import keep_freed
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
@@ -96,7 +95,6 @@ class Pack:
         window = Window(self.bank)
         if engine.copyable and engine.device.type == "cpu":
             quicken(model)
-            keep_freed()
         inject(model, window)
         head = find_head(model)
         trunk = engine.prepare(Trunk(model))

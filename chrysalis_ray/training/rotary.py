@@ -124,9 +124,9 @@ class QuickAttention(nn.Module):
         **settings: Any,
     ) -> tuple[Tensor, Tensor | None]:
         own: Any = self
-        odd = attention_mask is None or past_key_values is not None or own.training
-        if odd or hidden_states.shape[1] > SHORT_ROW or hidden_states.dtype != torch.float32:
-            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **settings)  # type: ignore[misc]
+        odd = past_key_values is not None or own.training
+        if attention_mask is None or odd or hidden_states.shape[1] > SHORT_ROW or hidden_states.dtype != torch.float32:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **settings)
         query, key, value = own.q_proj(hidden_states), own.k_proj(hidden_states), own.v_proj(hidden_states)
         query_norm, key_norm = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
         turns = (
