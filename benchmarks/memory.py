@@ -63,7 +63,11 @@ def play(role: str, shape: str, variants: int, tokens: int, folder: Path) -> Non
         packing.write_base(base, folder / "base")
         return
     rows = packing.draw_rows(variants if role == "packed" else 1, tokens, base.vocabulary)
-    step = packing.packed(folder / "base", rows) if role == "packed" else packing.sequential(folder / "base", rows)
+    if role == "packed":
+        held = packing.tokens_per_pass(base, packing.HERE_ON_CPU)
+        step = packing.packed(folder / "base", rows, held=held)
+    else:
+        step = packing.sequential(folder / "base", rows)
     step()
     (folder / f"{role}-{os.getpid()}.trained").touch()
     while role == "peft" and len(list(folder.glob("peft-*.trained"))) < variants:

@@ -27,9 +27,14 @@ import torch
 
 from chrysalis_ray.config.blueprint import EmbeddedBase
 from chrysalis_ray.config.loading import load_blueprint
+from chrysalis_ray.config.resolve import BODY_FLOOR
 from chrysalis_ray.core.records import write_json
+from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.lanes import MicroBatch, label
 from chrysalis_ray.training.optimizer import SlotOptimizer, clip_slots, slot_norms
+from chrysalis_ray.training.pace import guess_pace
+from chrysalis_ray.training.passes import long_enough
+from chrysalis_ray.training.shapes import ModelShape
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -49,6 +54,20 @@ class Shape:
     head: int
     intermediate: int
     vocabulary: int
+
+    def sizes(self) -> ModelShape:
+        """The same as the planner knows it."""
+        return ModelShape(
+            name="base",
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            key_value_heads=self.key_value_heads,
+            head_size=self.head,
+            intermediate=self.intermediate,
+            vocabulary=self.vocabulary,
+            tied=True,
+        )
 
 
 WIDE = Shape(1024, 6, 16, 8, 128, 3072, 8192)  # layers as wide as those of Qwen3-0.6B, fewer of them
@@ -74,6 +93,14 @@ def shapes() -> dict[str, Shape]:
         base.hidden_size, base.layers, base.heads, base.key_value_heads, base.head_size, base.intermediate_size, base.vocabulary
     )
     return {"tiny": tiny, "wide": WIDE, "qwen3-0.6b": QWEN}
+
+
+def tokens_per_pass(shape: Shape, place: Place) -> int:
+    """As the planner chooses it where nobody measured."""
+    on_gpu = {"gpus_per_worker": 1.0} if place.device.type == "cuda" else {}
+    body, sizes = BODY_FLOOR.model_copy(update={"precision": place.precision, **on_gpu}), shape.sizes()
+    pace = guess_pace(sizes, body, Hardware.local(), sizes.lora_parameters(RANK, TARGETS), 256, 0)
+    return long_enough(pace.ridge(256), pace.kind)
 
 
 def write_base(shape: Shape, folder: Path) -> None:
@@ -161,18 +188,20 @@ def sequential(folder: Path, rows: Rows, place: Place = HERE_ON_CPU) -> Callable
     return step
 
 
-def packed(folder: Path, rows: Rows, place: Place = HERE_ON_CPU) -> Callable[[], list[float]]:
-    """The same step for all variants in one pass, by the parts of `training/step.py`."""
+def packed(folder: Path, rows: Rows, place: Place = HERE_ON_CPU, held: int | None = None) -> Callable[[], list[float]]:
+    """The same step for all variants, in passes of at most `held` tokens, by the parts of `training/step.py`."""
     from chrysalis_ray.core.records import Hyperparameters
     from chrysalis_ray.training.base import load_base
     from chrysalis_ray.training.engine import make_engine
     from chrysalis_ray.training.pack import Pack
+    from chrysalis_ray.training.shards import Shard
     from chrysalis_ray.training.step import forward_backward, strided_gradients
 
     variants = len(rows.ids_VRT)
     device = place.device
     engine = make_engine(0, "none", place.precision, device)
-    pack = Pack(load_base(folder, place.precision), TARGETS, variants, RANK, engine, threads=torch.get_num_threads())
+    model, threads = load_base(folder, place.precision), torch.get_num_threads()
+    pack = Pack(model, TARGETS, variants, RANK, engine, threads=threads, tokens_per_pass=held)
     settings = Hyperparameters(rank=RANK, alpha=ALPHA, learning_rate=LEARNING_RATE, weight_decay=0.0, clip=CLIP)
     generator = torch.Generator().manual_seed(2)
     for slot in range(variants):
@@ -188,19 +217,34 @@ def packed(folder: Path, rows: Rows, place: Place = HERE_ON_CPU) -> Callable[[],
     bank = pack.bank
     optimizers = [SlotOptimizer(settings, bank.flat_SP[slot], bank.gflat_SP[slot], bank.first_b) for slot in range(variants)]
     labels = rows.labels_VRT.flatten(1)
-    batches = [
-        MicroBatch(
+    lane = labels.shape[1]
+
+    def batch(part: slice) -> MicroBatch:
+        return MicroBatch(
             input_ids_NT=rows.ids_VRT[part].flatten(0, 1).to(device),
             position_ids_NT=rows.positions_VRT[part].flatten(0, 1).to(device),
-            labelled=label(labels[part].numpy(), [1.0 / labels.shape[1]] * len(labels[part]), device),
+            labelled=label(labels[part].numpy(), [1.0 / lane] * len(labels[part]), device),
         )
-        for part in pack.shards.rows
+
+    batches = [
+        [
+            (part := slice(own.start + piece.start, own.start + piece.stop), batch(part))
+            for piece in shard.passes(own.stop - own.start, lane)
+        ]
+        for shard, own in zip(pack.shards.live, pack.shards.rows, strict=True)
     ]
+
+    def all_passes(shard: Shard, passes: Sequence[tuple[slice, MicroBatch]]) -> torch.Tensor:
+        losses = []
+        for part, batch in passes:
+            shard.show(part)
+            losses.append(forward_backward(shard, batch))
+        return torch.cat(losses)
 
     def step() -> list[float]:
         pack.zero_gradients()
         with strided_gradients():
-            losses_K = torch.cat(pack.shards.each(forward_backward, batches))
+            losses_K = torch.cat(pack.shards.each(all_passes, batches))
         gradients_NP = bank.gflat_SP[:variants]  # a bank may have a row more than there are slots, which no variant owns
         clip_slots(gradients_NP, slot_norms(gradients_NP), [CLIP] * variants)
         for optimizer in optimizers:
@@ -210,12 +254,10 @@ def packed(folder: Path, rows: Rows, place: Place = HERE_ON_CPU) -> Callable[[],
     return step
 
 
-def compare(
-    folder: Path, variants: int, tokens: int, vocabulary: int, repeats: int, place: Place = HERE_ON_CPU
-) -> dict[str, Any]:
+def compare(folder: Path, variants: int, tokens: int, shape: Shape, repeats: int, place: Place = HERE_ON_CPU) -> dict[str, Any]:
     """Seconds of both sides, taken in turns so that a busy moment of the machine meets both. Exits if the losses differ."""
-    rows = draw_rows(variants, tokens, vocabulary)
-    one, other = sequential(folder, rows, place), packed(folder, rows, place)
+    rows = draw_rows(variants, tokens, shape.vocabulary)
+    one, other = sequential(folder, rows, place), packed(folder, rows, place, tokens_per_pass(shape, place))
     difference = max(abs(a - b) for a, b in zip(one(), other(), strict=True))  # before the first update both are the base
     if difference > (1e-4 if place.precision == "fp32" else 5e-2):
         sys.exit(f"{tokens} tokens: the two sides start at losses {difference:.2e} apart; nothing was timed")
@@ -257,10 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_base(bases[name], Path(folder))
                 for tokens in asked.lanes:
                     load = machine.load_now()
-                    first = compare(Path(folder), asked.variants, tokens, bases[name].vocabulary, 2)
+                    first = compare(Path(folder), asked.variants, tokens, bases[name], 2)
                     each = (first["sequential_ms"] + first["packed_ms"]) / 1000
                     repeats = min(200, max(5, int(asked.seconds / each)))
-                    row = compare(Path(folder), asked.variants, tokens, bases[name].vocabulary, repeats)
+                    row = compare(Path(folder), asked.variants, tokens, bases[name], repeats)
                     told.append({"base": name, "threads": threads, "load_before": load, **row})
                     print(
                         f"{name:<12}{threads:>8}{tokens:>8}{row['sequential_ms']:>10.1f} ms{row['packed_ms']:>8.1f} ms"

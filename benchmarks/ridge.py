@@ -34,8 +34,7 @@ from packing import Place, Shape
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.training.fitting import Scored, fit
 from chrysalis_ray.training.measured import Point
-from chrysalis_ray.training.shapes import ModelShape
-from chrysalis_ray.training.shards import MOST_SHARDS
+from chrysalis_ray.training.passes import MOST_SHARDS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROW = 256  # tokens of a row; a lane of fewer tokens is one row
@@ -50,7 +49,8 @@ Cell = dict[str, Any]
 def cell(folder: Path, shape: Shape, variants: int, tokens: int, place: Place, seconds: float) -> Cell:
     """Milliseconds of a step of all variants on both sides. Exits if the sides start at different losses."""
     rows = packing.draw_rows(variants, tokens, shape.vocabulary)
-    sides = [packing.sequential(folder, rows, place), packing.packed(folder, rows, place)]
+    held = packing.tokens_per_pass(shape, place)
+    sides = [packing.sequential(folder, rows, place), packing.packed(folder, rows, place, held)]
     first = [step() for step in sides]
     apart = max(abs(a - b) for a, b in zip(*first, strict=True))
     if apart > (1e-4 if place.precision == "fp32" else 5e-2):
@@ -76,14 +76,15 @@ def timed(step: Callable[[], list[float]]) -> float:
     return time.perf_counter() - began
 
 
-def law_of(cells: Sequence[Cell], place: Place) -> dict[str, Any]:
+def law_of(cells: Sequence[Cell], place: Place, held: int) -> dict[str, Any]:
     """The fitted law of the packed steps, and its ridge."""
     shards = min(torch.get_num_threads(), MOST_SHARDS) if place.device.type == "cpu" else 1
     points = []
     for row in cells:
         length = min(ROW, row["tokens_per_lane"])
         points.append(Point(row["variants"], row["tokens_per_lane"] // length, length, 1, row["packed_ms"] / 1000))
-    found = fit(points, workers=1, shards=shards, per_variant=0.0, scored=Scored(1, 1, 0.0), keep=0.0)
+    alone = Scored(1, 1, 0.0)
+    found = fit(points, workers=1, shards=shards, per_variant=0.0, scored=alone, keep=0.0, tokens_per_pass=held)
     for row, point in zip(cells, points, strict=True):
         row["fitted_ms"] = 1000 * found.pace.step(point.variants, row["tokens_per_lane"], point.length)
         row["fitted_gain"] = found.pace.gain(point.variants, row["tokens_per_lane"], point.length)
@@ -110,17 +111,7 @@ def matrix_rate(place: Place) -> float:
 
 def share_of_rate(row: Cell, shape: Shape, rate: float) -> float:
     """FLOP/s of a packed step as a share of the matrix rate; frozen weights count 4 FLOPs per token, as they are computed."""
-    sizes = ModelShape(
-        name="base",
-        hidden=shape.hidden,
-        layers=shape.layers,
-        heads=shape.heads,
-        key_value_heads=shape.key_value_heads,
-        head_size=shape.head,
-        intermediate=shape.intermediate,
-        vocabulary=shape.vocabulary,
-        tied=True,
-    )
+    sizes = shape.sizes()
     length = min(ROW, row["tokens_per_lane"])
     flops = sizes.training_flops(sizes.lora_parameters(packing.RANK, packing.TARGETS), length)
     return flops * row["variants"] * row["tokens_per_lane"] / (row["packed_ms"] / 1000) / rate
@@ -187,7 +178,8 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
     rate = matrix_rate(place)
     for row in cells:
         row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
-    return {"base": name, "cells": cells, "matrix_flops": rate, **law_of(cells, place)}
+    held = packing.tokens_per_pass(shape, place)
+    return {"base": name, "cells": cells, "matrix_flops": rate, "tokens_per_pass": held, **law_of(cells, place, held)}
 
 
 def line_of(row: Cell) -> str:

@@ -34,6 +34,7 @@ class Morphology:
     activation_checkpointing: bool = False
     compile: bool = False
     threads: int | None = None
+    tokens_per_pass: int | None = None
     virtual_workers: int | None = None
     gradients: Literal["whole", "sharded"] = "whole"
     hang_seconds: float | None = None

@@ -134,7 +134,18 @@ def grow(plan: BodyPlan) -> Flesh:
     else:
         shards = 1 if morphology.compile else threads  # compiled operations use the threads inside
         lanes, gradients, targets = morphology.lanes, morphology.gradients, tuple(zero.factors)
-        pack = Pack(model, targets, morphology.slots, plan.rank, engine, lanes=lanes, threads=shards, gradients=gradients)
+        held = morphology.tokens_per_pass
+        pack = Pack(
+            model,
+            targets,
+            morphology.slots,
+            plan.rank,
+            engine,
+            lanes,
+            threads=shards,
+            gradients=gradients,
+            tokens_per_pass=held,
+        )
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second
 

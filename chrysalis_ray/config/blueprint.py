@@ -223,6 +223,7 @@ class BodyPatch(Written):
     activation_checkpointing: bool | None = None
     compile: bool | None = None  # torch.compile for what lies between the packed modules
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    tokens_per_pass: Count | None = None  # what one pass holds of several variants; left out, the planner chooses
     virtual_workers: Count | None = None  # the arithmetic of so many workers, to the bit, however many there are
     gradients: Literal["whole", "sharded"] | None = None  # on several workers: of all slots, or of a worker's own and one layer
     hang_seconds: Annotated[float, Field(ge=5.0, le=86400.0)] | None = None  # after so long without progress a body is killed

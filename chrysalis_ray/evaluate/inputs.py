@@ -26,6 +26,7 @@ from chrysalis_ray.merge.inputs import Roots, root_of_moment
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter
 from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes
+from chrysalis_ray.training.bank import Window
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import PackedLinear
 
@@ -126,10 +127,9 @@ def measure_slot(
     Tokens of no document do not count. Collective: every worker of a body calls it alike, and ends with the same roots.
     """
     moments = Moments(directions)
-    ear = _Ear(moments)
     place = pack.arrange([slot]).index(slot)
     shard = next(shard for shard in pack.shards.live if shard.window.rows.start <= place < shard.window.rows.stop)
-    ear.place, ear.variants = place - shard.window.rows.start, shard.window.rows.stop - shard.window.rows.start
+    ear = _Ear(moments, place, shard.window)
     linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in directions]
     handles = [linear.register_forward_pre_hook(partial(ear.hear, linear.name)) for linear in linears]
     rows = heldout_rows(tokens, split, rows_per_domain)
@@ -152,15 +152,18 @@ def measure_slot(
 
 @dataclass
 class _Ear:
-    """Listens to what comes into one variant's modules, of those that a trunk computes together."""
+    """Listens to what comes into the modules of the variant in one row of the bank, in the pass that computes it."""
 
     moments: Moments
-    place: int = 0
-    variants: int = 1
+    row: int
+    window: Window
     counts_T: Tensor | None = None
 
     def hear(self, module: str, linear: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x_TI = args[0].reshape(self.variants, -1, args[0].shape[-1])[self.place]
+        rows = self.window.rows
+        if not rows.start <= self.row < rows.stop:
+            return
+        x_TI = args[0].reshape(rows.stop - rows.start, -1, args[0].shape[-1])[self.row - rows.start]
         assert self.counts_T is not None
         self.moments.add(module, x_TI[self.counts_T.to(x_TI.device)])
 

@@ -36,11 +36,19 @@ class Fit:
     rejected: float
 
 
-def fit(points: Sequence[Point], workers: int, shards: int, per_variant: float, scored: Scored, keep: float) -> Fit:
+def fit(
+    points: Sequence[Point],
+    workers: int,
+    shards: int,
+    per_variant: float,
+    scored: Scored,
+    keep: float,
+    tokens_per_pass: int | None = None,
+) -> Fit:
     """Launch cost, time per token and per token and length, and crowding, from `points`.
 
-    `per_variant` (an optimizer's step of one row), `scored` and `keep` were timed by themselves. Raises ValueError
-    where there is no point with one variant.
+    `per_variant` (an optimizer's step of one row), `scored` and `keep` were timed by themselves, the points with passes of
+    `tokens_per_pass`. Raises ValueError where there is no point with one variant.
     """
     bare = Pace(
         kind="sum",
@@ -50,6 +58,7 @@ def fit(points: Sequence[Point], workers: int, shards: int, per_variant: float, 
         keep=keep,
         shards=shards,
         crowding=_crowding(points, shards),
+        tokens_per_pass=tokens_per_pass,
     )
     per_score = scored.seconds / (bare.part(scored.variants) * scored.tokens * bare.crowd(scored.variants))
     bare = replace(bare, score_per_token=per_score)
@@ -57,7 +66,8 @@ def fit(points: Sequence[Point], workers: int, shards: int, per_variant: float, 
     for point in points:
         part = bare.part(point.variants)
         tokens = point.microsteps * part * point.rows * point.length / workers
-        rows.append((point.microsteps, tokens, tokens * point.length))
+        passes = bare.passes(point.variants, point.rows * point.length / workers, point.length)
+        rows.append((point.microsteps * passes, tokens, tokens * point.length))
         seconds.append(max(point.seconds / bare.crowd(point.variants) - per_variant * part, 1e-9))
     features, wanted = np.array(rows, dtype=np.float64), np.array(seconds)
     forms = (

@@ -14,13 +14,12 @@ from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.alone import adapter_parameters, held_beside, kept_activations
 from chrysalis_ray.training.hardware import GIB, Hardware
 from chrysalis_ray.training.measured import Measurement
+from chrysalis_ray.training.passes import logits_chunk, shards_of, tokens_at_once
 from chrysalis_ray.training.plan import Memory, gib
 from chrysalis_ray.training.shapes import ModelShape
 
 # Bytes per LoRA parameter and slot: fp32 weight and gradient, and what each moment of the optimizer adds.
 BANK_BYTES, MOMENT_BYTES = 8, 4
-# Rows of logits formed at once (fp32 logits and their gradient), so that the full logits never exist.
-LOGITS_CHUNK = 1024
 # A worker before it holds anything: a CUDA context, or Python with torch and Ray.
 GPU_CONTEXT, CPU_PROCESS = int(0.6 * GIB), int(0.7 * GIB)
 # What Ray adds to a process that has imported all else a worker imports, which is where a measurement begins.
@@ -49,7 +48,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     offloaded = shard if body.offload in ("cpu", "nvme") else 0
     buffers = NVME_BUFFERS * max(shape.embedding_parameters, shape.layer_parameters) * width // workers
     in_memory = offloaded if body.offload == "cpu" else buffers if body.offload == "nvme" else 0
-    tokens = math.ceil(slots * lane_tokens(loaded))
+    tokens = math.ceil(held_tokens(loaded, slots))
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
     on_gpu = (body.gpus_per_worker or 0) > 0
@@ -57,7 +56,7 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
         base=shard - offloaded + gathered + held_beside(shape, loaded.blueprint) * width,
         bank=bank_memory(shape, loaded, slots),
         activations=round(tokens * kept * kept_activations(loaded.blueprint.worn, body.precision)),
-        logits=min(tokens, LOGITS_CHUNK) * shape.vocabulary * 8,
+        logits=min(tokens, logits_chunk(shape.vocabulary, on_gpu=on_gpu)) * shape.vocabulary * 8,  # raw ones, and in fp32
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + in_memory if on_gpu else 0,
     )
@@ -74,11 +73,17 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
     return Memory(
         base=held.base,
         bank=max(slots * held.per_slot, told),
-        activations=round(slots * lane_tokens(loaded) * held.per_token),
+        activations=round(held_tokens(loaded, slots) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
         host=CPU_PROCESS if on_gpu else 0,
     )
+
+
+def held_tokens(loaded: LoadedExperiment, slots: int) -> float:
+    """Tokens of so many variants whose activations stand at once on one worker."""
+    body = loaded.body
+    return tokens_at_once(slots, lane_tokens(loaded), body.tokens_per_pass, shards_of(body), body.lanes == "fixed")
 
 
 def lane_tokens(loaded: LoadedExperiment) -> float:
@@ -143,7 +148,8 @@ def has_room(body: BodyPatch, memory: Memory, hardware: Hardware) -> bool:
 def _admit_memory(body: BodyPatch, memory: Memory, hardware: Hardware, at_once: int, obstacles: list[str]) -> int:
     workers, gpus = body.workers or 1, body.gpus_per_worker or 0.0
     remedy = (
-        "lower body.slots or lanes.rows_per_microstep, set activation_checkpointing: true, or raise workers with zero_stage: 3"
+        "lower body.slots, body.tokens_per_pass or lanes.rows_per_microstep, set activation_checkpointing: true, or raise "
+        "workers with zero_stage: 3"
     )
     if gpus > 0:
         room = hardware.gpu_memory * USABLE * min(gpus, 1.0)

@@ -45,21 +45,30 @@ def settle_plan(
 
 def _settled(loaded: LoadedExperiment, layout: RunLayout, cache: CacheLayout, look: Callable[[], Hardware]) -> LoadedExperiment:
     manifest = read_json(layout.run_manifest)
-    loaded = _as_settled(loaded, layout, manifest.get("slots"), manifest.get("body"))
+    loaded = _as_settled(loaded, layout, manifest.get("slots"), manifest.get("body"), manifest.get("tokens_per_pass"))
     is_open = bool(loaded.open) or loaded.body.slots == "auto"
     if layout.plan.exists() and not is_open:
         return loaded
     planned = plan(loaded, look(), cache)
     body = {name: getattr(planned.body, name) for name in loaded.open}
-    if is_open:
+    held = planned.body.tokens_per_pass if loaded.body.tokens_per_pass is None else None
+    if is_open or held:
         slots = {"slots": planned.body.slots} if loaded.body.slots == "auto" else {}
-        write_json(layout.run_manifest, {**manifest, **slots, **({"body": body} if body else {})})
+        passes = {"tokens_per_pass": held} if held else {}
+        write_json(layout.run_manifest, {**manifest, **slots, **passes, **({"body": body} if body else {})})
     write_json(layout.plan, {"said": planned.to_json()})
-    return _as_settled(loaded, layout, planned.body.slots, body)
+    return _as_settled(loaded, layout, planned.body.slots, body, held)
 
 
-def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any, body: Any) -> LoadedExperiment:
-    """`loaded` with the numbers of `run.json` where it says `auto`; as it is where none stand there."""
+def _as_settled(loaded: LoadedExperiment, layout: RunLayout, slots: Any, body: Any, held: Any) -> LoadedExperiment:
+    """`loaded` with the numbers of `run.json` where it says `auto`; as it is where none stand there. `held` are the tokens of
+    a pass."""
+    if loaded.body.tokens_per_pass is None and held is not None:
+        if not isinstance(held, int) or isinstance(held, bool) or held < 1:
+            raise RunError(
+                f"{layout.run_manifest} holds passes of {held!r} tokens", "restore it, or give this run another --name"
+            )
+        loaded = loaded.with_body(tokens_per_pass=held)
     if loaded.body.slots == "auto" and slots is not None:
         if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
             raise RunError(f"{layout.run_manifest} holds {slots!r} slots", "restore it, or give this run another --name")

@@ -126,11 +126,16 @@ def microsteps(rows_per_step: int, rows_per_microstep: int) -> int:
     return -(-rows_per_step // rows_per_microstep)
 
 
+def sequences(rows_per_microstep: int, world: int) -> int:
+    """Sequences that every worker computes of each variant, the last of them without labels on some."""
+    return -(-rows_per_microstep // world)
+
+
 def microbatch(
     lanes: Sequence[Take | None], tokens: TokenStore, rows_per_microstep: int, rank: int, world: int, device: torch.device
 ) -> MicroBatch:
     """This worker's part of one micro-step; a lane that is None is filled with tokens that carry no label."""
-    share = -(-rows_per_microstep // world)  # every worker computes as many sequences, the last of some without labels
+    share = sequences(rows_per_microstep, world)
     return _collate([_lane(take, rank, world, share, tokens) for take in lanes], device)
 
 

@@ -4,7 +4,8 @@
     head_VD     vocabulary x width       labels_K, weights_K   one per labelled token
 
 Logits are never whole: of one chunk [chunk, V] the loss and the gradient of the hidden state are taken, then it is dropped
-(as in Liger and Cut Cross Entropy, arXiv 2411.09009). The head is frozen, so nothing else is needed of it.
+(as in Liger and Cut Cross Entropy, arXiv 2411.09009). The head is frozen, so nothing else is needed of it. What becomes of a
+chunk becomes of it in place: exponentials, and minus their sum at the label; the sum itself divides the gradient at the end.
 
 A chunk never crosses from one variant to the next. Which GEMM kernel runs depends on its number of rows: with chunks of
 its own a variant's bits do not depend on how many labels its neighbours have.
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.training.heads import PLAIN, HeadArithmetic, raw_logits
+from chrysalis_ray.training.passes import logits_chunk
 
-CHUNK = 1024  # tokens of logits at a time
-SCORED = 256  # where they are only scored, which reads them thrice: they stay near the core
+SCORED = 256  # tokens of logits at most where they are only scored, which reads them thrice: they stay near the core
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,12 @@ class HeadCrossEntropy(torch.autograd.Function):
         for part in labelled.chunks(chunk):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
             logits_cv = arithmetic.apply(raw_logits(hidden_nd[index], head_vd, bias_v))
-            head_slope = arithmetic.slope(logits_cv)
-            logs_cv = torch.log_softmax(logits_cv, -1)
-            del logits_cv
-            losses_k[part] = -logs_cv.gather(1, labels[:, None]).squeeze(1)
-            slope_cv = logs_cv.exp_()  # softmax, then minus one at the label
-            slope_cv.scatter_add_(1, labels[:, None], slope_cv.new_full((len(labels), 1), -1.0))
-            if arithmetic != PLAIN:
+            head_slope = arithmetic.slope(logits_cv) if arithmetic != PLAIN else None
+            losses_k[part], slope_cv, sum_c1 = _exponentials(logits_cv, labels[:, None])
+            slope_cv.scatter_add_(1, labels[:, None], sum_c1.neg())  # softmax minus one at the label, times the sum
+            if head_slope is not None:
                 slope_cv.mul_(head_slope)
-            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None])
+            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None] / sum_c1)
         ctx.save_for_backward(grad_nd)
         ctx.mark_non_differentiable(losses_k)
         return (losses_k * weights_k).sum(), losses_k
@@ -86,16 +84,30 @@ class HeadCrossEntropy(torch.autograd.Function):
         return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None, None
 
 
+def _exponentials(logits_cv: Tensor, labels_c1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [c]; exponentials of the logits less each row's largest, in the place of the logits; and their sums [c, 1]."""
+    largest_c1 = logits_cv.amax(-1, keepdim=True)
+    chosen_c1 = logits_cv.gather(1, labels_c1) - largest_c1
+    powers_cv = logits_cv.sub_(largest_c1).exp_()
+    sum_c1 = powers_cv.sum(-1, keepdim=True)
+    return (sum_c1.log() - chosen_c1).squeeze(1), powers_cv, sum_c1
+
+
 def head_cross_entropy(
     hidden_nd: Tensor,
     head_vd: Tensor,
     bias_v: Tensor | None,
     labelled: Labelled,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     arithmetic: HeadArithmetic = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """(sum of weight x loss, losses [K]) in nats; losses carry no gradient. fp64 stays fp64, anything else is fp32."""
-    return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk, arithmetic)
+    return HeadCrossEntropy.apply(hidden_nd, head_vd, bias_v, labelled, chunk or chunk_of(head_vd), arithmetic)
+
+
+def chunk_of(head_vd: Tensor) -> int:
+    """Labelled tokens whose logits are formed at a time, by the device and the vocabulary alone."""
+    return logits_chunk(len(head_vd), on_gpu=head_vd.device.type != "cpu")
 
 
 class TokenScores(NamedTuple):
@@ -111,17 +123,17 @@ def token_scores(
     head_vd: Tensor,
     bias_v: Tensor | None,
     labelled: Labelled,
-    chunk: int = SCORED,
+    chunk: int | None = None,
     arithmetic: HeadArithmetic = PLAIN,
 ) -> TokenScores:
     """Losses and hits, both [K], of the labelled tokens, without a gradient; for evaluation."""
     losses_k = hidden_nd.new_empty(labelled.labels_K.shape, dtype=_wide(hidden_nd.dtype))
     hits_k = torch.empty_like(losses_k, dtype=torch.bool)
-    for part in labelled.chunks(chunk):
+    for part in labelled.chunks(chunk or min(SCORED, chunk_of(head_vd))):
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
         labels_c1 = labelled.labels_K[part, None]
         hits_k[part] = logits_cv.amax(-1) <= logits_cv.gather(1, labels_c1).squeeze(1)
-        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labels_c1).squeeze(1)
+        losses_k[part], *_ = _exponentials(logits_cv, labels_c1)
     return TokenScores(losses_k, hits_k)
 
 

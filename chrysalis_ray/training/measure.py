@@ -26,10 +26,11 @@ from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.footprint import USABLE
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of
-from chrysalis_ray.training.pace import threads_of
+from chrysalis_ray.training.passes import threads_of
 from chrysalis_ray.training.placement import place
 from chrysalis_ray.training.planner import allowed_slots, with_largest_steps
 from chrysalis_ray.training.shapes import ModelShape, config_of, shape_of
+from chrysalis_ray.training.slots import settle
 
 OUT_OF_MEMORY = 86  # exit code of a process that ran out of memory and says so
 KILLED = -9  # what the system does to a process when memory is gone
@@ -59,6 +60,7 @@ def measure(
             "download its config.json first (a folder, or the hub's cache)",
         )
     loaded, _ = place(loaded, hardware, shape, cache)
+    loaded, _ = settle(loaded, hardware, shape, None)
     _check_workers(loaded, hardware)
     asked = slots = _slots_to_ask(loaded)
     if room is None and not loaded.body.gpus_per_worker:  # CUDA maps far more than there is
@@ -133,6 +135,7 @@ def order_of(
         "rows": lanes.rows_per_microstep or lanes.rows_per_step,
         "length": lanes.sequence_length,
         "microsteps": lanes.microsteps,
+        "tokens_per_pass": body.tokens_per_pass,
         "precision": body.precision,
         "threads": threads_of(body),
         "workers": body.workers or 1,

@@ -20,7 +20,8 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
 from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.pace import Pace, threads_of
+from chrysalis_ray.training.pace import Pace
+from chrysalis_ray.training.passes import threads_of
 from chrysalis_ray.training.shapes import ModelShape
 
 FORMAT = 1
@@ -57,7 +58,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes on one worker: before it holds anything, with the base, per slot, and per token of all its lanes together."""
+    """Bytes on one worker: before it holds anything, with the base, per slot, and per token of those it computes at once."""
 
     process: int
     base: int

@@ -11,7 +11,6 @@ writes the answer. Ends with OUT_OF_MEMORY where memory gave out.
 from __future__ import annotations
 
 import errno
-import os
 import statistics
 import sys
 import tempfile
@@ -25,27 +24,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from chrysalis_ray.config.adapters import KINDS
-from chrysalis_ray.config.blueprint import EmbeddedBase, Lora
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.tokens import TokenStore
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
-from chrysalis_ray.training.base import DTYPES, load_base
-from chrysalis_ray.training.embedded import LENGTH, ROWS, build, pretrain
-from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.fitting import Scored, fit
 from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
 from chrysalis_ray.training.measured import Lane, Point
+from chrysalis_ray.training.measured_pack import make_pack, pretrain_seconds
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
-from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.passes import tokens_at_once
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
-from chrysalis_ray.training.trunk import checkpoint_activations
 
 OUT_OF_MEMORY = 86
 REPEATS = 3
@@ -66,6 +59,7 @@ class Order:
     rows: int
     length: int
     microsteps: int
+    tokens_per_pass: int | None
     precision: str
     threads: int
     workers: int
@@ -133,7 +127,8 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
     if order.microsteps == 1:  # a second pass per step parts what a step costs from what a pass costs
         points.append(bench.time(order.slots, order.lane, 2))
     points += [bench.time(variants, lane, 1) for lane in other_lanes(order.lane) for variants in sorted({1, order.slots})]
-    told = fit(points, order.workers, len(pack.shards.all), bench.optimizer_seconds(), bench.scored(), bench.keep_seconds(rank))
+    beside = bench.optimizer_seconds(), bench.scored(), bench.keep_seconds(rank)
+    told = fit(points, order.workers, len(pack.shards.all), *beside, order.tokens_per_pass)
     return {
         "slots": order.slots,
         "lane": asdict(order.lane),
@@ -157,64 +152,6 @@ def other_lanes(lane: Lane) -> list[Lane]:
     """Shorter rows, where rows can be shorter."""
     short = int(lane.length * SHORT)
     return [Lane(lane.rows, short)] if short >= 8 else []
-
-
-def make_pack(order: Order, device: torch.device) -> Pack:
-    """The pack as `body/worker.py` grows it."""
-    torch.set_num_threads(order.threads)
-    model = make_base(order.base, order.precision)
-    if order.activation_checkpointing:
-        checkpoint_activations(model)
-    engine = make_engine(order.zero_stage, order.offload, order.precision, device, nvme_path=order.nvme_path)
-    worn = KINDS[order.worn["type"]].model_validate(order.worn) if "type" in order.worn else Lora.model_validate(order.worn)
-    if worn.solo or not isinstance(worn, Lora):
-        return SoloPack(model, worn, engine)
-    targets = [target.name for target in find_targets(model, worn.targets) if worn.takes(target.name)]
-    lanes: Literal["fixed", "compacted"] = "fixed" if order.compile else "compacted"
-    shards = 1 if order.compile else order.threads
-    pack = Pack(model, targets, order.slots, order.rank, engine, lanes=lanes, threads=shards, gradients=order.gradients)
-    if order.compile:
-        from chrysalis_ray.training.compiled import compile_layers
-
-        compile_layers(pack)
-        pack.lanes = "compacted"  # fewer variants are loaded to see what a body of so many slots would take
-    if len(pack.shards.all) > 1:
-        torch.set_num_threads(1)
-    return pack
-
-
-def make_base(base: dict[str, Any], precision: str) -> PreTrainedModel:
-    """The base of a folder with weights, or one with random weights of the same architecture."""
-    if base["type"] == "folder":
-        return load_base(base["path"], precision)
-    model: Any
-    if base["type"] == "embedded":
-        model = build(EmbeddedBase.model_validate(base["spec"]), 0)
-        model.to(DTYPES[precision])
-    else:
-        config = AutoConfig.from_pretrained(base["path"], local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision], trust_remote_code=False)
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return model.eval()
-
-
-def pretrain_seconds(base: dict[str, Any], look: float) -> float:
-    """Seconds per token in which an embedded base learns all its weights, in the driver's process; 0 for other bases."""
-    if base["type"] != "embedded":
-        return 0.0
-    torch.set_num_threads(os.cpu_count() or 1)
-    spec = EmbeddedBase.model_validate(base["spec"])
-    model = build(spec, 0)
-
-    def step_seconds(steps: int) -> float:
-        rows = torch.randint(0, spec.vocabulary, (steps * ROWS, LENGTH + 1))
-        began = time.perf_counter()
-        pretrain(model, rows, spec.pretrain_learning_rate, lambda line: None)
-        return (time.perf_counter() - began) / steps
-
-    once = step_seconds(2)  # it warms up, too
-    return step_seconds(max(1, min(20, int(look / once)))) / (ROWS * LENGTH)
 
 
 class Bench:
@@ -275,23 +212,30 @@ class Bench:
         return Point(variants, lane.rows, lane.length, microsteps, self._agreed(statistics.median(seconds)))
 
     def holding(self, process: int, points: Sequence[Point]) -> dict[str, Any]:
-        """Bytes: what a variant more took at the peak is what its tokens took, for its slot was full before."""
+        """Bytes: what more variants took at the peak is what their tokens took, for their slots were full before. Where no
+        more are computed at once than of one variant it is all that the first load took."""
         first, last = points[0], points[-1]
-        more = last.variants - first.variants
-        each = max(last.peak - first.peak, 0) / more if more else max(first.peak - self.loaded, 0)
+        least, most = self._at_once(first.variants), self._at_once(last.variants)
+        more = most - least
+        per_token = max(last.peak - first.peak, 0) / more if more else max(last.peak - self.loaded, 0) / most
         bank = self.pack.bank
         moments = len(self.pack.occupant(0).optimizer.moments())
         own = shared_out(self.order.slots, self.order.workers) / self.order.slots
         gradients = 1 if bank.scratch is None else own
         per_slot = round(bank.row_size * bank.flat_SP.element_size() * (1 + gradients + moments * own))
         seen = 0 if self.device.type == "cuda" else process  # torch does not count the driver's context
-        base = max(last.peak - last.variants * each - seen - self.order.slots * per_slot, 0)
+        base = max(last.peak - most * per_token - seen - self.order.slots * per_slot, 0)
         return {
             "process": process,
             "base": round(base),
             "per_slot": per_slot,
-            "per_token": each / (self.order.lane.tokens / self.order.workers),
+            "per_token": per_token,
         }
+
+    def _at_once(self, variants: int) -> float:
+        """Tokens of so many variants that a worker computes at once."""
+        lane, shards = self.order.lane.tokens / self.order.workers, len(self.pack.shards.all)
+        return tokens_at_once(variants, lane, self.order.tokens_per_pass, shards)
 
     def optimizer_seconds(self) -> float:
         """One optimizer's step of one row."""

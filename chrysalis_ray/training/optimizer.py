@@ -44,7 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "rmsprop": Recipe(torch.optim.RMSprop, lambda of: {"alpha": of.beta2, "eps": of.epsilon}),
     "sgd": Recipe(torch.optim.SGD, lambda of: {"momentum": of.momentum}),
 }
-FUSED = ("adamw", "adam")  # one kernel on a GPU
+FUSED = ("adamw", "adam")  # one kernel
 
 
 class SlotOptimizer:
@@ -67,7 +67,7 @@ class SlotOptimizer:
         self._parameters = [nn.Parameter(self._row_P[part]) for part in self._segments]
         for parameter, part in zip(self._parameters, self._segments, strict=True):
             parameter.grad = None if self.gradient_P is None else self.gradient_P[part]
-        fused = {"fused": True} if self.kind in FUSED and self._row_P.is_cuda else {}
+        fused = {"fused": True} if self.kind in FUSED else {}
         groups = [{"params": [parameter]} for parameter in self._parameters]
         self._torch = RECIPES[self.kind].make(groups, lr=hyperparameters.learning_rate, **fused)
         self._set(hyperparameters)
@@ -133,7 +133,7 @@ class SlotOptimizer:
         """Take over what an optimizer of the same class remembered after `updates` updates. The tensors become its own."""
         if not updates:
             return
-        device = self._row_P.device if self.kind in FUSED and self._row_P.is_cuda else torch.device("cpu")
+        device = self._row_P.device if self.kind in FUSED else torch.device("cpu")
         counts = {"step": float(updates), **scalars}
         for parameter, part in zip(self._parameters, self._segments, strict=True):
             counted = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in counts.items()}

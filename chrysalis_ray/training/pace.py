@@ -1,9 +1,10 @@
 """How long a worker takes, as a function of what it is given: one formula, its numbers guessed or measured. No torch.
 
-    step  = (microsteps x pass + per_variant x part) x crowd
-    pass  = launch + work                 "sum"
-          | max(launch, work)             "roofline"
-    work  = part x lane x (per_token + per_token_length x length)
+    step    = (microsteps x once + per_variant x part) x crowd
+    once    = passes x launch + work            "sum"
+            | max(passes x launch, work)        "roofline"
+    work    = part x lane x (per_token + per_token_length x length)
+    passes  = as many as `part` variants of `lane` tokens make (`passes.py`)
 
 `lane` are the tokens that one variant brings to a micro-step on this worker, `length` those of a row. `part` are the variants
 that one thread computes: all of them on a GPU, their share where a CPU worker splits them over shards. `launch` is what does
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.training.hardware import Hardware
+from chrysalis_ray.training.passes import passes_of, threads_of, variants_per_pass
 from chrysalis_ray.training.shapes import ModelShape
 
 # Effective FLOP/s of small fp32 matrix products per CPU thread, and seconds per layer and micro-step lost on dispatch.
@@ -55,12 +57,14 @@ class Pace:
     shards: int = 1
     crowding: float = 1.0  # how much longer a step takes when all shards work than when one does
     shares: bool = False  # whether shards that have no variant compute rows of another's
+    tokens_per_pass: int | None = None  # of several variants, what one pass may hold
 
     def step(self, variants: float, lane: float, length: int, microsteps: int = 1) -> float:
         """One optimizer step of so many variants together."""
         part, partners = self.part(variants), self.partners(variants, lane, length)
         work = part * lane / partners * (self.per_token + self.per_token_length * length)
-        once = self.launch + work if self.kind == "sum" else max(self.launch, work)
+        launch = self.passes(variants, lane, length) * self.launch
+        once = launch + work if self.kind == "sum" else max(launch, work)
         return (microsteps * once + self.per_variant * part) * self.crowd(variants * partners)
 
     def score(self, variants: float, tokens: float) -> float:
@@ -80,6 +84,11 @@ class Pace:
         """Variants that the busiest thread computes."""
         return math.ceil(variants / self._live(variants))
 
+    def passes(self, variants: float, lane: float, length: int) -> int:
+        """Passes in which the busiest thread computes its variants."""
+        part, own = self.part(variants), lane / self.partners(variants, lane, length)
+        return len(passes_of(part, variants_per_pass(part, own, self.tokens_per_pass)))
+
     def partners(self, variants: float, lane: float, length: int) -> int:
         """Shards that compute the rows of each variant (`partners.py`)."""
         return max(1, min(self.shards // self._live(variants), int(lane // length))) if self.shares else 1
@@ -96,7 +105,7 @@ class Pace:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Pace:
-        return cls(**{field.name: value[field.name] for field in fields(cls)})
+        return cls(**{field.name: value[field.name] for field in fields(cls) if field.name in value})
 
 
 def guess_pace(shape: ModelShape, body: BodyPatch, hardware: Hardware, adapter: int, length: int, slot_bytes: int) -> Pace:
@@ -125,11 +134,6 @@ def guess_pace(shape: ModelShape, body: BodyPatch, hardware: Hardware, adapter: 
         score_per_token=shape.forward_flops(length) / speed,
         keep=KEEP_SECONDS + slot_bytes / KEEP_BYTES,
     )
-
-
-def threads_of(body: BodyPatch) -> int:
-    """Threads that a CPU worker computes with."""
-    return body.threads or math.ceil(body.cpus_per_worker or 1)
 
 
 def gpu_peak(hardware: Hardware) -> float:

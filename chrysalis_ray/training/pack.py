@@ -28,9 +28,10 @@ from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
+from chrysalis_ray.training.passes import MOST_SHARDS, SCORED_TOKENS, variants_per_pass
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
-from chrysalis_ray.training.shards import MOST_SHARDS, Shard, Shards
+from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ class Pack:
     """The frozen base of this worker with `slots` adapters of at most `rank` beside it.
 
     `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments, `threads` how many
-    of them this worker may compute with on a CPU. Every worker of a body calls the same methods in the same order. Raises
-    ModelError for a base or targets that do not suit.
+    of them this worker may compute with on a CPU, `tokens_per_pass` how many tokens of several variants one pass may hold
+    (None: those of all). Every worker of a body calls the same methods in the same order. Raises ModelError for a base or
+    targets that do not suit.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Pack:
         dtype: torch.dtype = torch.float32,
         threads: int = 1,
         gradients: Literal["whole", "sharded"] = "whole",
+        tokens_per_pass: int | None = None,
     ) -> None:
         self.engine = engine
         self.lanes = lanes
@@ -96,15 +99,15 @@ class Pack:
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers)
         window = Window(self.bank)
+        if engine.copyable and engine.device.type == "cpu":
+            quicken(model)
         inject(model, window)
         head = find_head(model)
         trunk = engine.prepare(Trunk(model))
         if engine.copyable:
             fuse(trunk, window)
-            if engine.device.type == "cpu":
-                quicken(model)
         probe(trunk, model, head, window, engine)
-        self.shards = Shards(trunk, head, window, engine, threads, lanes)
+        self.shards = Shards(trunk, head, window, engine, threads, lanes, tokens_per_pass)
         self._own_gradients: dict[int, Tensor] = {}  # slot -> [P], of those that this worker owns
         if layers:
             self.shards.all[0].layered = LayerSums(engine, self.bank, [model.get_submodule(name) for name in layers])
@@ -252,7 +255,7 @@ class Pack:
     def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int], blend: Blend | None) -> TokenScores:
         """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
         found: dict[int, TokenScores] = {}
-        for pieces in self.shards.in_turns(parts, self._lanes_at_once(batch, parts), blend):
+        for pieces in self.shards.in_turns(parts, self._lanes_at_once(batch, parts, blend), blend):
             micro = [repeated(batch, piece.stop - piece.start, self.engine.device) for piece in pieces]
             scores = self.shards.each(Shard.token_scores, micro)
             found |= {piece.start: own for piece, own in zip(pieces, scores, strict=True)}
@@ -262,12 +265,14 @@ class Pack:
         )
         return TokenScores(losses, hits)
 
-    def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice]) -> int:
-        """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, all."""
-        most = max(part.stop - part.start for part in parts)
-        if self.engine.device.type != "cpu" or self.lanes == "fixed" or not self.engine.copyable:
-            return most
-        return min(most, max(1, CACHED // batch.labels.size))
+    def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice], blend: Blend | None) -> int:
+        """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, as a pass may hold."""
+        most, lane = max(part.stop - part.start for part in parts), batch.labels.size
+        if self.engine.device.type == "cpu" and self.lanes != "fixed" and self.engine.copyable:
+            return min(most, max(1, CACHED // lane))
+        held = self.shards.all[0].tokens_per_pass
+        even = self.lanes == "fixed" and blend is None
+        return variants_per_pass(most, lane, held and held * SCORED_TOKENS, even)
 
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]

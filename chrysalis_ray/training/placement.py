@@ -23,7 +23,7 @@ from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import Measurement, find_measurement
 from chrysalis_ray.training.plan import Memory, gib
 from chrysalis_ray.training.shapes import ModelShape
-from chrysalis_ray.training.slots import WORTHWHILE, choose_slots, pace_of
+from chrysalis_ray.training.slots import WORTHWHILE, pace_of, settle
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def _stands(loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape, cac
 
 def _stand(loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape, measured: Measurement | None) -> Stand:
     population, bodies = loaded.experiment.population, bodies_of(loaded)
-    slots = min(choose_slots(loaded, hardware, shape, measured).slots, math.ceil(population.variants / bodies))
+    loaded, choice = settle(loaded, hardware, shape, measured)
+    slots = min(choice.slots, math.ceil(population.variants / bodies))
     memory = worker_memory(shape, loaded, slots, measured)
     _, obstacles = admit(loaded.body, memory, hardware, bodies)
     steps, chunk = steps_of(loaded)

@@ -18,14 +18,14 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.duration import bodies_of, optimizer_steps, steps_of, time_of, turns_of
-from chrysalis_ray.training.footprint import admit, worker_memory
+from chrysalis_ray.training.footprint import admit, held_tokens, lane_tokens, worker_memory
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import Measurement, find_measurement, lane_of
 from chrysalis_ray.training.pace import assumption_of
 from chrysalis_ray.training.placement import place
 from chrysalis_ray.training.plan import Plan, Time
 from chrysalis_ray.training.shapes import ModelShape, shape_of
-from chrysalis_ray.training.slots import WORTHWHILE, SlotChoice, allowed_slots, choose_slots, pace_of
+from chrysalis_ray.training.slots import WORTHWHILE, SlotChoice, allowed_slots, pace_of, settle
 
 __all__ = ["allowed_slots", "optimizer_steps", "plan", "with_largest_steps"]
 
@@ -40,7 +40,7 @@ def plan(loaded: LoadedExperiment, hardware: Hardware, cache: CacheLayout | None
     shape = shape_of(loaded.base)
     loaded, why = place(loaded, hardware, shape, cache)
     measured = find_measurement(loaded, shape, hardware, cache)
-    choice = choose_slots(loaded, hardware, shape, measured)
+    loaded, choice = settle(loaded, hardware, shape, measured)
     body = loaded.body.model_copy(update={"slots": choice.slots})
     steps, chunk = steps_of(loaded)
     bodies = bodies_of(loaded)
@@ -130,6 +130,11 @@ def _notes(
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
     if time is not None and not loaded.blueprint.worn.solo:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0, slots))
+    if body.tokens_per_pass and (tokens := round(held_tokens(loaded, slots))) < round(slots * lane_tokens(loaded)):
+        notes.append(
+            f"of {slots} variants as many compute at once as {tokens:,} tokens hold, then the next: longer passes "
+            "would hardly be faster, and hold more (body.tokens_per_pass)"
+        )
     if measured is not None:
         notes += _measured_notes(loaded, measured)
     if loaded.experiment.population.search.rows_per_step:

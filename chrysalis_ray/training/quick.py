@@ -18,8 +18,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-LEARNING_ASIDE = 16  # tokens from which torch's own attention is faster where nothing is learned: it keeps no scores
-SHORT_ROW = 256  # tokens; beyond it scores are better not kept
+from chrysalis_ray.training.rotary import LEARNING_ASIDE, SHORT_ROW, additive, attend, attend_back, quicken_attention
+
 SHORT = "chrysalis_short_rows"  # the name of this attention in the config of a base
 AGREE = 1e-5  # how far a norm may be from the one it replaces, relative to the largest value
 
@@ -55,7 +55,8 @@ class QuickNorm(nn.Module):
 
 
 class ShortAttention(torch.autograd.Function):
-    """Attention of queries [N, H, T, D] to keys and values [N, G, T, D], H a multiple of G; `mask` bool [N, 1, T, T].
+    """Attention of queries [N, H, T, D] to keys and values [N, G, T, D], H a multiple of G; `mask` [N, 1, T, T], bool or to be
+    added.
 
     Returns [N, T, H, D]. Every token must be allowed to look at one at least.
     """
@@ -66,25 +67,18 @@ class ShortAttention(torch.autograd.Function):
         groups = key.shape[1]
         q_btd = (query * scale).reshape(rows * groups, -1, size)
         k_btd, v_btd = key.reshape(-1, length, size), value.reshape(-1, length, value.shape[-1])
-        scores = torch.bmm(q_btd, k_btd.mT)
-        scores.view(rows, heads, length, length).masked_fill_(~mask, -torch.inf)
-        shares = torch.softmax(scores, -1)
+        seen_btd, shares = attend(q_btd, k_btd, v_btd, additive(mask, query.dtype))
         ctx.save_for_backward(q_btd, k_btd, v_btd, shares)
         ctx.shape, ctx.scale = (rows, heads, groups, length), scale
-        return torch.bmm(shares, v_btd).view(rows, heads, length, -1).transpose(1, 2).contiguous()
+        return seen_btd.view(rows, heads, length, -1).transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q_btd, k_btd, v_btd, shares = ctx.saved_tensors
         rows, heads, groups, length = ctx.shape
-        grad_btd = grad_outputs[0].transpose(1, 2).reshape(rows * groups, -1, v_btd.shape[-1])
-        grad_v = torch.bmm(shares.mT, grad_btd)
-        grad_shares = torch.bmm(grad_btd, v_btd.mT)
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-        grad_q = torch.bmm(grad_scores, k_btd).mul_(ctx.scale)
-        grad_k = torch.bmm(grad_scores.mT, q_btd)
+        grad_btd = grad_outputs[0].transpose(1, 2).reshape(rows * groups, heads // groups * length, -1)
+        grad_q, grad_k, grad_v = attend_back(grad_btd, *ctx.saved_tensors)
         return (
-            grad_q.view(rows, heads, length, -1),
+            grad_q.mul_(ctx.scale).view(rows, heads, length, -1),
             grad_k.view(rows, groups, length, -1),
             grad_v.view(rows, groups, length, -1),
             None,
@@ -98,7 +92,7 @@ def short_rows(
     """What transformers calls for attention; what `ShortAttention` is not made for goes the usual way."""
     odd = settings.keys() - {"scaling", "dropout", "sliding_window", "position_ids", "is_causal", "use_cache"}
     given = {name for name in odd if settings[name] is not None}
-    square = attention_mask is not None and attention_mask.dtype == torch.bool and query.shape[2] == key.shape[2] <= SHORT_ROW
+    square = attention_mask is not None and query.shape[2] == key.shape[2] <= SHORT_ROW
     if not square or given or settings.get("dropout") or query.dtype != torch.float32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
@@ -122,6 +116,8 @@ def quicken(model: PreTrainedModel) -> None:
         AttentionInterface.register(SHORT, short_rows)
         AttentionMaskInterface.register(SHORT, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
         model.config._attn_implementation = SHORT
+        for module in model.modules():
+            quicken_attention(module, AGREE)
 
 
 @torch.no_grad()

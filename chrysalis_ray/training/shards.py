@@ -5,6 +5,8 @@ a variant costs about 1.5 times the core time that it costs with one. So the liv
 copy of the trunk's modules that shares every frozen tensor and looks at its own rows of the bank. Shards meet nowhere before
 a chunk ends: they need neither locks nor sums, and none waits for another at every step. Threads that are left over when
 few variants live go into the operations, if the base is wide enough for that to pay.
+
+What a shard computes it computes in passes of so many variants as `tokens_per_pass` hold (`passes.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
+from chrysalis_ray.training.passes import MOST_SHARDS, passes_of, variants_per_pass
 from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.sums import Gradients, Sums
 
-MOST_SHARDS = 4  # more threads than this wait for each other's Python more than they compute, on a base of a few million
 WIDE = 1024  # input features from which an operation is worth splitting over threads
 
 Item = TypeVar("Item")
@@ -42,15 +44,19 @@ def no_progress() -> None:
 class Shard:
     """Some of the live variants on the frozen base: a trunk to call, and the head. Its window says which rows they are.
 
-    With `buckets` each is computed as wide as its rank needs, else all as wide as the bank is.
+    With `buckets` each is computed as wide as its rank needs and passes may differ in length; else all are as wide as the bank
+    is, and all passes alike.
     """
 
-    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, buckets: bool) -> None:
+    def __init__(
+        self, trunk: nn.Module, head: Head, window: Window, engine: Engine, buckets: bool, tokens_per_pass: int | None = None
+    ) -> None:
         self.trunk = trunk
         self.head = head
         self.window = window
         self.engine = engine
         self.buckets = buckets
+        self.tokens_per_pass = tokens_per_pass
         self.layered: Gradients | None = None  # where gradients go to their owners layer by layer
         self.progress: Callable[[], None] = no_progress  # called after every pass
 
@@ -60,9 +66,13 @@ class Shard:
 
     def under(self, engine: Engine) -> Shard:
         """This shard with another engine."""
-        other = Shard(self.trunk, self.head, self.window, engine, self.buckets)
+        other = Shard(self.trunk, self.head, self.window, engine, self.buckets, self.tokens_per_pass)
         other.progress = self.progress
         return other
+
+    def passes(self, variants: int, lane: int) -> list[slice]:
+        """Which of so many variants of `lane` tokens each go through the base together, one pass after the other."""
+        return passes_of(variants, variants_per_pass(variants, lane, self.tokens_per_pass, even=not self.buckets))
 
     def show(self, rows: slice) -> None:
         """Compute these rows of the bank from now on."""
@@ -96,7 +106,16 @@ class Shard:
 class Shards:
     """All shards of a worker. `spread` deals the live rows out, `each` works on all parts at once."""
 
-    def __init__(self, trunk: nn.Module, head: Head, window: Window, engine: Engine, threads: int, lanes: str) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: Head,
+        window: Window,
+        engine: Engine,
+        threads: int,
+        lanes: str,
+        tokens_per_pass: int | None = None,
+    ) -> None:
         bank = window.bank
         lonely = engine.world == 1 and not engine.in_order  # threads would mix up collectives, and change shapes
         alone = engine.device.type == "cpu" and engine.copyable and lonely
@@ -105,10 +124,10 @@ class Shards:
             count = max(size for size in range(1, min(count, bank.slots) + 1) if bank.slots % size == 0)
         self.threads = threads
         self.buckets = lanes != "fixed"
-        self.all = [Shard(trunk, head, window, engine, self.buckets)]
+        self.all = [Shard(trunk, head, window, engine, self.buckets, tokens_per_pass)]
         for _ in range(1, count):
             own = Window(bank)
-            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets))
+            self.all.append(Shard(copy_sharing(trunk, window, own), head, own, engine, self.buckets, tokens_per_pass))
         self.live = self.all[:1]
         # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
         self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()

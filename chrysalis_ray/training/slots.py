@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chrysalis_ray.config.population import HyperBand, Pb2, Pbt, Population
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.duration import bodies_of, steps_of, turns_of
-from chrysalis_ray.training.footprint import has_room, slot_bytes, worker_memory
+from chrysalis_ray.training.footprint import has_room, held_tokens, lane_tokens, slot_bytes, worker_memory
 from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.measured import Measurement
 from chrysalis_ray.training.pace import Pace, guess_pace
+from chrysalis_ray.training.passes import LONG_ENOUGH, long_enough
 from chrysalis_ray.training.shapes import ModelShape
 
 # Packing is worth its name from this gain in time on; slots beyond it are taken only for another tenth.
@@ -24,11 +25,12 @@ SLOTS_UNKNOWN = 8
 
 def pace_of(loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape, measured: Measurement | None) -> Pace:
     """How fast a worker of this experiment is: as measured, else as guessed."""
+    held = loaded.body.tokens_per_pass
     if measured is not None:
-        return measured.pace
+        return replace(measured.pace, tokens_per_pass=held)
     adapter = adapter_parameters(shape, loaded.blueprint, largest_rank(loaded))
     length = loaded.blueprint.lanes.sequence_length
-    return guess_pace(shape, loaded.body, hardware, adapter, length, slot_bytes(shape, loaded))
+    return replace(guess_pace(shape, loaded.body, hardware, adapter, length, slot_bytes(shape, loaded)), tokens_per_pass=held)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,31 @@ class SlotChoice:
 
     slots: int
     why: str = ""
+
+
+def settle(
+    loaded: LoadedExperiment, hardware: Hardware, shape: ModelShape | None, measured: Measurement | None
+) -> tuple[LoadedExperiment, SlotChoice]:
+    """`loaded` with passes as long as pays and memory allows, and the slots of its body.
+
+    Passes are left as they are where somebody wrote how long they are, and where one holds all variants anyway.
+    """
+    if loaded.body.tokens_per_pass or shape is None or loaded.blueprint.lora.solo:
+        return loaded, choose_slots(loaded, hardware, shape, measured)
+    strict = loaded.body.virtual_workers is not None  # how many workers there are must not be felt
+    pace = pace_of(loaded, hardware, shape, measured)
+    tokens = LONG_ENOUGH if strict else long_enough(pace.ridge(loaded.blueprint.lanes.sequence_length), pace.kind)
+    held = loaded.with_body(tokens_per_pass=tokens)
+    choice = choose_slots(held, hardware, shape, measured)
+    slots = min(choice.slots, math.ceil(loaded.experiment.population.variants / bodies_of(loaded)))
+    while (
+        not strict
+        and tokens > lane_tokens(loaded)
+        and not has_room(held.body, worker_memory(shape, held, slots, measured), hardware)
+    ):
+        tokens //= 2
+        held = loaded.with_body(tokens_per_pass=tokens)
+    return (held if held_tokens(held, slots) < held_tokens(loaded, slots) else loaded), choice
 
 
 def choose_slots(

@@ -26,7 +26,7 @@ from chrysalis_ray.training.bank import ALIGNMENT, Bank, Target, Window
 from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head, HeadArithmetic, find_head, raw_logits
 from chrysalis_ray.training.lanes import MicroBatch
-from chrysalis_ray.training.loss import CHUNK, Labelled
+from chrysalis_ray.training.loss import Labelled, chunk_of
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.packed import find_targets
 from chrysalis_ray.training.past import Past
@@ -141,7 +141,7 @@ class SoloShard(Shard):
         if not any(parameter.requires_grad for parameter in self.head.parameters):
             return super().loss(hidden_ND, labelled)
         losses = [hidden_ND.new_zeros(0, dtype=self.window.bank.flat_SP.dtype)]
-        for part in labelled.chunks(CHUNK):
+        for part in labelled.chunks(chunk_of(self.head.weight)):
             rows, labels = hidden_ND[labelled.index_K[part]], labelled.labels_K[part]
             losses.append(checkpoint(_dense_losses, rows, labels, self.head, use_reentrant=False))
         losses_K = torch.cat(losses)

@@ -20,7 +20,7 @@ from torch import Tensor
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.training.apart import Apart
-from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, takes
+from chrysalis_ray.training.lanes import Feed, LaneStep, MicroBatch, Take, microbatch, microsteps, sequences, takes
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.optimizer import clip_slots, drop_frozen, slot_norms
 from chrysalis_ray.training.owners import share
@@ -131,7 +131,8 @@ def train_rows(
     """The steps of one shard; `seats` says who sits in each of its rows, None for a row that only keeps the shape.
 
     Every variant accumulates over its own step: the one whose step is complete is summed, clipped and moved alone. "fixed"
-    `lanes` compute all rows until the last variant is done, "compacted" ones leave out those at the end that are.
+    `lanes` compute all rows until the last variant is done, "compacted" ones leave out those at the end that are; a pass in
+    which nobody is left is not made.
     """
     if not any(seats):
         return [None for _ in seats]
@@ -141,16 +142,19 @@ def train_rows(
 
     for takes_N in _together(seats, tokens, rows_per_microstep):
         computed = len(seats) if lanes == "fixed" else 1 + max(row for row, take in enumerate(takes_N) if take)
-        shard.show(slice(rows.start, rows.start + computed))
+        passes = shard.passes(computed, sequences(rows_per_microstep, engine.whole) * tokens.sequence_length)
         taking = [(member, take) for member, take in zip(members, takes_N, strict=True) if member and take]
         sums.open([member for member, take in taking if take.opens])
         for place, rank in enumerate(engine.parts):
-            sums.expect([member for member, _ in taking])
-            batch = microbatch(takes_N[:computed], tokens, rows_per_microstep, rank, engine.whole, engine.device)
-            ledger.add(forward_backward(shard, batch), batch.labelled, place)
-            sums.keep(place)
+            for part in [part for part in passes if any(takes_N[part])]:
+                sums.expect([member for member, _ in taking if part.start <= member.row < part.stop])
+                shard.show(slice(rows.start + part.start, rows.start + part.stop))
+                batch = microbatch(takes_N[part], tokens, rows_per_microstep, rank, engine.whole, engine.device)
+                ledger.add(forward_backward(shard, batch), batch.labelled, place, part)
+                sums.keep(place)
         complete = [take.step if take and take.closes else None for take in takes_N]
         if any(complete):
+            shard.show(rows)
             sums.close([member for member, take in taking if take.closes])
             ledger.close(move(shard, seats, members, complete), complete)
 
@@ -263,10 +267,10 @@ class Ledger:
         self.norm_N = torch.zeros(live, dtype=torch.float64, device=device)
         self.labels = [0] * live
 
-    def add(self, losses_K: Tensor, labelled: Labelled, part: int) -> None:
-        """Sum the losses of a part of a micro-batch lane by lane; its lanes are the first rows."""
-        parts = losses_K.detach().to(torch.float64).split(labelled.counts)
-        self.loss_VN[part, : len(parts)] += torch.stack([part.sum() for part in parts])
+    def add(self, losses_K: Tensor, labelled: Labelled, part: int, rows: slice) -> None:
+        """Sum the losses of a part of a micro-batch lane by lane; its lanes are these rows."""
+        lanes = losses_K.detach().to(torch.float64).split(labelled.counts)
+        self.loss_VN[part, rows] += torch.stack([lane.sum() for lane in lanes])
 
     def close(self, norms_N: Tensor, complete: Sequence[LaneStep | None]) -> None:
         """End the steps that are complete."""

@@ -19,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.flash import KERNEL, document_bounds
 from chrysalis_ray.training.past import Past
+from chrysalis_ray.training.quick import SHORT
+from chrysalis_ray.training.rotary import SHORT_ROW, additive
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # how far a layer looks back, by family
 
@@ -53,6 +55,8 @@ class Trunk(nn.Module):
             mask, documents = None, document_bounds(position_ids_NT, self.model.config.num_attention_heads)
         else:
             mask = document_mask(position_ids_NT)
+        if kernel == SHORT and mask is not None and mask.shape[-1] <= SHORT_ROW:
+            mask = additive(mask, self.model.dtype)
         if kernel == "eager" and mask is not None:  # it adds its mask to the scores
             floor = torch.finfo(self.model.dtype).min
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, floor)

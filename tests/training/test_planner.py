@@ -112,7 +112,8 @@ def test_not_enough_main_memory_is_refused() -> None:
 
 def test_zero_shards_the_base_and_not_the_adapters() -> None:
     path = EXPERIMENTS / "two_nodes.yaml"
-    eight, sixteen = (plan(load_experiment(path, [f"body.workers={count}"]), CLUSTER).memory for count in (8, 16))
+    whole_lanes = "body.tokens_per_pass=1000000"
+    eight, sixteen = (plan(load_experiment(path, [f"body.workers={n}", whole_lanes]), CLUSTER).memory for n in (8, 16))
     whole = plan(load_experiment(path, ["body.zero_stage=0"]), CLUSTER).memory
     assert sixteen.base < eight.base < whole.base / 4  # type: ignore[union-attr]
     assert sixteen.bank == eight.bank == whole.bank  # type: ignore[union-attr]

@@ -120,13 +120,15 @@ def new_pack(
     recompute: bool = False,
     quantization: str = "none",
     gradients: str = "whole",
+    tokens_per_pass: int | None = None,
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     engine = engine or make_engine(0, "none", precision, "cpu")
     model = load_base(base, precision, quantization)
     if recompute:
         checkpoint_activations(model)
-    return Pack(model, targets, slots, rank, engine, lanes, dtype, threads, gradients)  # type: ignore[arg-type]
+    shape = {"lanes": lanes, "dtype": dtype, "threads": threads, "gradients": gradients, "tokens_per_pass": tokens_per_pass}
+    return Pack(model, targets, slots, rank, engine, **shape)  # type: ignore[arg-type]
 
 
 def fresh_adapter(pack: Pack, index: int) -> dict[str, torch.Tensor]:
