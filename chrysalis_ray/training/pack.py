@@ -268,11 +268,11 @@ class Pack:
     def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice], blend: Blend | None) -> int:
         """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, as a pass may hold."""
         most, lane = max(part.stop - part.start for part in parts), batch.labels.size
+        trained = self.shards.all[0].tokens_per_pass
+        held = trained and trained * SCORED_TOKENS
         if self.engine.device.type == "cpu" and self.lanes != "fixed" and self.engine.copyable:
-            return min(most, max(1, CACHED // lane))
-        held = self.shards.all[0].tokens_per_pass
-        even = self.lanes == "fixed" and blend is None
-        return variants_per_pass(most, lane, held and held * SCORED_TOKENS, even)
+            return variants_per_pass(most, lane, min(CACHED, held or CACHED))
+        return variants_per_pass(most, lane, held, even=self.lanes == "fixed" and blend is None)
 
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]
