@@ -36,8 +36,8 @@ from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import Genome, build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import decoded, hash_order
 from chrysalis_ray.genome.framing import read_text, write_text
-from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.scanning import scan
+from chrysalis_ray.genome.sources.git_source import read_git
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WHO = {"GIT_AUTHOR_NAME": "b", "GIT_AUTHOR_EMAIL": "b@b", "GIT_COMMITTER_NAME": "b", "GIT_COMMITTER_EMAIL": "b@b"}

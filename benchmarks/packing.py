@@ -29,12 +29,12 @@ from chrysalis_ray.config.blueprint import EmbeddedBase
 from chrysalis_ray.config.loading import load_blueprint
 from chrysalis_ray.config.resolve import BODY_FLOOR
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.lanes import MicroBatch, label
 from chrysalis_ray.training.optimizer import SlotOptimizer, clip_slots, slot_norms
-from chrysalis_ray.training.pace import guess_pace
 from chrysalis_ray.training.passes import long_enough
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.pace import guess_pace
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

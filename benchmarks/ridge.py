@@ -4,9 +4,9 @@
     python benchmarks/ridge.py --memory --processes --json
     python benchmarks/ridge.py --shapes qwen3-0.6b --device cuda --precision bf16 --json
 
-Every cell is a real optimizer step of both sides, taken in turns. The law of `training/pace.py` is fitted to the packed steps:
-below its ridge a step is mostly launch, which a pack pays once. With `--memory` both sides are weighed in processes of their
-own, with `--processes` N PEFT processes step at once. The plot is drawn into an SVG beside the JSON.
+Every cell is a real optimizer step of both sides, taken in turns. The law of `training/planning/pace.py` is fitted to the
+packed steps: below its ridge a step is mostly launch, which a pack pays once. With `--memory` both sides are weighed in
+processes of their own, with `--processes` N PEFT processes step at once. The plot is drawn into an SVG beside the JSON.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import torch
 from packing import Place, Shape
 
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.training.fitting import Scored, fit
-from chrysalis_ray.training.measured import Point
 from chrysalis_ray.training.passes import MOST_SHARDS
+from chrysalis_ray.training.planning.fitting import Scored, fit
+from chrysalis_ray.training.planning.measured import Point
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROW = 256  # tokens of a row; a lane of fewer tokens is one row

@@ -35,13 +35,13 @@ from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.core.records import Variant, read_json, write_json
 from chrysalis_ray.core.weave import Weave
-from chrysalis_ray.training.forecast import settle_plan
+from chrysalis_ray.training.planning.forecast import settle_plan
 
 if TYPE_CHECKING:
     from chrysalis_ray.body.manifest import Bodies
     from chrysalis_ray.genome.build import Genome
     from chrysalis_ray.population.branch import Branching
-    from chrysalis_ray.training.heats import Heat
+    from chrysalis_ray.training.planning.heats import Heat
 
 
 class Story(Protocol):
@@ -121,7 +121,7 @@ def check_outside(loaded: LoadedExperiment, address: str | None) -> None:
     from chrysalis_ray.body.cluster import check_address
     from chrysalis_ray.population.search import check_installed
     from chrysalis_ray.report.tracking import check_tracking
-    from chrysalis_ray.training.hardware import check_machine
+    from chrysalis_ray.training.planning.hardware import check_machine
 
     check_installed(loaded.experiment.population)
     for each in (loaded, *(candidate for _, candidate in loaded.candidates)):

@@ -61,8 +61,8 @@ def test_an_installed_package_finds_and_reads_them_away_from_the_checkout(built:
     code = (
         "from chrysalis_ray.config.loading import load_blueprint, shipped_blueprints as shipped\n"
         "print(*(load_blueprint(path).name for path in shipped().values()))\n"
-        "from chrysalis_ray.training.choice import choose, named_base\n"
-        "from chrysalis_ray.training.hardware import Hardware\n"
+        "from chrysalis_ray.training.planning.choice import choose, named_base\n"
+        "from chrysalis_ray.training.planning.hardware import Hardware\n"
         "print(choose(named_base('Qwen/Qwen3-1.7B'), Hardware(2, 1 << 34), variants=2).reasons[0])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}

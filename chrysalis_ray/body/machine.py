@@ -8,7 +8,7 @@ from typing import Any
 
 from chrysalis_ray.body.cluster import check_address, joined
 from chrysalis_ray.core.errors import BodyError
-from chrysalis_ray.training.hardware import Hardware
+from chrysalis_ray.training.planning.hardware import Hardware
 
 PATIENCE_SECONDS = 60.0  # for a process to start on every node and look around
 LOOKING: dict[str, Any] = {"num_cpus": 0, "max_retries": 1}

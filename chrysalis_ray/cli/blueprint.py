@@ -13,7 +13,7 @@ from chrysalis_ray.cli.outcome import print_json
 
 if TYPE_CHECKING:
     from chrysalis_ray.config.blueprint import Blueprint
-    from chrysalis_ray.training.hardware import Hardware
+    from chrysalis_ray.training.planning.hardware import Hardware
 
 USUAL_GPU_GIB = 80.0  # where --gpus asks for GPUs and there are none here
 
@@ -46,8 +46,8 @@ def show_blueprint(
 
 def _sizes(blueprint: Blueprint, path: Path) -> list[str]:
     from chrysalis_ray.config.resolve import located
-    from chrysalis_ray.training.alone import adapter_parameters
-    from chrysalis_ray.training.shapes import shape_of
+    from chrysalis_ray.training.planning.alone import adapter_parameters
+    from chrysalis_ray.training.planning.shapes import shape_of
 
     shape = shape_of(located(blueprint.base, path))
     if shape is None:
@@ -94,8 +94,8 @@ def choose_blueprint(
             raise typer.BadParameter("a probe trains on this machine, by the experiment's budget: leave the others out")
         _choose_by_probe(base, probe, runs, json)
         return
-    from chrysalis_ray.training.choice import choose, named_base
-    from chrysalis_ray.training.hardware import Hardware
+    from chrysalis_ray.training.planning.choice import choose, named_base
+    from chrysalis_ray.training.planning.hardware import Hardware
 
     machine = _machine(Hardware.local(), gpus, gpu_memory)
     chosen = choose(named_base(base), machine, variants=variants, tokens=tokens)
@@ -116,7 +116,7 @@ def _choose_by_probe(base: str, experiment: Path, runs: Path, as_json: bool) -> 
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.core.lock import sole_owner
     from chrysalis_ray.lifecycle import check_outside, decide_blueprint, library_output
-    from chrysalis_ray.training.choice import chooser, named_base
+    from chrysalis_ray.training.planning.choice import chooser, named_base
 
     told = ["blueprint=auto", f"base={dumps(named_base(base).model_dump(exclude_none=True))}"]
     name = f"{load_experiment(experiment, told, chooser()).experiment.name}-choice"

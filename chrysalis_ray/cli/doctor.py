@@ -63,7 +63,7 @@ def _software() -> Iterator[Finding]:
 
 
 def _hardware() -> Iterator[Finding]:
-    from chrysalis_ray.training.hardware import Hardware
+    from chrysalis_ray.training.planning.hardware import Hardware
 
     machine = Hardware.local()
     yield Finding("processors", "ok", f"{machine.cpus} CPU cores, {machine.memory / GIB:.1f} GiB of memory")

@@ -43,7 +43,7 @@ def build_genome(
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.core.lock import sole_owner
     from chrysalis_ray.genome.build import refresh_genome
-    from chrysalis_ray.training.choice import chooser
+    from chrysalis_ray.training.planning.choice import chooser
 
     loaded = load_experiment(experiment, set or [], chooser())
     folder = out.absolute()

@@ -48,9 +48,9 @@ def show_plan(
     to it. Imports neither torch nor, without an address, Ray."""
     from chrysalis_ray.body.machine import machine_at
     from chrysalis_ray.config.loading import load_experiment
-    from chrysalis_ray.training.choice import chooser
-    from chrysalis_ray.training.heats import with_probe
-    from chrysalis_ray.training.planner import plan as make_plan
+    from chrysalis_ray.training.planning.choice import chooser
+    from chrysalis_ray.training.planning.heats import with_probe
+    from chrysalis_ray.training.planning.planner import plan as make_plan
 
     hardware, cache = machine_at(address), CacheLayout(runs.absolute() / CACHE)
     loaded = load_experiment(experiment, overrides, chooser(runs, name, hardware))
@@ -59,7 +59,7 @@ def show_plan(
 
         loaded = decided(loaded, RunLayout((runs / (name or loaded.experiment.name)).absolute()))
     if measuring:
-        from chrysalis_ray.training.measure import measure
+        from chrysalis_ray.training.planning.measure import measure
 
         measure(loaded, hardware, cache, progress=lambda line: print(line, file=sys.stderr, flush=True))
     planned = with_probe(make_plan(loaded, hardware, cache), loaded, hardware, cache)

@@ -47,8 +47,8 @@ def run(
     from chrysalis_ray.cli.story import TerminalStory
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.lifecycle import grow
-    from chrysalis_ray.training.choice import chooser
-    from chrysalis_ray.training.forecast import came
+    from chrysalis_ray.training.planning.choice import chooser
+    from chrysalis_ray.training.planning.forecast import came
 
     loaded = load_experiment(experiment, set or [], chooser(runs, name, look=partial(machine_at, address)))
     root = runs / (loaded.experiment.name if name is None else name)

@@ -34,7 +34,7 @@ def validate(
 def _load(file: Path) -> str:
     """Load `file` as what its keys say it is, and return that word. Raises ConfigError."""
     from chrysalis_ray.config.loading import load_blueprint, load_experiment
-    from chrysalis_ray.training.choice import chooser
+    from chrysalis_ray.training.planning.choice import chooser
 
     if _is_blueprint(file):
         load_blueprint(file)

@@ -38,9 +38,7 @@ from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
 from chrysalis_ray.genome.denial import denier, joined_marks, kept_denials
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
-from chrysalis_ray.genome.fingerprints import fingerprints, remember, unchanged
 from chrysalis_ray.genome.licences import joined
-from chrysalis_ray.genome.readings import Readings
 from chrysalis_ray.genome.recipe import FORMAT, recipe_of, recipe_of_source
 from chrysalis_ray.genome.scan_cache import ScanCache
 from chrysalis_ray.genome.scanning import scan
@@ -56,7 +54,9 @@ from chrysalis_ray.genome.sealing import (
     shards_of,
     write_shard,
 )
-from chrysalis_ray.genome.sources import read_source
+from chrysalis_ray.genome.sources.fingerprints import fingerprints, remember, unchanged
+from chrysalis_ray.genome.sources.readings import Readings
+from chrysalis_ray.genome.sources.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
 from chrysalis_ray.genome.text_store import TextStore
 from chrysalis_ray.genome.tombstones import Tombstone, check_gone, check_left, standing, write_tombstones

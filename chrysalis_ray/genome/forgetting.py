@@ -17,7 +17,7 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.lock import sole_owner
 from chrysalis_ray.genome.build import Genome, content_of, write_genome
 from chrysalis_ray.genome.documents import PARTS, Document
-from chrysalis_ray.genome.git_source import name_of
+from chrysalis_ray.genome.sources.git_source import name_of
 from chrysalis_ray.genome.text_store import TextStore
 from chrysalis_ray.genome.tombstones import Tombstone, checked_date, united
 

@@ -7,7 +7,7 @@ from typing import Any
 from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
 from chrysalis_ray.core.records import sha256_of
 from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
-from chrysalis_ray.genome.python_text import python_identity
+from chrysalis_ray.genome.sources.python_text import python_identity
 from chrysalis_ray.genome.splits import VERSION as KINSHIP_VERSION
 
 FORMAT = 3

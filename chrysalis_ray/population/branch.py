@@ -32,7 +32,7 @@ from chrysalis_ray.core.shares import check_bounds
 from chrysalis_ray.population.mixes import Budget, counted_in_rows, epigenome_of
 from chrysalis_ray.population.sobol import sobol_point
 from chrysalis_ray.population.words import LEVEL, MIX
-from chrysalis_ray.training.planner import optimizer_steps
+from chrysalis_ray.training.planning.planner import optimizer_steps
 
 ROWS = "rows_per_step"  # of the search space, but no hyperparameter: it makes the steps that those speak of
 HYPERPARAMETERS = frozenset(SearchSpace.model_fields) - {ROWS}

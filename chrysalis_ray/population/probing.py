@@ -21,9 +21,9 @@ from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.evaluate.contest import BARE, Contest, Judged, decide
 from chrysalis_ray.evaluate.scores import SelectScores, read_select
 from chrysalis_ray.population.branch import read_branch
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.heats import Heat, heats_of, in_vain, question_of
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.heats import Heat, heats_of, in_vain, question_of
+from chrysalis_ray.training.planning.planner import plan
 
 Tell = Callable[[str, str], None]  # stage, sentence
 Rehearse = Callable[[Heat, RunLayout], None]

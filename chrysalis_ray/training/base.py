@@ -22,8 +22,8 @@ from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
 from chrysalis_ray.training.embedded import RECIPE, grow
 from chrysalis_ray.training.flash import chosen_kernel, is_supported
+from chrysalis_ray.training.planning.shapes import layers_of
 from chrysalis_ray.training.quantised import quantise
-from chrysalis_ray.training.shapes import layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,13 +30,13 @@ from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.tokens import TokenStore
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
-from chrysalis_ray.training.fitting import Scored, fit
-from chrysalis_ray.training.footprint import SCORED_ROWS, shared_out
-from chrysalis_ray.training.measured import Lane, Point
 from chrysalis_ray.training.measured_pack import make_pack, pretrain_seconds
 from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.passes import tokens_at_once
+from chrysalis_ray.training.planning.fitting import Scored, fit
+from chrysalis_ray.training.planning.footprint import SCORED_ROWS, shared_out
+from chrysalis_ray.training.planning.measured import Lane, Point
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import CompressedLinear
-from chrysalis_ray.training.hardware import check_quantisation
+from chrysalis_ray.training.planning.hardware import check_quantisation
 
 BLOCK = 64  # weights that share a scale in nf4
 

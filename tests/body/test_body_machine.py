@@ -11,7 +11,7 @@ import pytest
 
 from chrysalis_ray.body.machine import machine_at, together
 from chrysalis_ray.core.errors import BodyError
-from chrysalis_ray.training.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
 
 CPU_NODE = ({"CPU": 8.0, "memory": 1e9}, Hardware(cpus=16, memory=64 * GIB, processor="x"))
 BIG_CPU_NODE = ({"CPU": 32.0}, Hardware(cpus=32, memory=256 * GIB, processor="y"))

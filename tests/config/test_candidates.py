@@ -8,8 +8,8 @@ import pytest
 
 from chrysalis_ray.config.loading import experiment_schema, load_experiment
 from chrysalis_ray.core.errors import ConfigError
-from chrysalis_ray.training.choice import chooser
-from chrysalis_ray.training.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.choice import chooser
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 LAPTOP = Hardware(cpus=2, memory=16 * GIB)

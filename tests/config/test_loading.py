@@ -18,7 +18,7 @@ from chrysalis_ray.config.population import Fifo, LogUniform
 from chrysalis_ray.config.yaml_tree import YamlRefused, parse_tree
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.core.records import canonical_json
-from chrysalis_ray.training.choice import chooser
+from chrysalis_ray.training.planning.choice import chooser
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))

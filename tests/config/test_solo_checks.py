@@ -6,8 +6,8 @@ import pytest
 
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import ConfigError
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.planner import plan
 
 DORA = "blueprint.lora.use_dora=true"
 KIND = "blueprint.adapter={type: loha, rank: 4}"

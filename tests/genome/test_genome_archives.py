@@ -15,10 +15,10 @@ import pytest
 
 from chrysalis_ray.config.genome import ArchiveSource, PackagesSource
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
-from chrysalis_ray.genome import archives
-from chrysalis_ray.genome.archives import read_archive
-from chrysalis_ray.genome.fingerprints import _look
-from chrysalis_ray.genome.packages import read_packages
+from chrysalis_ray.genome.sources import archives
+from chrysalis_ray.genome.sources.archives import read_archive
+from chrysalis_ray.genome.sources.fingerprints import _look
+from chrysalis_ray.genome.sources.packages import read_packages
 
 
 def text(number):

@@ -12,8 +12,8 @@ from chrysalis_ray.config.genome import GitSource, refused_url
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
-from chrysalis_ray.genome.git_objects import ObjectReader, fetch, tree_entries, tree_of_commit
-from chrysalis_ray.genome.git_source import read_git
+from chrysalis_ray.genome.sources.git_objects import ObjectReader, fetch, tree_entries, tree_of_commit
+from chrysalis_ray.genome.sources.git_source import read_git
 
 # Ids of the repository below, made with git 2.39.5. Whatever machine makes it again, they must come out.
 FIRST = "6bb7ea4abc949e8bc5c9a90623db8d1f2b67a805"
@@ -374,7 +374,7 @@ def test_a_tree_with_a_name_that_is_none_is_refused(tmp_path, name):
 
 
 def test_a_tree_that_holds_itself_a_thousandfold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("chrysalis_ray.genome.git_objects.MAX_ENTRIES", 500)
+    monkeypatch.setattr("chrysalis_ray.genome.sources.git_objects.MAX_ENTRIES", 500)
     git(tmp_path, "init", "--quiet", "--bare", "larva.git")
     store = tmp_path / "larva.git"
     inner, mode = git(store, "hash-object", "-w", "--stdin"), b"100644"

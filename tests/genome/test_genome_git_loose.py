@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chrysalis_ray.core.errors import GenomeCorrupt
-from chrysalis_ray.genome.git_loose import HEADER_BYTES, LooseObjects, object_folders, unpacked
-from chrysalis_ray.genome.git_objects import ObjectReader
+from chrysalis_ray.genome.sources.git_loose import HEADER_BYTES, LooseObjects, object_folders, unpacked
+from chrysalis_ray.genome.sources.git_objects import ObjectReader
 from tests.genome.test_genome_git import git, words
 
 MOST = 100_000
@@ -79,7 +79,7 @@ def test_a_file_that_unpacks_to_a_thousandfold_is_left_off_early(monkeypatch):
         def __getattr__(self, name):
             return getattr(self._real, name)
 
-    monkeypatch.setattr("chrysalis_ray.genome.git_loose.zlib.decompressobj", Counting)
+    monkeypatch.setattr("chrysalis_ray.genome.sources.git_loose.zlib.decompressobj", Counting)
     assert unpacked(bomb, "0" * 40, 10) is None
     assert lengths == [10 + HEADER_BYTES]
 

@@ -15,8 +15,8 @@ from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.build import build_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.forgetting import of_source
 from chrysalis_ray.genome.framing import read_text, write_text
-from chrysalis_ray.genome.history import read_history
-from chrysalis_ray.genome.sources import read_source
+from chrysalis_ray.genome.sources.history import read_history
+from chrysalis_ray.genome.sources.sources import read_source
 from chrysalis_ray.population.mixes import heard_domains
 
 COUNT = 12

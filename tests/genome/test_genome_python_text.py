@@ -10,9 +10,9 @@ import pytest
 
 from chrysalis_ray.config.experiment import PYTHON_DOMAINS, PythonSource
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome import python_text
 from chrysalis_ray.genome.documents import pieces
-from chrysalis_ray.genome.python_text import comments_of, library_files, library_root, read_python
+from chrysalis_ray.genome.sources import python_text
+from chrysalis_ray.genome.sources.python_text import comments_of, library_files, library_root, read_python
 
 
 def read(domain: str, megabytes: float = 0.05) -> list:
@@ -33,7 +33,7 @@ def test_reading_does_not_depend_on_the_hash_seed():
     program = (
         "import hashlib, sys; from collections import Counter;"
         "from chrysalis_ray.config.experiment import PythonSource;"
-        "from chrysalis_ray.genome.python_text import read_python;"
+        "from chrysalis_ray.genome.sources.python_text import read_python;"
         "source = PythonSource(type='python', domains=('bytecode', 'api_docs', 'docstrings'), max_megabytes=0.03);"
         "print(hashlib.sha256(repr([(d.path, d.doc_id) for d in read_python(source, Counter())]).encode()).hexdigest())"
     )

@@ -11,7 +11,7 @@ from chrysalis_ray.config.records import WANTED, HubRecord
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.build import build_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
-from chrysalis_ray.genome.hub_records import as_prose
+from chrysalis_ray.genome.sources.hub_records import as_prose
 
 PLANTS = ["larch", "beech", "alder", "rowan", "maple", "birch", "hazel", "cedar", "olive", "peach", "plum", "quince"]
 

@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.genome import readings, scan_cache, scanning, splits
+from chrysalis_ray.genome import scan_cache, scanning, splits
 from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS, SPLITS, Document, decoded, make_document
 from chrysalis_ray.genome.marks import SECRETS, addressed, addresses_in, marks_of, secrets_in, suspicious
 from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.similarity import BINS, sketch
+from chrysalis_ray.genome.sources import readings
 from tests.genome.test_genome_marks import TOKENS
 
 ALL_BITS = 2**64 - 1

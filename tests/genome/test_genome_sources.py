@@ -16,12 +16,12 @@ from test_genome_git import git, words
 from chrysalis_ray.config.experiment import FolderSource, GenomeSpec
 from chrysalis_ray.config.genome import ArchiveSource, GitSource
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome.archives import read_archive
 from chrysalis_ray.genome.build import build_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
-from chrysalis_ray.genome.fingerprints import fingerprints
-from chrysalis_ray.genome.git_source import read_git
-from chrysalis_ray.genome.sources import read_folder
+from chrysalis_ray.genome.sources.archives import read_archive
+from chrysalis_ray.genome.sources.fingerprints import fingerprints
+from chrysalis_ray.genome.sources.git_source import read_git
+from chrysalis_ray.genome.sources.sources import read_folder
 from chrysalis_ray.genome.tombstones import FILE
 
 # every sort of text that a byte can go wrong in

@@ -11,8 +11,8 @@ from chrysalis_ray.config.genome import GitSource
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.forgetting import of_source
-from chrysalis_ray.genome.git_source import read_git
-from chrysalis_ray.genome.git_submodules import DEEPEST, _followed_url
+from chrysalis_ray.genome.sources.git_source import read_git
+from chrysalis_ray.genome.sources.git_submodules import DEEPEST, _followed_url
 
 
 def store(folder, content):
@@ -266,7 +266,7 @@ def test_recursion_that_does_not_end_soon_is_refused(tmp_path):
 
 def test_a_bomb_of_submodules_is_refused(tmp_path, monkeypatch):
     """Two of the next level in each: 2^levels of them cost their author nothing."""
-    monkeypatch.setattr("chrysalis_ray.genome.git_source.MOST", 5)
+    monkeypatch.setattr("chrysalis_ray.genome.sources.git_source.MOST", 5)
     below = make(tmp_path / "b0", {"a.py": words(1)})
     for depth in range(1, 4):
         links = [("x", f"../b{depth - 1}", below), ("y", f"../b{depth - 1}", below)]

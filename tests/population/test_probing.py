@@ -14,9 +14,9 @@ from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.population.branch import Branching, branch_population, write_branch
 from chrysalis_ray.population.probing import decided, hold_probe
-from chrysalis_ray.training.choice import chooser
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.heats import Heat
+from chrysalis_ray.training.planning.choice import chooser
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.heats import Heat
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = Hardware(cpus=2, memory=16 * GIB)

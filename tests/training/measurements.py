@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chrysalis_ray.config.resolve import LoadedExperiment
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.measured import Holding, Lane, Measurement, Point, question_of
-from chrysalis_ray.training.pace import Pace
-from chrysalis_ray.training.shapes import shape_of
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.measured import Holding, Lane, Measurement, Point, question_of
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.shapes import shape_of
 
 LAPTOP = Hardware(cpus=2, memory=16 * GIB, processor="Test")
 

@@ -21,13 +21,13 @@ from chrysalis_ray.config.writing import blueprint_text
 from chrysalis_ray.core.errors import ConfigError, ModelError, RunError
 from chrysalis_ray.core.layout import CACHE, CacheLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training import choice, rules
-from chrysalis_ray.training.choice import choose, chooser
-from chrysalis_ray.training.forecast import settle_plan
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.planner import plan
-from chrysalis_ray.training.rules import FEWEST_STEPS, RULES, Rule
-from chrysalis_ray.training.shapes import KNOWN, shape_of
+from chrysalis_ray.training.planning import choice, rules
+from chrysalis_ray.training.planning.choice import choose, chooser
+from chrysalis_ray.training.planning.forecast import settle_plan
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.planner import plan
+from chrysalis_ray.training.planning.rules import FEWEST_STEPS, RULES, Rule
+from chrysalis_ray.training.planning.shapes import KNOWN, shape_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = Hardware(cpus=2, memory=16 * GIB)

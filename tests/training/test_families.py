@@ -26,8 +26,8 @@ from chrysalis_ray.training.base import inspect_folder, load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.lanes import Feed
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.planning.shapes import read_shape
 from chrysalis_ray.training.schedules import learning_rate_at
-from chrysalis_ray.training.shapes import read_shape
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import checkpoint_activations
 

@@ -13,12 +13,12 @@ from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CACHE, CacheLayout, RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.forecast import came, expected, said_and_came, settle_plan
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import keep_measurement
 from chrysalis_ray.training.memory import descendants, peak_memory, resident_memory
-from chrysalis_ray.training.pace import Pace
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.forecast import came, expected, said_and_came, settle_plan
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import keep_measurement
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.planner import plan
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 

@@ -9,10 +9,10 @@ import pytest
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.population.branch import Branching, bank_rank, blueprint_hyperparameters, branch_population
-from chrysalis_ray.training.choice import chooser
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.heats import heats_of, question_of, with_probe
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.choice import chooser
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.heats import heats_of, question_of, with_probe
+from chrysalis_ray.training.planning.planner import plan
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = Hardware(cpus=2, memory=16 * GIB)

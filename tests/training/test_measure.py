@@ -21,15 +21,15 @@ from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import ConfigError, ModelError
 from chrysalis_ray.core.layout import CacheLayout
-from chrysalis_ray.training.duration import survivors, turns_of
-from chrysalis_ray.training.fitting import Scored, fit
-from chrysalis_ray.training.footprint import RAY_IN_A_WORKER, worker_memory
-from chrysalis_ray.training.hardware import GIB, Hardware, check_compiler
-from chrysalis_ray.training.measure import measure
-from chrysalis_ray.training.measured import Holding, Lane, Point, find_measurement, keep_measurement
-from chrysalis_ray.training.pace import Pace
-from chrysalis_ray.training.planner import allowed_slots, plan
-from chrysalis_ray.training.shapes import KNOWN, ModelShape, read_shape, shape_of
+from chrysalis_ray.training.planning.duration import survivors, turns_of
+from chrysalis_ray.training.planning.fitting import Scored, fit
+from chrysalis_ray.training.planning.footprint import RAY_IN_A_WORKER, worker_memory
+from chrysalis_ray.training.planning.hardware import GIB, Hardware, check_compiler
+from chrysalis_ray.training.planning.measure import measure
+from chrysalis_ray.training.planning.measured import Holding, Lane, Point, find_measurement, keep_measurement
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.planner import allowed_slots, plan
+from chrysalis_ray.training.planning.shapes import KNOWN, ModelShape, read_shape, shape_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"

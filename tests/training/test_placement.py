@@ -16,12 +16,12 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import ConfigError, RunError
 from chrysalis_ray.core.layout import CACHE, CacheLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.forecast import settle_plan
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.measured import keep_measurement
-from chrysalis_ray.training.pace import Pace
-from chrysalis_ray.training.plan import Plan
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.forecast import settle_plan
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.measured import keep_measurement
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.plan import Plan
+from chrysalis_ray.training.planning.planner import plan
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"

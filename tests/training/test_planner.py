@@ -13,10 +13,10 @@ from chrysalis_ray.config.blueprint import EmbeddedBase, PretrainedBase
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.config.resolve import BODY_FLOOR
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.training.choice import chooser
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.planner import optimizer_steps, plan
-from chrysalis_ray.training.shapes import KNOWN, read_shape, shape_of
+from chrysalis_ray.training.planning.choice import chooser
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.planner import optimizer_steps, plan
+from chrysalis_ray.training.planning.shapes import KNOWN, read_shape, shape_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LAPTOP = Hardware(cpus=2, memory=16 * GIB)
@@ -221,7 +221,7 @@ def test_the_body_of_the_floor_is_the_morphology_of_the_floor() -> None:
 
 def test_planning_imports_neither_torch_nor_ray() -> None:
     code = (
-        "import sys; import chrysalis_ray.training.planner, chrysalis_ray.config.loading;"
+        "import sys; import chrysalis_ray.training.planning.planner, chrysalis_ray.config.loading;"
         "print([name for name in ('torch', 'ray', 'numpy', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -20,12 +20,12 @@ from chrysalis_ray.core.records import Variant
 from chrysalis_ray.seed.adapter import read_adapter
 from chrysalis_ray.seed.solo import quiet, read_solo
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
-from chrysalis_ray.training.alone import adapter_parameters
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine
 from chrysalis_ray.training.lanes import Feed
+from chrysalis_ray.training.planning.alone import adapter_parameters
+from chrysalis_ray.training.planning.shapes import read_shape
 from chrysalis_ray.training.schedules import learning_rate_at
-from chrysalis_ray.training.shapes import read_shape
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import train_chunk
 

@@ -11,8 +11,8 @@ from training_texts import TextTokens, distance, new_pack, place_fresh, same, va
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.compiled import compile_layers
-from chrysalis_ray.training.hardware import check_compiler
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.planning.hardware import check_compiler
 from chrysalis_ray.training.step import train_chunk
 
 ALL = range(3)

@@ -20,14 +20,14 @@ from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.core.errors import ConfigError, RunError
 from chrysalis_ray.core.layout import CACHE, CacheLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.fitting import Scored, fit
-from chrysalis_ray.training.forecast import settle_plan
-from chrysalis_ray.training.hardware import GIB
-from chrysalis_ray.training.measured import Point, keep_measurement
-from chrysalis_ray.training.pace import Pace
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.passes import LONG_ENOUGH, logits_chunk, passes_of, tokens_at_once, variants_per_pass
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.fitting import Scored, fit
+from chrysalis_ray.training.planning.forecast import settle_plan
+from chrysalis_ray.training.planning.hardware import GIB
+from chrysalis_ray.training.planning.measured import Point, keep_measurement
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.planner import plan
 from chrysalis_ray.training.step import train_chunk
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"

@@ -15,10 +15,10 @@ from transformers import Qwen3Config
 
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import linear_shape
-from chrysalis_ray.training import hardware
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
+from chrysalis_ray.training.planning import hardware
 from chrysalis_ray.training.quantised import Int8Linear, QuantisedLinear, quantise
 from chrysalis_ray.training.step import train_chunk
 

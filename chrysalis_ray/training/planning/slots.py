@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from chrysalis_ray.config.population import HyperBand, Pb2, Pbt, Population
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
-from chrysalis_ray.training.alone import adapter_parameters
-from chrysalis_ray.training.duration import bodies_of, steps_of, turns_of
-from chrysalis_ray.training.footprint import has_room, held_tokens, lane_tokens, slot_bytes, worker_memory
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import Measurement
-from chrysalis_ray.training.pace import Pace, guess_pace
 from chrysalis_ray.training.passes import LONG_ENOUGH, long_enough
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.alone import adapter_parameters
+from chrysalis_ray.training.planning.duration import bodies_of, steps_of, turns_of
+from chrysalis_ray.training.planning.footprint import has_room, held_tokens, lane_tokens, slot_bytes, worker_memory
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import Measurement
+from chrysalis_ray.training.planning.pace import Pace, guess_pace
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 # Packing is worth its name from this gain in time on; slots beyond it are taken only for another tenth.
 WORTHWHILE = 1.1

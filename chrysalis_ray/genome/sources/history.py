@@ -12,8 +12,8 @@ from typing import Any
 from chrysalis_ray.config.genome import HistorySource, is_object_id
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.documents import Document, capped
-from chrysalis_ray.genome.git_objects import time_of_commit
-from chrysalis_ray.genome.git_source import opened, read_commit
+from chrysalis_ray.genome.sources.git_objects import time_of_commit
+from chrysalis_ray.genome.sources.git_source import opened, read_commit
 
 
 def read_history(source: HistorySource, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> Iterator[Document]:

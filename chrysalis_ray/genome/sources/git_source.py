@@ -14,8 +14,10 @@ from typing import Any
 from chrysalis_ray.config.genome import GitSource, is_object_id, is_remote
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
-from chrysalis_ray.genome.git_local import obtain
-from chrysalis_ray.genome.git_objects import (
+from chrysalis_ray.genome.globs import domain_of
+from chrysalis_ray.genome.licences import LICENCE_BYTES, Licensing, is_licence_file, licensing
+from chrysalis_ray.genome.sources.git_local import obtain
+from chrysalis_ray.genome.sources.git_objects import (
     LINK,
     SUBMODULE,
     ObjectReader,
@@ -24,9 +26,7 @@ from chrysalis_ray.genome.git_objects import (
     tree_entries,
     tree_of_commit,
 )
-from chrysalis_ray.genome.git_submodules import DEEPEST, MOST, REMEDY, Submodule, submodules_of
-from chrysalis_ray.genome.globs import domain_of
-from chrysalis_ray.genome.licences import LICENCE_BYTES, Licensing, is_licence_file, licensing
+from chrysalis_ray.genome.sources.git_submodules import DEEPEST, MOST, REMEDY, Submodule, submodules_of
 
 MAX_DOCUMENT_BYTES = 32 * 2**20
 

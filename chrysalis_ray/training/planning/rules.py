@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chrysalis_ray.config.blueprint import Blueprint
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 SMALL = 2e9  # a base with fewer parameters gets a selected genome
 RANKS = (8, 16, 32, 64)

@@ -17,13 +17,13 @@ from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.population_checks import rows_at_once
 from chrysalis_ray.config.resolve import BODY_FLOOR, LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
-from chrysalis_ray.training.duration import bodies_of, steps_of, time_of, turns_of
-from chrysalis_ray.training.footprint import USABLE, admit, worker_memory
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import Measurement, find_measurement
-from chrysalis_ray.training.plan import Memory, gib
-from chrysalis_ray.training.shapes import ModelShape
-from chrysalis_ray.training.slots import WORTHWHILE, pace_of, settle
+from chrysalis_ray.training.planning.duration import bodies_of, steps_of, time_of, turns_of
+from chrysalis_ray.training.planning.footprint import USABLE, admit, worker_memory
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import Measurement, find_measurement
+from chrysalis_ray.training.planning.plan import Memory, gib
+from chrysalis_ray.training.planning.shapes import ModelShape
+from chrysalis_ray.training.planning.slots import WORTHWHILE, pace_of, settle
 
 
 @dataclass(frozen=True)

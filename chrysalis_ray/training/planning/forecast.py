@@ -17,9 +17,9 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import CacheLayout, RunLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.plan import clock, gib
-from chrysalis_ray.training.planner import plan
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.plan import clock, gib
+from chrysalis_ray.training.planning.planner import plan
 
 
 def settle_plan(

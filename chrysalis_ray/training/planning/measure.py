@@ -23,14 +23,14 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import ModelError, error_line
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, write_json
-from chrysalis_ray.training.footprint import USABLE
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import FORMAT, Measurement, keep_measurement, question_of
 from chrysalis_ray.training.passes import threads_of
-from chrysalis_ray.training.placement import place
-from chrysalis_ray.training.planner import allowed_slots, with_largest_steps
-from chrysalis_ray.training.shapes import ModelShape, config_of, shape_of
-from chrysalis_ray.training.slots import settle
+from chrysalis_ray.training.planning.footprint import USABLE
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import FORMAT, Measurement, keep_measurement, question_of
+from chrysalis_ray.training.planning.placement import place
+from chrysalis_ray.training.planning.planner import allowed_slots, with_largest_steps
+from chrysalis_ray.training.planning.shapes import ModelShape, config_of, shape_of
+from chrysalis_ray.training.planning.slots import settle
 
 OUT_OF_MEMORY = 86  # exit code of a process that ran out of memory and says so
 KILLED = -9  # what the system does to a process when memory is gone

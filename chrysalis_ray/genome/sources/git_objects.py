@@ -25,7 +25,7 @@ from typing import IO, Self
 from chrysalis_ray.config.genome import PROTOCOLS
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.redaction import redact_text
-from chrysalis_ray.genome.git_loose import LooseObjects, object_folders
+from chrysalis_ray.genome.sources.git_loose import LooseObjects, object_folders
 
 NEUTRAL = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",

@@ -25,7 +25,7 @@ from chrysalis_ray.core.records import canonical_json, sha256_of, write_bytes
 from chrysalis_ray.genome.columns import strings
 from chrysalis_ray.genome.documents import Document
 from chrysalis_ray.genome.sealing import check_shards, read_shard
-from chrysalis_ray.genome.sources import read_source
+from chrysalis_ray.genome.sources.sources import read_source
 
 VERSION = 1  # of how sources are read: raise it when the same bytes give other documents
 FIELDS = ("doc_id", "path", "source_key", "domain", "licence", "encoding", "evidence")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from chrysalis_ray.config.blueprint import BodyPatch
-from chrysalis_ray.training.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeS
 from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, RecordsSource, is_object_id
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
 from chrysalis_ray.genome.documents import shown_path
-from chrysalis_ray.genome.git_objects import resolve
-from chrysalis_ray.genome.git_source import located_url
-from chrysalis_ray.genome.packages import installed_files
-from chrysalis_ray.genome.python_text import python_identity
-from chrysalis_ray.genome.sources import located, matching_files
+from chrysalis_ray.genome.sources.git_objects import resolve
+from chrysalis_ray.genome.sources.git_source import located_url
+from chrysalis_ray.genome.sources.packages import installed_files
+from chrysalis_ray.genome.sources.python_text import python_identity
+from chrysalis_ray.genome.sources.sources import located, matching_files
 
 STATE = "state.json"
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome.git_objects import fetch, git, make_store
+from chrysalis_ray.genome.sources.git_objects import fetch, git, make_store
 
 FILE_BYTES = 4096  # of a `.git` file and of `commondir`
 

@@ -19,10 +19,10 @@ from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, write_json
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.pace import Pace
 from chrysalis_ray.training.passes import threads_of
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 FORMAT = 1
 LIBRARIES = ("torch", "transformers", "deepspeed")

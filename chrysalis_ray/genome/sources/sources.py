@@ -19,16 +19,16 @@ from typing import Any
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
 from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, PackedSource, RecordsSource
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome.archives import read_archive
 from chrysalis_ray.genome.chat import conversation_text
 from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document, shown_path
-from chrysalis_ray.genome.git_source import read_git
 from chrysalis_ray.genome.globs import matches
-from chrysalis_ray.genome.history import read_history
-from chrysalis_ray.genome.hub_records import read_records
 from chrysalis_ray.genome.licences import tagged
-from chrysalis_ray.genome.packages import read_packages
-from chrysalis_ray.genome.python_text import read_python
+from chrysalis_ray.genome.sources.archives import read_archive
+from chrysalis_ray.genome.sources.git_source import read_git
+from chrysalis_ray.genome.sources.history import read_history
+from chrysalis_ray.genome.sources.hub_records import read_records
+from chrysalis_ray.genome.sources.packages import read_packages
+from chrysalis_ray.genome.sources.python_text import read_python
 
 DATA_FILES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 SKIPPED_FOLDERS = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".ipynb_checkpoints"})

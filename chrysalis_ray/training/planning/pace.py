@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from chrysalis_ray.config.blueprint import BodyPatch
-from chrysalis_ray.training.hardware import Hardware
 from chrysalis_ray.training.passes import passes_of, threads_of, variants_per_pass
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 # Effective FLOP/s of small fp32 matrix products per CPU thread, and seconds per layer and micro-step lost on dispatch.
 CPU_FLOPS_PER_THREAD, CPU_LAYER_SECONDS = 25e9, 2e-3

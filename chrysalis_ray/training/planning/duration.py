@@ -16,11 +16,11 @@ from chrysalis_ray.config.checks import domains_of
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.population import Asha
 from chrysalis_ray.config.resolve import LoadedExperiment
-from chrysalis_ray.training.footprint import lane_tokens
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import Measurement
-from chrysalis_ray.training.pace import Pace
-from chrysalis_ray.training.plan import Time
+from chrysalis_ray.training.planning.footprint import lane_tokens
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import Measurement
+from chrysalis_ray.training.planning.pace import Pace
+from chrysalis_ray.training.planning.plan import Time
 
 # Between two turns: omega, the trials and the scheduler take their decisions.
 TURN_SECONDS = 0.07

@@ -9,7 +9,7 @@ from typing import Any
 
 from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Blueprint, Lora
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 # What the backward pass keeps of a token, in units of a packed variant: counted from autograd's saved tensors, on a Qwen3 in
 # fp32 (24.2 and 10.7 KiB per layer where a pack keeps 8.2). On a bf16 base peft keeps a copy in fp32 of whatever A reads.

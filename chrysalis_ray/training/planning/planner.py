@@ -16,16 +16,16 @@ from chrysalis_ray.config.population import LevelMixes, Population
 from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
-from chrysalis_ray.training.alone import adapter_parameters
-from chrysalis_ray.training.duration import bodies_of, optimizer_steps, steps_of, time_of, turns_of
-from chrysalis_ray.training.footprint import admit, held_tokens, lane_tokens, worker_memory
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.measured import Measurement, find_measurement, lane_of
-from chrysalis_ray.training.pace import assumption_of
-from chrysalis_ray.training.placement import place
-from chrysalis_ray.training.plan import Plan, Time
-from chrysalis_ray.training.shapes import ModelShape, shape_of
-from chrysalis_ray.training.slots import WORTHWHILE, SlotChoice, allowed_slots, pace_of, settle
+from chrysalis_ray.training.planning.alone import adapter_parameters
+from chrysalis_ray.training.planning.duration import bodies_of, optimizer_steps, steps_of, time_of, turns_of
+from chrysalis_ray.training.planning.footprint import admit, held_tokens, lane_tokens, worker_memory
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.measured import Measurement, find_measurement, lane_of
+from chrysalis_ray.training.planning.pace import assumption_of
+from chrysalis_ray.training.planning.placement import place
+from chrysalis_ray.training.planning.plan import Plan, Time
+from chrysalis_ray.training.planning.shapes import ModelShape, shape_of
+from chrysalis_ray.training.planning.slots import WORTHWHILE, SlotChoice, allowed_slots, pace_of, settle
 
 __all__ = ["allowed_slots", "optimizer_steps", "plan", "with_largest_steps"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from chrysalis_ray.config.blueprint import Base, EmbeddedBase, PretrainedBase
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.training.decoders import DECODERS, LLAMA, SYNONYMS, UNSAID, Decoder, size_of
+from chrysalis_ray.training.planning.decoders import DECODERS, LLAMA, SYNONYMS, UNSAID, Decoder, size_of
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from chrysalis_ray.training.measured import Point
-from chrysalis_ray.training.pace import Pace
+from chrysalis_ray.training.planning.measured import Point
+from chrysalis_ray.training.planning.pace import Pace
 
 
 @dataclass(frozen=True)

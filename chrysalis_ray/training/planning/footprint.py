@@ -11,12 +11,12 @@ from chrysalis_ray.config.blueprint import BodyPatch
 from chrysalis_ray.config.population_checks import largest_rank
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.records import MOMENTS
-from chrysalis_ray.training.alone import adapter_parameters, held_beside, kept_activations
-from chrysalis_ray.training.hardware import GIB, Hardware
-from chrysalis_ray.training.measured import Measurement
 from chrysalis_ray.training.passes import logits_chunk, shards_of, tokens_at_once
-from chrysalis_ray.training.plan import Memory, gib
-from chrysalis_ray.training.shapes import ModelShape
+from chrysalis_ray.training.planning.alone import adapter_parameters, held_beside, kept_activations
+from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.measured import Measurement
+from chrysalis_ray.training.planning.plan import Memory, gib
+from chrysalis_ray.training.planning.shapes import ModelShape
 
 # Bytes per LoRA parameter and slot: fp32 weight and gradient, and what each moment of the optimizer adds.
 BANK_BYTES, MOMENT_BYTES = 8, 4

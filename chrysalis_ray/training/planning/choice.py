@@ -21,10 +21,10 @@ from chrysalis_ray.config.writing import blueprint_text
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import RunLayout, is_run_name
 from chrysalis_ray.core.records import read_json, sha256_of
-from chrysalis_ray.training.duration import megabytes_of
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.rules import RULES, SHORTEST_ROW, Facts, Recipe
-from chrysalis_ray.training.shapes import ModelShape, read_shape, shape_of
+from chrysalis_ray.training.planning.duration import megabytes_of
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.rules import RULES, SHORTEST_ROW, Facts, Recipe
+from chrysalis_ray.training.planning.shapes import ModelShape, read_shape, shape_of
 
 
 def chooser(

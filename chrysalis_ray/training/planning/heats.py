@@ -25,10 +25,10 @@ from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import sha256_of
-from chrysalis_ray.training.hardware import Hardware
-from chrysalis_ray.training.plan import Plan, clock
-from chrysalis_ray.training.planner import plan
-from chrysalis_ray.training.shapes import shape_of
+from chrysalis_ray.training.planning.hardware import Hardware
+from chrysalis_ray.training.planning.plan import Plan, clock
+from chrysalis_ray.training.planning.planner import plan
+from chrysalis_ray.training.planning.shapes import shape_of
 
 REPORTS = 4  # of a candidate: what a killed probe loses at most is a quarter
 MIX = "mean"
