@@ -109,6 +109,7 @@ def _next_tokens(shard: Shard, lines: _Lines) -> Tensor:
     with torch.no_grad(), shard.engine.gather(shard.head.parameters):
         next_N = shard.head.logits(hidden_ND).argmax(-1)
     lines.ids_NT = next_N[:, None]
+    shard.progress()  # a long answer is no silence
     return next_N.cpu()
 
 

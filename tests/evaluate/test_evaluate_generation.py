@@ -178,3 +178,12 @@ def test_a_conversation_is_asked_with_the_chat_template(tiny_base, tmp_path):
     assert reader.decode(row.ids[row.start :]) == " yes"
     with pytest.raises(ModelError, match="chat template"):
         questions_of(Reader(tiny_base), [probe], 256)
+
+
+def test_writing_is_no_silence(tiny_base, folders):
+    """A body that writes for an hour gives a sign after every token, or it would be taken for dead."""
+    pack, signs = pack_of(tiny_base), []
+    for shard in pack.shards.all:
+        shard.progress = lambda: signs.append(1)
+    ask_candidates(pack, questions(tiny_base), [Candidate("first", folders[0])], Path, Reader(tiny_base).decode)
+    assert len(signs) >= max(MOST)
