@@ -198,7 +198,7 @@ def _unsharded(loaded: LoadedExperiment) -> str | None:
     body = loaded.body
     if body.workers == 1 and "workers" not in loaded.open:
         return "workers is 1"
-    if loaded.blueprint.lora.solo:
+    if loaded.blueprint.worn.solo:
         return "a variant that trains alone has one owner"
     if body.virtual_workers:
         return "virtual workers keep theirs apart until all can be added in order"
