@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from chrysalis_ray.core.errors import ConfigError
 
 Load = Callable[[Path, Sequence[str]], LoadedExperiment]
 _ALTERNATIVES = ("learning_rates", "ranks")
+MOST_RANK = 1024
 
 
 def with_candidates(loaded: LoadedExperiment, root: Node, load: Load) -> tuple[LoadedExperiment, list[str]]:
@@ -83,15 +85,13 @@ def _alternatives(own: LoadedExperiment, probe: BlueprintProbe) -> Iterator[tupl
             rate = (
                 float(f"{blueprint.optimizer.learning_rate * factor:.3g}") if factor != 1 else blueprint.optimizer.learning_rate
             )
-            rank = max(round(blueprint.rank * wider), 1)
-            if (rate, rank) in made or rank > 1024:
+            rank = max(round(min(blueprint.rank * wider, MOST_RANK + 1)), 1)
+            if (rate, rank) in made or rank > MOST_RANK or not 0 < rate < math.inf:
                 continue
             made.add((rate, rank))
             changed = _with(blueprint, rate, rank)
-            if changed is None:
-                continue
-            other = replace(own, blueprint=changed)
-            if not any(check_population(other)):
+            other = replace(own, blueprint=changed or blueprint)
+            if changed is not None and not any(check_population(other)):
                 named = [f"learning rate {rate:g}"] if factor != 1 else []
                 yield " and ".join([*named, f"rank {rank}"] if rank != blueprint.rank else named), other
 
