@@ -110,6 +110,7 @@ def test_other_arithmetic_is_another_body(change: str, tmp_path: Path) -> None:
     other = load("quickstart", f"probe={{candidates: [{tmp_path / 'other.yaml'}]}}")
     sizes = [len(heat.names) for heat in heats_of(other)]
     assert sizes == ([2] if change == "lanes.sequence_length=64" else [1, 1])  # 64 is what tiny has
+    assert len({heat.base for heat in heats_of(other)}) == (2 if section == "body" else 1)  # their bare bases differ
 
 
 SOLO = ("merge=[{method: winner}]", "body.slots=1", "population.search={learning_rate: {type: choice, values: [1e-3]}}")

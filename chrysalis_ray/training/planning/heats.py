@@ -49,8 +49,9 @@ class Heat:
 
     @property
     def base(self) -> str:
-        """The same for heats on the same base."""
-        return sha256_of(self.loaded.base.model_dump(mode="json", exclude={"chat_template"}))
+        """The same for heats on the same base in the same numbers: one of 4 bits is another, whose own loss is higher."""
+        numbers = (self.loaded.body.precision, self.loaded.body.quantization)
+        return sha256_of([self.loaded.base.model_dump(mode="json", exclude={"chat_template"}), *numbers])
 
 
 def heats_of(loaded: LoadedExperiment) -> list[Heat]:
