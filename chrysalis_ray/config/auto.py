@@ -59,8 +59,8 @@ def choose_blueprint(
         problems.append(problem_at(root, ("blueprint",), what))
     elif choose is None:
         problems.append(problem_at(root, ("blueprint",), "auto needs somebody to choose; name a blueprint"))
-    elif what := lacking(experiment.base, located(experiment.base, path)):
-        problems.append(problem_at(root, ("base", "model"), what))
+    elif lack := lacking(experiment.base, located(experiment.base, path)):
+        problems.append(problem_at(root, ("base", "model"), lack))
     if problems or experiment.base is None or choose is None:
         return None
     tokens = None if is_open else experiment.population.tokens_per_variant
