@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from chrysalis_ray.cli.outcome import INVALID, tell
-from chrysalis_ray.core.errors import ConfigError
+from chrysalis_ray.cli.outcome import tell
+from chrysalis_ray.core.errors import ChrysalisError
 
 
 def validate(
@@ -25,9 +25,8 @@ def validate(
     for file in files:
         try:
             print(f"{file}: {_load(file)}")
-        except ConfigError as error:
-            tell(error)
-            code = INVALID
+        except ChrysalisError as error:  # a base that nobody can fetch is no mistake of the file, and hides none of the others
+            code = max(code, tell(error))
     return code
 
 

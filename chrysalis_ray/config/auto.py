@@ -10,7 +10,7 @@ from chrysalis_ray.config.blueprint import Base
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.overrides import apply_overrides
 from chrysalis_ray.config.problems import problem_at
-from chrysalis_ray.config.resolve import Chosen, located
+from chrysalis_ray.config.resolve import Chosen, lacking, located
 from chrysalis_ray.config.yaml_tree import Node, YamlRefused, parse_tree
 
 AUTO = "auto"
@@ -59,6 +59,8 @@ def choose_blueprint(
         problems.append(problem_at(root, ("blueprint",), what))
     elif choose is None:
         problems.append(problem_at(root, ("blueprint",), "auto needs somebody to choose; name a blueprint"))
+    elif lack := lacking(experiment.base, located(experiment.base, path)):
+        problems.append(problem_at(root, ("base", "model"), lack))
     if problems or experiment.base is None or choose is None:
         return None
     tokens = None if is_open else experiment.population.tokens_per_variant

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from chrysalis_ray.config.blueprint import Blueprint
 from chrysalis_ray.config.blueprint_probe import TENTH, BlueprintProbe
@@ -17,6 +20,7 @@ from chrysalis_ray.core.errors import ConfigError
 
 Load = Callable[[Path, Sequence[str]], LoadedExperiment]
 _ALTERNATIVES = ("learning_rates", "ranks")
+MOST_RANK = 1024
 
 
 def with_candidates(loaded: LoadedExperiment, root: Node, load: Load) -> tuple[LoadedExperiment, list[str]]:
@@ -73,29 +77,35 @@ def _written(
 
 
 def _alternatives(own: LoadedExperiment, probe: BlueprintProbe) -> Iterator[tuple[str, LoadedExperiment]]:
-    """Every learning rate with every rank, but for those it has and those that its base has no room for."""
+    """Every learning rate with every rank, but for those it has and those that its base, or its kind, has no room for."""
     blueprint = own.blueprint
-    made = {(blueprint.optimizer.learning_rate, blueprint.lora.rank)}
+    made = {(blueprint.optimizer.learning_rate, blueprint.rank)}
     for factor in probe.learning_rates:
         for wider in probe.ranks:
             rate = (
                 float(f"{blueprint.optimizer.learning_rate * factor:.3g}") if factor != 1 else blueprint.optimizer.learning_rate
             )
-            rank = max(round(blueprint.lora.rank * wider), 1)
-            if (rate, rank) in made:
+            rank = max(round(min(blueprint.rank * wider, MOST_RANK + 1)), 1)
+            if (rate, rank) in made or rank > MOST_RANK or not 0 < rate < math.inf:
                 continue
             made.add((rate, rank))
-            other = replace(own, blueprint=_with(blueprint, rate, rank))
-            if rank <= 1024 and not any(check_population(other)):
+            changed = _with(blueprint, rate, rank)
+            other = replace(own, blueprint=changed or blueprint)
+            if changed is not None and not any(check_population(other)):
                 named = [f"learning rate {rate:g}"] if factor != 1 else []
-                yield " and ".join([*named, f"rank {rank}"] if rank != blueprint.lora.rank else named), other
+                yield " and ".join([*named, f"rank {rank}"] if rank != blueprint.rank else named), other
 
 
-def _with(blueprint: Blueprint, learning_rate: float, rank: int) -> Blueprint:
-    changes = {
-        "optimizer": blueprint.optimizer.model_copy(update={"learning_rate": learning_rate}),
-        "lora": blueprint.lora.model_copy(update={"rank": rank}),
-    }
+def _with(blueprint: Blueprint, learning_rate: float, rank: int) -> Blueprint | None:
+    """The blueprint with another rate and rank of what it trains; None for a kind that has no rank, or not this one."""
+    changes: dict[str, object] = {"optimizer": blueprint.optimizer.model_copy(update={"learning_rate": learning_rate})}
+    if blueprint.adapter is None:
+        changes["lora"] = blueprint.lora.model_copy(update={"rank": rank})
+    elif rank != blueprint.rank:
+        try:
+            changes["adapter"] = type(blueprint.adapter).model_validate(blueprint.adapter.model_dump() | {"rank": rank})
+        except ValidationError:
+            return None
     return blueprint.model_copy(update=changes)
 
 

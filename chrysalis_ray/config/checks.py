@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase, PretrainedBase
+from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase
 from chrysalis_ray.config.epigenome_checks import check_epigenomes
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
 from chrysalis_ray.config.genome import (
@@ -23,7 +23,7 @@ from chrysalis_ray.config.genome import (
 from chrysalis_ray.config.lora_checks import check_lora
 from chrysalis_ray.config.population_checks import check_population, rows_at_once
 from chrysalis_ray.config.problems import Finding, Location, problem_at, suggestion
-from chrysalis_ray.config.resolve import LoadedExperiment, is_local
+from chrysalis_ray.config.resolve import LoadedExperiment, is_local, lacking
 from chrysalis_ray.config.search_checks import check_search
 from chrysalis_ray.config.selection import check_selection
 from chrysalis_ray.config.solo_checks import check_solo
@@ -95,14 +95,8 @@ def _base(base: Base) -> Iterator[Finding]:
 
 
 def _local_base(loaded: LoadedExperiment) -> Iterator[Finding]:
-    base = loaded.base
-    written = loaded.experiment.base or loaded.blueprint.base
-    if isinstance(base, PretrainedBase) and isinstance(written, PretrainedBase) and is_local(written.model):
-        folder = Path(base.model)
-        if not folder.is_dir():
-            yield ("base", "model"), f"no folder {folder}; write a hub id such as Qwen/Qwen3-0.6B or a folder with config.json"
-        elif not (folder / "config.json").is_file():
-            yield ("base", "model"), f"{folder} holds no config.json; a Hugging Face model folder was meant"
+    if what := lacking(loaded.experiment.base or loaded.blueprint.base, loaded.base):
+        yield ("base", "model"), what
 
 
 def _chat_template(loaded: LoadedExperiment) -> Iterator[Finding]:
@@ -198,7 +192,7 @@ def _unsharded(loaded: LoadedExperiment) -> str | None:
     body = loaded.body
     if body.workers == 1 and "workers" not in loaded.open:
         return "workers is 1"
-    if loaded.blueprint.lora.solo:
+    if loaded.blueprint.worn.solo:
         return "a variant that trains alone has one owner"
     if body.virtual_workers:
         return "virtual workers keep theirs apart until all can be added in order"

@@ -57,6 +57,18 @@ def located(base: Base, written_in: Path) -> Base:
     return base
 
 
+def lacking(written: Base, found: Base) -> str | None:
+    """What a folder lacks that was `written` as a base and means `found`; None for one with a model, and for other bases."""
+    if not isinstance(written, PretrainedBase) or not isinstance(found, PretrainedBase) or not is_local(written.model):
+        return None
+    folder = Path(found.model)
+    if not folder.is_dir():
+        return f"no folder {folder}; write a hub id such as Qwen/Qwen3-0.6B or a folder with config.json"
+    return (
+        None if (folder / "config.json").is_file() else f"{folder} holds no config.json; a Hugging Face model folder was meant"
+    )
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A blueprint that rules chose: its YAML, a reason for each thing chosen, and what `tokens_per_variant: auto` means.

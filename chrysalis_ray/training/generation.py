@@ -13,7 +13,7 @@ which tokens end a text.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from chrysalis_ray.training.flash import KERNEL
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.passes import SCORED_TOKENS, variants_per_pass
 from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.probe import MOVED
 from chrysalis_ray.training.shards import Shard
@@ -52,13 +53,13 @@ def write_slots(pack: Pack, slots: Sequence[int], prompts: Sequence[Ids], over: 
     base that does not compute the same with its cache as without.
     """
     order = pack.arrange(slots)
-    return _write(pack, pack.shards.rows, [order.index(slot) for slot in slots], prompts, over)
+    return _write(pack, pack.shards.rows, [order.index(slot) for slot in slots], prompts, over, None)
 
 
 def write_blend(pack: Pack, blend: Blend, prompts: Sequence[Ids], over: Over) -> list[list[list[int]]]:
     """The same for every candidate of a blend."""
     with pack.shards.blended(blend) as parts:
-        return _write(pack, parts, list(range(len(blend))), prompts, over)
+        return _write(pack, parts, list(range(len(blend))), prompts, over, blend)
 
 
 def end_tokens(pack: Pack) -> frozenset[int]:
@@ -74,23 +75,47 @@ def end_tokens(pack: Pack) -> frozenset[int]:
 
 @torch.no_grad()
 def _write(
-    pack: Pack, parts: Sequence[slice], lanes: Sequence[int], prompts: Sequence[Ids], over: Over
+    pack: Pack, parts: Sequence[slice], lanes: Sequence[int], prompts: Sequence[Ids], over: Over, blend: Blend | None
 ) -> list[list[list[int]]]:
-    total = parts[-1].stop
+    """What these lanes write, in this order; so many at a time as a pass may hold prompts of."""
+    written: dict[int, list[list[int]]] = {}
     with _seeing_masks(pack):
-        _try_cache(pack, parts)
-        lines = [_begun(prompts, part.stop - part.start, pack.engine.device) for part in parts]
-        written: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(total)]
-        ended = [[False] * len(prompts) for _ in range(total)]
-        heard = set(lanes)  # rows that only keep the shape of a pack write nothing
-        while _somebody_writes(pack, ended, heard):
-            next_N = torch.cat(pack.shards.each(_next_tokens, lines))
-            for place, token in enumerate(next_N.tolist()):
-                lane, prompt = divmod(place, len(prompts))
-                if not ended[lane][prompt] and lane in heard:
-                    written[lane][prompt].append(token)
-                    ended[lane][prompt] = over(prompt, written[lane][prompt])
+        for pieces in pack.shards.in_turns(parts, _lanes_at_once(pack, parts, prompts, blend), blend):
+            if not written:
+                _try_cache(pack, pieces)
+            written |= _write_together(pack, pieces, set(lanes), prompts, over)
     return [written[lane] for lane in lanes]
+
+
+def _lanes_at_once(pack: Pack, parts: Sequence[slice], prompts: Sequence[Ids], blend: Blend | None) -> int:
+    """As for judging (`pack.py`), by the worker with the longest prompts: all must take as many turns."""
+    most, held = max(part.stop - part.start for part in parts), pack.shards.all[0].tokens_per_pass
+    if held is None:
+        return most
+    tokens_W = torch.zeros(pack.engine.world, dtype=torch.float64, device=pack.engine.device)
+    tokens_W[pack.engine.rank] = len(prompts) * max(map(len, prompts))
+    if pack.engine.world > 1:
+        pack.engine.reduce(tokens_W)
+    return variants_per_pass(most, float(tokens_W.max()), held * SCORED_TOKENS, even=pack.lanes == "fixed" and blend is None)
+
+
+def _write_together(
+    pack: Pack, pieces: Sequence[slice], heard: set[int], prompts: Sequence[Ids], over: Over
+) -> dict[int, list[list[int]]]:
+    """What the lanes that each live shard shows write to every prompt. Those not `heard` only keep the shape of a pack."""
+    shown = [lane for piece in pieces for lane in range(piece.start, piece.stop)]
+    lines = [_begun(prompts, piece.stop - piece.start, pack.engine.device) for piece in pieces]
+    written: dict[int, list[list[int]]] = {lane: [[] for _ in prompts] for lane in shown}
+    ended = {lane: [lane not in heard] * len(prompts) for lane in shown}
+    while _somebody_writes(pack, ended):
+        next_N = torch.cat(pack.shards.each(_next_tokens, lines))
+        for place, token in enumerate(next_N.tolist()):
+            row, prompt = divmod(place, len(prompts))
+            lane = shown[row]
+            if not ended[lane][prompt]:
+                written[lane][prompt].append(token)
+                ended[lane][prompt] = over(prompt, written[lane][prompt])
+    return written
 
 
 def _begun(prompts: Sequence[Ids], lanes: int, device: torch.device) -> _Lines:
@@ -109,6 +134,7 @@ def _next_tokens(shard: Shard, lines: _Lines) -> Tensor:
     with torch.no_grad(), shard.engine.gather(shard.head.parameters):
         next_N = shard.head.logits(hidden_ND).argmax(-1)
     lines.ids_NT = next_N[:, None]
+    shard.progress()  # a long answer is no silence
     return next_N.cpu()
 
 
@@ -126,9 +152,9 @@ def _nothing_labelled(device: torch.device) -> Labelled:
     return Labelled(nothing, nothing, nothing, ())
 
 
-def _somebody_writes(pack: Pack, ended: Sequence[Sequence[bool]], lanes: set[int]) -> bool:
+def _somebody_writes(pack: Pack, ended: Mapping[int, Sequence[bool]]) -> bool:
     """Whether any text of any worker has not ended."""
-    writing = sum(not each for lane in lanes for each in ended[lane])
+    writing = sum(not each for of_lane in ended.values() for each in of_lane)
     if pack.engine.world == 1:
         return writing > 0
     everywhere = torch.tensor([float(writing)], device=pack.engine.device)

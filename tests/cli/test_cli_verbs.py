@@ -102,6 +102,24 @@ def test_a_typo_is_told_with_what_was_meant(tmp_path: Path) -> None:
     assert done.stdout == f"{QUICKSTART}: a valid experiment\n"
 
 
+def test_a_base_that_cannot_be_looked_at_hides_no_mistake_of_other_files(tmp_path: Path) -> None:
+    base = "blueprint: auto\nbase: {type: pretrained, model: ./model}"
+    auto, wrong = tmp_path / "auto.yaml", tmp_path / "wrong.yaml"
+    auto.write_text((ROOT / QUICKSTART).read_text().replace("blueprint: tiny", base))
+    wrong.write_text((ROOT / QUICKSTART).read_text().replace("reports:", "raports:"))
+    done = chrysalis("validate", str(auto), str(wrong))
+    assert done.returncode == 2
+    assert f"{auto}:7: base.model: no folder {tmp_path / 'model'}" in done.stderr
+    assert f"{wrong}:" in done.stderr
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
+    assert chrysalis("validate", str(auto)).returncode == 1  # the file is well, its base is not
+    done = chrysalis("validate", str(auto), str(wrong))
+    assert done.returncode == 2
+    assert "num_attention_heads is None" in done.stderr
+    assert f"{wrong}:" in done.stderr
+
+
 def test_a_failure_is_a_message_with_a_remedy_and_no_traceback(tmp_path: Path) -> None:
     done = chrysalis("report", str(tmp_path))
     assert done.returncode == 1

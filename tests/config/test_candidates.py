@@ -52,6 +52,11 @@ def test_ranks_that_the_base_has_no_room_for_are_not_tried() -> None:
     assert names == ["tiny", "rank 16"]
 
 
+def test_factors_that_leave_no_number_are_not_tried() -> None:
+    names = [name for name, _ in load("probe={learning_rates: [1, 1.0e-322], ranks: [1, 2, 1.0e+308]}").candidates]
+    assert names == ["tiny", "rank 16"]
+
+
 @pytest.mark.parametrize(
     ("probe", "words"),
     [

@@ -45,9 +45,9 @@ def folders(tmp_path_factory):
     return found
 
 
-def pack_of(base, slots=2, threads=1, lanes="compacted"):
+def pack_of(base, slots=2, threads=1, lanes="compacted", held=None):
     engine = make_engine(0, "none", "fp32", "cpu")
-    return Pack(load_base(base, "fp32"), tuple(SHAPES), slots, 5, engine, lanes=lanes, threads=threads)
+    return Pack(load_base(base, "fp32"), tuple(SHAPES), slots, 5, engine, lanes=lanes, threads=threads, tokens_per_pass=held)
 
 
 def questions(base, stop=()):
@@ -74,15 +74,19 @@ def generated(base, folder=None, both=None):
     return found
 
 
-@pytest.mark.parametrize(("threads", "lanes"), [(2, "compacted"), (1, "fixed")])
-def test_every_candidate_writes_what_generate_writes(tiny_base, folders, threads, lanes):
+@pytest.mark.parametrize(
+    ("threads", "lanes", "held"),
+    [(2, "compacted", None), (1, "fixed", None), (1, "compacted", 1), (2, "compacted", 1), (1, "fixed", 1)],
+)
+def test_every_candidate_writes_what_generate_writes(tiny_base, folders, threads, lanes, held):
+    """With short passes one candidate after the other does."""
     candidates = [
         Candidate("base"),
         *(Candidate(str(number), folder) for number, folder in enumerate(folders)),
         blend_of("mean", folders),
     ]
     found = ask_candidates(
-        pack_of(tiny_base, 2, threads, lanes), questions(tiny_base), candidates, Path, Reader(tiny_base).decode
+        pack_of(tiny_base, 2, threads, lanes, held), questions(tiny_base), candidates, Path, Reader(tiny_base).decode
     )
     expected = {
         "base": generated(tiny_base),
@@ -178,3 +182,23 @@ def test_a_conversation_is_asked_with_the_chat_template(tiny_base, tmp_path):
     assert reader.decode(row.ids[row.start :]) == " yes"
     with pytest.raises(ModelError, match="chat template"):
         questions_of(Reader(tiny_base), [probe], 256)
+
+
+def test_writing_is_no_silence(tiny_base, folders):
+    """A body that writes for an hour gives a sign after every token, or it would be taken for dead."""
+    pack, signs = pack_of(tiny_base), []
+    for shard in pack.shards.all:
+        shard.progress = lambda: signs.append(1)
+    ask_candidates(pack, questions(tiny_base), [Candidate("first", folders[0])], Path, Reader(tiny_base).decode)
+    assert len(signs) >= max(MOST)
+
+
+def test_no_pass_writes_more_than_passes_may_hold(tiny_base, folders):
+    lanes = []
+    pack = pack_of(tiny_base, 4, held=10)
+    pack.shards.all[0].trunk.register_forward_pre_hook(lambda _, given: lanes.append(tuple(given[0].shape)))
+    candidates = [Candidate(str(number), folders[number % 2]) for number in range(4)]
+    ask_candidates(pack, questions(tiny_base), candidates, Path, Reader(tiny_base).decode)
+    longest = max(len(prompt.ids) for prompt in questions(tiny_base).prompts)
+    at_once = max(1, 4 * 10 // (len(PROMPTS) * longest))
+    assert {rows for rows, _ in lanes} <= {at_once * len(PROMPTS), at_once}  # rows of the trial of the cache are one a lane

@@ -90,7 +90,15 @@ def test_what_cannot_share_a_body_races_in_a_heat_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["lora.init=eva", "lanes.sequence_length=64", "body.precision=bf16", "body.quantization=int8", "lora.targets=[q_proj]"],
+    [
+        "lora.init=eva",
+        "lanes.sequence_length=64",
+        "body.precision=bf16",
+        "body.quantization=int8",
+        "lora.targets=[q_proj]",
+        "lora.exclude=[q_proj]",
+        "lora.layers=[0]",
+    ],
 )
 def test_other_arithmetic_is_another_body(change: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("extends: tiny\nname: other\n")
@@ -102,6 +110,36 @@ def test_other_arithmetic_is_another_body(change: str, tmp_path: Path) -> None:
     other = load("quickstart", f"probe={{candidates: [{tmp_path / 'other.yaml'}]}}")
     sizes = [len(heat.names) for heat in heats_of(other)]
     assert sizes == ([2] if change == "lanes.sequence_length=64" else [1, 1])  # 64 is what tiny has
+    assert len({heat.base for heat in heats_of(other)}) == (2 if section == "body" else 1)  # their bare bases differ
+
+
+SOLO = ("merge=[{method: winner}]", "body.slots=1", "population.search={learning_rate: {type: choice, values: [1e-3]}}")
+
+
+def test_another_kind_of_adapter_is_another_body(tmp_path: Path) -> None:
+    """Whatever the blueprint says of LoRA: a LoHa must not race as the LoRA in whose place it stands."""
+    (tmp_path / "kind.yaml").write_text("extends: tiny\nname: kind\nadapter: {type: loha, rank: 4}\n")
+    heats = heats_of(load("quickstart", *SOLO, f"probe={{candidates: [{tmp_path / 'kind.yaml'}]}}"))
+    assert [heat.loaded.blueprint.adapter_type for heat in heats] == ["lora", "loha"]
+    asked = question_of(heats)
+    (tmp_path / "kind.yaml").write_text("extends: tiny\nname: kind\nadapter: {type: loha, rank: 2}\n")
+    assert question_of(heats_of(load("quickstart", *SOLO, f"probe={{candidates: [{tmp_path / 'kind.yaml'}]}}"))) != asked
+
+
+@pytest.mark.parametrize(
+    ("adapter", "ranks"),
+    [
+        ("{type: loha, rank: 8}", [[8, 8], [16, 16], [3, 3]]),
+        ("{type: hra, rank: 8}", [[8, 8], [16, 16]]),  # an even number of reflections
+        ("{type: ia3}", [[1, 1]]),  # of no rank
+    ],
+)
+def test_alternatives_of_another_kind_have_its_own_ranks(adapter: str, ranks: list[list[int]], tmp_path: Path) -> None:
+    (tmp_path / "kind.yaml").write_text(f"extends: tiny\nname: kind\nadapter: {adapter}\n")
+    probe = "probe={learning_rates: [1, 3], ranks: [1, 2, 0.4]}"
+    heats = heats_of(load("quickstart", *SOLO, f"blueprint={tmp_path / 'kind.yaml'}", probe))
+    assert [[blueprint.rank for blueprint in heat.blueprints] for heat in heats] == ranks
+    assert [bank_rank(heat.loaded) for heat in heats] == [own[0] for own in ranks]
 
 
 def test_the_question_is_of_all_that_the_outcome_depends_on(tmp_path: Path) -> None:
@@ -111,7 +149,7 @@ def test_the_question_is_of_all_that_the_outcome_depends_on(tmp_path: Path) -> N
     first = asked()
     assert asked("description=other words", "tracking.tags=[x]") == first
     for change in ("probe.tokens=8192", "probe.ranks=[1, 0.5]", "rng_seed=18", "blueprint.optimizer.clip=2.0",
-                   "probe.rows_per_domain=9", "genome.sources.0.max_megabytes=0.4"):  # fmt: skip
+                   "probe.rows_per_domain=9", "blueprint.lora.layers=[0]", "genome.sources.0.max_megabytes=0.4"):  # fmt: skip
         assert asked(change) != first, change
 
 

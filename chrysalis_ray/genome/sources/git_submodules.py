@@ -12,7 +12,9 @@ import posixpath
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
+from socket import inet_aton
 
 from chrysalis_ray.config.genome import is_remote, refused_url
 from chrysalis_ray.core.errors import GenomeError
@@ -99,8 +101,27 @@ def _followed_url(url: str, parent_url: str, path: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` names something of this machine."""
-    return not is_remote(url) or url.startswith("file://")
+    """Whether `url` names something of this machine: a path, or a host that is this one, or that its network alone knows
+    (link-local, where clouds answer with credentials)."""
+    if not is_remote(url) or url.startswith("file://"):
+        return True
+    host = _host(url)
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        told = ip_address(host) if ":" in host else IPv4Address(inet_aton(host))  # 127.1 and 0x7f000001 are addresses, too
+    except (OSError, ValueError):
+        return False
+    number = getattr(told, "ipv4_mapped", None) or told
+    return bool(number.is_loopback or number.is_unspecified or number.is_link_local)
+
+
+def _host(url: str) -> str:
+    """The host of a remote address, in small letters."""
+    rest = url.partition("://")[2] or url
+    host = rest.split("/")[0].rpartition("@")[2]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return host.lower().rstrip(".")
 
 
 def _resolved(url: str, parent_url: str) -> str | None:

@@ -49,8 +49,9 @@ class Heat:
 
     @property
     def base(self) -> str:
-        """The same for heats on the same base."""
-        return sha256_of(self.loaded.base.model_dump(mode="json", exclude={"chat_template"}))
+        """The same for heats on the same base in the same numbers: one of 4 bits is another, whose own loss is higher."""
+        numbers = (self.loaded.body.precision, self.loaded.body.quantization)
+        return sha256_of([self.loaded.base.model_dump(mode="json", exclude={"chat_template"}), *numbers])
 
 
 def heats_of(loaded: LoadedExperiment) -> list[Heat]:
@@ -68,22 +69,30 @@ def question_of(heats: Sequence[Heat]) -> str:
 
 
 def _recipe(blueprint: Blueprint) -> dict[str, Any]:
-    return blueprint.model_dump(mode="json", include={"lora", "optimizer", "schedule", "lanes"})
+    """What variants of a heat are trained by. What says nothing is left out: probes of before there was such a field go on."""
+    told = blueprint.model_dump(mode="json", include={"lora", "adapter", "optimizer", "schedule", "lanes"})
+    for part, name in ((told, "adapter"), (told["lora"], "exclude"), (told["lora"], "layers")):
+        if not part[name]:
+            del part[name]
+    return told
 
 
 def _body_key(candidate: LoadedExperiment) -> str:
     """What candidates of one body have in common."""
-    lora, template = candidate.blueprint.lora, candidate.chat_template
-    alone = _recipe(candidate.blueprint)["lora"] if lora.solo else None  # a solo body is made for one kind of adapter
+    blueprint, template = candidate.blueprint, candidate.chat_template
+    lora, recipe = blueprint.lora, _recipe(blueprint)
+    alone = [recipe["lora"], recipe.get("adapter")] if blueprint.worn.solo else None  # a solo body is made for one kind
+    of_one_rank = lora.rank if lora.init == "gaussian" else None  # by which adapter zero is drawn
     body = candidate.written_body.model_dump(mode="json", exclude=_PLACEMENT)
     base = candidate.base.model_dump(mode="json") | {"chat_template": template and str(template.resolve())}
-    return sha256_of([base, sorted(lora.targets), lora.init, alone, candidate.blueprint.lanes.sequence_length, body])
+    modules = [sorted(lora.targets), sorted(lora.exclude), sorted(lora.layers or ()), lora.layers is None]
+    return sha256_of([base, modules, lora.init, of_one_rank, alone, blueprint.lanes.sequence_length, body])
 
 
 def _heat(loaded: LoadedExperiment, name: str, group: Sequence[tuple[str, LoadedExperiment]]) -> Heat:
     """A heat of `group`. What all share, the bank's width too, is that of the candidate of the largest rank."""
     blueprints = tuple(candidate.blueprint for _, candidate in group)
-    carrier = max((candidate for _, candidate in group), key=lambda candidate: candidate.blueprint.lora.rank)
+    carrier = max((candidate for _, candidate in group), key=lambda candidate: candidate.blueprint.rank)
     rows = sorted({blueprint.lanes.rows_per_step for blueprint in blueprints})
     at_once = math.gcd(*(b.lanes.rows_per_microstep or b.lanes.rows_per_step for b in blueprints))
     lanes = carrier.blueprint.lanes.model_copy(update={"rows_per_microstep": at_once})
@@ -169,7 +178,8 @@ def in_vain(loaded: LoadedExperiment) -> list[str]:
 def blueprint_words(blueprint: Blueprint) -> dict[str, Any]:
     """What a blueprint says where `population.search` can say otherwise, by the names of the search."""
     own = {**blueprint.optimizer.model_dump(), **blueprint.lora.model_dump(), **blueprint.schedule.model_dump()}
-    return {**own, "optimizer": blueprint.optimizer.type, "rows_per_step": blueprint.lanes.rows_per_step}
+    rank = {"rank": blueprint.rank, "alpha": blueprint.alpha}
+    return {**own, **rank, "optimizer": blueprint.optimizer.type, "rows_per_step": blueprint.lanes.rows_per_step}
 
 
 # what it costs ------------------------------------------------------------------------------------------------------

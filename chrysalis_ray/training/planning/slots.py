@@ -48,7 +48,7 @@ def settle(
 
     Passes are left as they are where somebody wrote how long they are, and where one holds all variants anyway.
     """
-    if loaded.body.tokens_per_pass or shape is None or loaded.blueprint.lora.solo:
+    if loaded.body.tokens_per_pass or shape is None or loaded.blueprint.worn.solo:
         return loaded, choose_slots(loaded, hardware, shape, measured)
     strict = loaded.body.virtual_workers is not None  # how many workers there are must not be felt
     pace = pace_of(loaded, hardware, shape, measured)
