@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chrysalis_ray.core.records import Variant, sha256_of
-from chrysalis_ray.evaluate.questions import Questions, Replies
-from chrysalis_ray.evaluate.subjects import Candidate
+from chrysalis_ray.evaluate.subjects import Candidate, Questions, Replies
 from chrysalis_ray.evaluate.subjects import Rows as Scores
 
 __all__ = [

@@ -48,7 +48,7 @@ def ask_candidates(
 def _hear(engine: Engine, score: Scorer, rows: Sequence[Answered], batch_rows: int) -> Replied:
     """What every candidate of a pass makes of every row: its loss in nats, and whether greedy decoding would write it."""
     own: Replied = {}
-    for places, spare in _batches(engine, [len(row.ids) for row in rows], batch_rows):
+    for places, spare, _ in _batches(engine, [len(row.ids) for row in rows], batch_rows):
         scores = score(_batch([rows[place] for place in places]))
         losses_CN, hits_CN = scores.losses.double().sum(-1).tolist(), scores.hits.sum(-1).tolist()
         for column, place in enumerate([] if spare else places):
@@ -63,7 +63,7 @@ def _let_write(
 ) -> Replied:
     """What every candidate of a pass writes to every prompt, as token ids."""
     own: Replied = {}
-    for places, spare in _batches(engine, [len(prompt.ids) for prompt in prompts], batch_rows):
+    for places, spare, tokens in _batches(engine, [len(prompt.ids) for prompt in prompts], batch_rows):
         asked = [prompts[place] for place in places]
 
         def over(number: int, ids: Sequence[int], asked: Sequence[Prompt] = asked) -> bool:
@@ -72,20 +72,22 @@ def _let_write(
                 return True
             return bool(prompt.stop) and cut_at(text := decode(ids), prompt.stop) != text
 
-        written = write([prompt.ids for prompt in asked], over)
+        written = write([prompt.ids for prompt in asked], over, tokens)
         for column, place in enumerate([] if spare else places):
             own[place] = [texts[column] for texts in written]
     return _gathered(engine, own)
 
 
-def _batches(engine: Engine, lengths: Sequence[int], batch_rows: int) -> Iterator[tuple[list[int], bool]]:
-    """Questions of like length, this worker's of every batch; and whether they are spare, computed only to keep step."""
+def _batches(engine: Engine, lengths: Sequence[int], batch_rows: int) -> Iterator[tuple[list[int], bool, int]]:
+    """Questions of like length, this worker's of every batch; whether they are spare, computed only to keep step; and how many
+    tokens they are, filled up, on the worker that has most: a number that all agree in, and that however many they are."""
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     for start in range(0, len(order), batch_rows * engine.whole):
         together = order[start : start + batch_rows * engine.whole]
+        tokens = -(-len(together) // engine.whole) * lengths[together[-1]]
         for part in engine.parts:
             own = together[part :: engine.whole]
-            yield (own, False) if own else (together[:1], True)
+            yield (own or together[:1], not own, tokens)
 
 
 def _gathered(engine: Engine, own: Replied) -> Replied:

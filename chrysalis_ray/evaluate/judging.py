@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from chrysalis_ray.seed.adapter import AdapterWeights
 
 Find = Callable[[str], Path]
-Writer = Callable[[Sequence[Ids], Over], list[list[list[int]]]]  # prompts -> what every candidate writes, [candidates][prompts]
+# prompts, when one ends, the most tokens a worker has of them -> what every candidate writes, [candidates][prompts]
+Writer = Callable[[Sequence[Ids], Over, int], list[list[list[int]]]]
 BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
 
 

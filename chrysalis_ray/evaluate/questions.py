@@ -1,8 +1,6 @@
-"""Probes in tokens: what a body is asked, without their answers' meaning, and what it replies. Plain data.
+"""Probes in tokens: what a body is asked, without their answers' meaning. `subjects.py` has the plain data of it.
 
 Reader      the base's tokenizer and chat template: the only one here that knows text
-Questions   rows whose answers are listened to, prompts that are gone on with
-Replies     of one candidate: how likely it finds every answer, what it writes to every prompt
 """
 
 from __future__ import annotations
@@ -16,40 +14,24 @@ from typing import Any
 
 from chrysalis_ray.config.questions import Choice, ChoiceProbe, PatternProbe, Probe, Question, is_generated
 from chrysalis_ray.core.errors import EvaluationError
+from chrysalis_ray.evaluate.subjects import Answered, Prompt, Questions, Replies
 from chrysalis_ray.genome.chat import ChatTokenizer, load_chat_tokenizer
 from chrysalis_ray.genome.tokenizer import DocumentTokenizer, load_tokenizer
 
+__all__ = [
+    "Answered",
+    "Prompt",
+    "Questions",
+    "Reader",
+    "Replies",
+    "answered_rows",
+    "cut_at",
+    "questions_of",
+    "room_of",
+    "written_prompts",
+]
+
 WINDOWS = ("max_position_embeddings", "n_positions", "sliding_window", "attention_window_size", "attention_chunk_size")
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A prompt with one answer, in tokens: those from `start` on are the answer's."""
-
-    ids: tuple[int, ...]
-    start: int
-    size: int  # bytes of the answer
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt in tokens, and how far it is gone on with: at most so many tokens, or until one of `stop` is written."""
-
-    ids: tuple[int, ...]
-    most: int
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Questions:
-    """All that is asked at once."""
-
-    answered: tuple[Answered, ...] = ()
-    prompts: tuple[Prompt, ...] = ()
-
-
-# loss of every answer in nats, and whether greedy decoding would write it; the tokens written to every prompt
-Replies = tuple[list[tuple[float, bool]], list[list[int]]]
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,36 @@ def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Cand
         else replace(candidate, inputs=str(layout.inputs(candidate.name)), beside=beside)
         for candidate in candidates
     ]  # fmt: skip
+
+
+# Questions: rows whose answers are listened to, prompts that are gone on with ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with one answer, in tokens: those from `start` on are the answer's."""
+
+    ids: tuple[int, ...]
+    start: int
+    size: int  # bytes of the answer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in tokens, and how far it is gone on with: at most so many tokens, or until one of `stop` is written."""
+
+    ids: tuple[int, ...]
+    most: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All that is asked at once."""
+
+    answered: tuple[Answered, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+
+# loss of every answer in nats, and whether greedy decoding would write it; the tokens written to every prompt
+Replies = tuple[list[tuple[float, bool]], list[list[int]]]

@@ -46,20 +46,25 @@ class _Lines:
     ids_NT: Tensor
 
 
-def write_slots(pack: Pack, slots: Sequence[int], prompts: Sequence[Ids], over: Over) -> list[list[list[int]]]:
+def write_slots(
+    pack: Pack, slots: Sequence[int], prompts: Sequence[Ids], over: Over, tokens: int | None = None
+) -> list[list[list[int]]]:
     """What the adapter of every slot writes to every prompt, token ids [slots][prompts], until `over` says so.
 
-    Collective: all workers call it alike, each with prompts of its own, and all are done together. Raises ModelError for a
-    base that does not compute the same with its cache as without.
+    Collective: all workers call it alike, each with prompts of its own, and all are done together. `tokens` are those of all
+    prompts, filled up to the longest, on whichever worker has most: so many lanes are computed at a time as a pass may hold of
+    them. Raises ModelError for a base that does not compute the same with its cache as without.
     """
     order = pack.arrange(slots)
-    return _write(pack, pack.shards.rows, [order.index(slot) for slot in slots], prompts, over, None)
+    return _write(pack, pack.shards.rows, [order.index(slot) for slot in slots], prompts, over, None, tokens)
 
 
-def write_blend(pack: Pack, blend: Blend, prompts: Sequence[Ids], over: Over) -> list[list[list[int]]]:
+def write_blend(
+    pack: Pack, blend: Blend, prompts: Sequence[Ids], over: Over, tokens: int | None = None
+) -> list[list[list[int]]]:
     """The same for every candidate of a blend."""
     with pack.shards.blended(blend) as parts:
-        return _write(pack, parts, list(range(len(blend))), prompts, over, blend)
+        return _write(pack, parts, list(range(len(blend))), prompts, over, blend, tokens)
 
 
 def end_tokens(pack: Pack) -> frozenset[int]:
@@ -75,28 +80,30 @@ def end_tokens(pack: Pack) -> frozenset[int]:
 
 @torch.no_grad()
 def _write(
-    pack: Pack, parts: Sequence[slice], lanes: Sequence[int], prompts: Sequence[Ids], over: Over, blend: Blend | None
+    pack: Pack,
+    parts: Sequence[slice],
+    lanes: Sequence[int],
+    prompts: Sequence[Ids],
+    over: Over,
+    blend: Blend | None,
+    tokens: int | None,
 ) -> list[list[list[int]]]:
-    """What these lanes write, in this order; so many at a time as a pass may hold prompts of."""
+    """What these lanes write, in this order."""
+    at_once = _lanes_at_once(pack, parts, tokens or len(prompts) * max(map(len, prompts)), blend)
     written: dict[int, list[list[int]]] = {}
     with _seeing_masks(pack):
-        for pieces in pack.shards.in_turns(parts, _lanes_at_once(pack, parts, prompts, blend), blend):
+        for pieces in pack.shards.in_turns(parts, at_once, blend):
             if not written:
                 _try_cache(pack, pieces)
             written |= _write_together(pack, pieces, set(lanes), prompts, over)
     return [written[lane] for lane in lanes]
 
 
-def _lanes_at_once(pack: Pack, parts: Sequence[slice], prompts: Sequence[Ids], blend: Blend | None) -> int:
-    """As for judging (`pack.py`), by the worker with the longest prompts: all must take as many turns."""
-    most, held = max(part.stop - part.start for part in parts), pack.shards.all[0].tokens_per_pass
-    if held is None:
-        return most
-    tokens_W = torch.zeros(pack.engine.world, dtype=torch.float64, device=pack.engine.device)
-    tokens_W[pack.engine.rank] = len(prompts) * max(map(len, prompts))
-    if pack.engine.world > 1:
-        pack.engine.reduce(tokens_W)
-    return variants_per_pass(most, float(tokens_W.max()), held * SCORED_TOKENS, even=pack.lanes == "fixed" and blend is None)
+def _lanes_at_once(pack: Pack, parts: Sequence[slice], tokens: int, blend: Blend | None) -> int:
+    """As many lanes of so many tokens as a pass may hold, as for judging (`pack.py`)."""
+    most, trained = max(part.stop - part.start for part in parts), pack.shards.all[0].tokens_per_pass
+    held = trained and trained * SCORED_TOKENS
+    return variants_per_pass(most, tokens, held, even=pack.lanes == "fixed" and blend is None)
 
 
 def _write_together(

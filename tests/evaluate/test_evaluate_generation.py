@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.config.probes import read_probe
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.evaluate.asking import ask_candidates
+from chrysalis_ray.evaluate.asking import _batches, ask_candidates
 from chrysalis_ray.evaluate.probes import judge_probes
 from chrysalis_ray.evaluate.questions import Prompt, Questions, Reader, questions_of
 from chrysalis_ray.evaluate.subjects import Candidate, blend_of
@@ -202,3 +203,10 @@ def test_no_pass_writes_more_than_passes_may_hold(tiny_base, folders):
     longest = max(len(prompt.ids) for prompt in questions(tiny_base).prompts)
     at_once = max(1, 4 * 10 // (len(PROMPTS) * longest))
     assert {rows for rows, _ in lanes} <= {at_once * len(PROMPTS), at_once}  # rows of the trial of the cache are one a lane
+
+
+def test_how_many_tokens_a_batch_has_is_the_same_for_every_worker_and_for_any_number_of_them():
+    def told(*parts):
+        return [tokens for *_, tokens in _batches(SimpleNamespace(parts=parts, whole=2), [3, 9, 4, 40, 7], 1)]
+
+    assert told(0) == told(1) == told(0, 1)[::2] == told(0, 1)[1::2] == [4, 9, 40]

@@ -68,7 +68,8 @@ with joined(None):
     settings = {**places, "variant": "v000", "memory": 1}
     trial = ray.remote(VariantTrial).options(num_cpus=0).remote(config=settings)
     loaded = ray.get(trial.__ray_call__.remote(lambda self: sorted(sys.modules)))
-heavy = ("torch", "transformers", "pandas", "ray.data", "ray.train.torch", "safetensors")
+heavy = ("torch", "transformers", "pandas", "ray.data", "ray.train.torch", "safetensors", "tokenizers")
+heavy += ("chrysalis_ray.config.questions",)
 print("ray.tune.tuner" in loaded, [name for name in heavy if name in loaded])
 """
     (tmp_path / "store").mkdir()
