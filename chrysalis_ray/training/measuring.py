@@ -31,7 +31,7 @@ from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.tokens import TokenStore
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
 from chrysalis_ray.training.measured_pack import make_pack, pretrain_seconds
-from chrysalis_ray.training.memory import limit_memory, peak_memory, process_memory, resident_memory
+from chrysalis_ray.training.memory import limited_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.passes import tokens_at_once
 from chrysalis_ray.training.planning.fitting import Scored, fit
@@ -111,7 +111,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def observe(order: Order, rank: int) -> dict[str, Any]:
     """Everything a `Measurement` holds beside its question."""
     start = time.time() - order.began
-    limit_memory(order.room)
+    with limited_memory(order.room):
+        told = observe_pack(order, rank)
+    # a base is grown in the driver's process, before there is a worker: neither the pack nor its room is in the way
+    pretrain = pretrain_seconds(order.base, order.look) if rank == 0 else 0.0
+    return told | {"start": start, "pretrain": pretrain}
+
+
+def observe_pack(order: Order, rank: int) -> dict[str, Any]:
+    """What a pack tells: its law, and what it holds."""
     device = torch.device("cuda", rank) if order.on_gpu else torch.device("cpu")
     process = process_memory(device)
     if order.workers > 1:
@@ -136,9 +144,7 @@ def observe(order: Order, rank: int) -> dict[str, Any]:
         "residual": told.residual,
         "rejected": told.rejected,
         "holding": holding,
-        "start": start,
         "gather": bench.gather_seconds(),
-        "pretrain": pretrain_seconds(order.base, order.look) if rank == 0 else 0.0,
         "points": [asdict(point) for point in points],
     }
 

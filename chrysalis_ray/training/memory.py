@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,19 +72,25 @@ def process_memory(device: torch.device) -> int:
     return _told("VmRSS")
 
 
-def limit_memory(room: int | None) -> None:
-    """Let this process map at most `room` bytes beyond what it has mapped; None limits nothing.
+@contextmanager
+def limited_memory(room: int | None) -> Iterator[None]:
+    """Meanwhile this process maps at most `room` bytes beyond what it has mapped; None limits nothing.
 
     Where memory runs out, an allocation then fails here, instead of the system ending some process of its choice.
     """
     mapped = _told("VmSize")
     if room is None or not mapped:
+        yield
         return
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = mapped + room
     resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _told(key: str, file: Path = STATUS) -> int:
