@@ -4,8 +4,7 @@
     head_VD     vocabulary x width       labels_K, weights_K   one per labelled token
 
 Logits are never whole: of one chunk [chunk, V] the loss and the gradient of the hidden state are taken, then it is dropped
-(as in Liger and Cut Cross Entropy, arXiv 2411.09009). The head is frozen, so nothing else is needed of it. What becomes of a
-chunk becomes of it in place: exponentials, and minus their sum at the label; the sum itself divides the gradient at the end.
+(as in Liger and Cut Cross Entropy, arXiv 2411.09009). The head is frozen, so nothing else is needed of it.
 
 A chunk never crosses from one variant to the next. Which GEMM kernel runs depends on its number of rows: with chunks of
 its own a variant's bits do not depend on how many labels its neighbours have.
@@ -69,11 +68,14 @@ class HeadCrossEntropy(torch.autograd.Function):
             index, labels = labelled.index_K[part], labelled.labels_K[part]
             logits_cv = arithmetic.apply(raw_logits(hidden_nd[index], head_vd, bias_v))
             head_slope = arithmetic.slope(logits_cv) if arithmetic != PLAIN else None
-            losses_k[part], slope_cv, sum_c1 = _exponentials(logits_cv, labels[:, None])
-            slope_cv.scatter_add_(1, labels[:, None], sum_c1.neg())  # softmax minus one at the label, times the sum
+            logs_cv = torch.log_softmax(logits_cv, -1)  # as torch's own loss has it: nearly zero gradients tell how one rounds
+            del logits_cv
+            losses_k[part] = -logs_cv.gather(1, labels[:, None]).squeeze(1)
+            slope_cv = logs_cv.exp_()  # softmax, then minus one at the label
+            slope_cv.scatter_add_(1, labels[:, None], slope_cv.new_full((len(labels), 1), -1.0))
             if head_slope is not None:
                 slope_cv.mul_(head_slope)
-            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None] / sum_c1)
+            grad_nd[index] = (slope_cv.to(head_vd.dtype) @ head_vd).mul_(weights_k[part, None])
         ctx.save_for_backward(grad_nd)
         ctx.mark_non_differentiable(losses_k)
         return (losses_k * weights_k).sum(), losses_k
@@ -82,15 +84,6 @@ class HeadCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_nd,) = ctx.saved_tensors
         return grad_nd * grad_outputs[0].to(grad_nd.dtype), None, None, None, None, None
-
-
-def _exponentials(logits_cv: Tensor, labels_c1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [c]; exponentials of the logits less each row's largest, in the place of the logits; and their sums [c, 1]."""
-    largest_c1 = logits_cv.amax(-1, keepdim=True)
-    chosen_c1 = logits_cv.gather(1, labels_c1) - largest_c1
-    powers_cv = logits_cv.sub_(largest_c1).exp_()
-    sum_c1 = powers_cv.sum(-1, keepdim=True)
-    return (sum_c1.log() - chosen_c1).squeeze(1), powers_cv, sum_c1
 
 
 def head_cross_entropy(
@@ -133,7 +126,7 @@ def token_scores(
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
         labels_c1 = labelled.labels_K[part, None]
         hits_k[part] = logits_cv.amax(-1) <= logits_cv.gather(1, labels_c1).squeeze(1)
-        losses_k[part], *_ = _exponentials(logits_cv, labels_c1)
+        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labels_c1).squeeze(1)
     return TokenScores(losses_k, hits_k)
 
 

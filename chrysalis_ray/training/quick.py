@@ -18,8 +18,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from chrysalis_ray.training.rotary import LEARNING_ASIDE, SHORT_ROW, additive, attend, attend_back, quicken_attention
-
+LEARNING_ASIDE = 16  # tokens from which torch's own attention is faster where nothing is learned: it keeps no scores
+SHORT_ROW = 256  # tokens; beyond it scores are better not kept
 SHORT = "chrysalis_short_rows"  # the name of this attention in the config of a base
 AGREE = 1e-5  # how far a norm may be from the one it replaces, relative to the largest value
 
@@ -52,6 +52,28 @@ class QuickNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return RmsNorm.apply(x, self.weight, self.epsilon)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to scores: where a bool mask says no, minus infinity."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else mask
+
+
+def attend(q_btd: Tensor, k_btd: Tensor, v_btd: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What every query sees, and the shares of all it looks at. Heads that share keys are one batch of b, one below the other;
+    `mask` [N, 1, T, T] is added. Every token must be allowed to look at one at least."""
+    length = k_btd.shape[1]
+    scores = torch.bmm(q_btd, k_btd.mT)
+    scores.view(len(mask), -1, length, length).add_(mask)
+    shares = torch.softmax(scores, -1)
+    return torch.bmm(shares, v_btd), shares
+
+
+def attend_back(grad_btd: Tensor, q_btd: Tensor, k_btd: Tensor, v_btd: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    grad_v = torch.bmm(shares.mT, grad_btd)
+    grad_scores = torch.ops.aten._softmax_backward_data(torch.bmm(grad_btd, v_btd.mT), shares, -1, shares.dtype)
+    return torch.bmm(grad_scores, k_btd), torch.bmm(grad_scores.mT, q_btd), grad_v
 
 
 class ShortAttention(torch.autograd.Function):
@@ -116,8 +138,6 @@ def quicken(model: PreTrainedModel) -> None:
         AttentionInterface.register(SHORT, short_rows)
         AttentionMaskInterface.register(SHORT, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
         model.config._attn_implementation = SHORT
-        for module in model.modules():
-            quicken_attention(module, AGREE)
 
 
 @torch.no_grad()

@@ -19,8 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.flash import KERNEL, document_bounds
 from chrysalis_ray.training.past import Past
-from chrysalis_ray.training.quick import SHORT
-from chrysalis_ray.training.rotary import SHORT_ROW, additive
+from chrysalis_ray.training.quick import SHORT, SHORT_ROW, additive
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # how far a layer looks back, by family
 
