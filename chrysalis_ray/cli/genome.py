@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chrysalis_ray.cli.arguments import Experiment, Json, RunDirectory, Set
-from chrysalis_ray.cli.outcome import print_json
+from chrysalis_ray.cli.outcome import print_json, print_lines
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.printable import printable
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.build import Genome
@@ -53,7 +54,7 @@ def build_genome(
     if json:
         print_json(summary(genome))
     else:
-        print("\n".join(lines_of(genome)))
+        print_lines(lines_of(genome))
 
 
 def check_place(folder: Path) -> None:
@@ -101,7 +102,7 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
 
     genome = open_genome(genome_folder(directory))
     if document is None:
-        print_json(summary(genome)) if json else print("\n".join(lines_of(genome)))
+        print_json(summary(genome)) if json else print_lines(lines_of(genome))
         return
     row = find_document(genome, document)
     proof = prove(genome.manifest["content"]["documents"], row["doc_id"])
@@ -109,8 +110,7 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
     if json:
         print_json(shown)
         return
-    for key, value in row.items():
-        print(f"{key:10} {value}")
+    print_lines(f"{key:10} {value}" for key, value in row.items())
     place = f"leaf {proof['index']} of {proof['size']}"
     print(f"{'proof':10} {place}, {len(proof['audit_path'])} hashes to the root {shown['merkle_root']} (--json prints them)")
 
@@ -135,7 +135,7 @@ def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     for domain, kinds in found.items():
         print(f"{domain}: " + ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()))
         for kind, paths in kinds.items():
-            print("\n".join(f"  {kind:9} {path}" for path in paths))
+            print_lines(f"  {kind:9} {path}" for path in paths)
 
 
 def export_genome(
@@ -194,7 +194,7 @@ def tell_exposure(
     if json:
         print_json({"genome_id": genome.genome_id, **row, "variants": told})
         return
-    print(f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}")
+    print_lines([f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}"])
     for name, seen in told.items():
         steps = f"steps {seen['steps'][0]} to {seen['steps'][-1]}" if seen["steps"] else "never"
         through = [other for other in seen["trained_by"] if other != name]
@@ -213,23 +213,23 @@ def genome_folder(directory: Path) -> Path:
 
 
 def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
-    """The manifest's line of a document: by id, by the start of one, or by path. Raises GenomeError for none
-    and for several."""
+    """The manifest's line of a document: by id, by the start of one, or by path, as it is or as it is shown. Raises GenomeError
+    for none and for several."""
     from chrysalis_ray.core.errors import GenomeError
 
     rows = genome.manifest["content"]["documents"]
-    found = [row for row in rows if wanted in (row["doc_id"], row["path"])]
+    found = [row for row in rows if wanted in (row["doc_id"], row["path"], printable(row["path"]))]
     if not found and len(wanted) >= 6:
         found = [row for row in rows if row["doc_id"].startswith(wanted)]
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(f"{row['doc_id'][:16]} ({row['path']})" for row in found[:3])
+        names = ", ".join(f"{row['doc_id'][:16]} ({printable(row['path'])})" for row in found[:3])
         raise GenomeError(f"{len(found)} documents are {wanted!r}: {names}", "name one by its whole id")
     for stone in genome.manifest["content"].get("forgotten", []):
         if wanted in (stone["doc_id"], stone.get("path")) or (len(wanted) >= 6 and stone["doc_id"].startswith(wanted)):
             raise GenomeError(f"{wanted!r} was forgotten on {stone['date']}: {stone['reason']}")
-    near = [row["path"] for row in rows if wanted and wanted in row["path"]][:3]
+    near = [printable(row["path"]) for row in rows if wanted and wanted in row["path"]][:3]
     raise GenomeError(
         f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
         "name it by its sha256 (or at least 6 digits of it) or by its path",

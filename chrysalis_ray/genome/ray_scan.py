@@ -1,9 +1,9 @@
 """Scanning by Ray Data: the one door to it.
 
-The driver reads and pins the sources; their texts go to a file in the genome's folder (`text_store`). Tasks of Ray Data are told
-where in it the texts of a batch lie, read them there and hash them; marks and shingles come back, in order, a few at a time.
-A task that does not reach that file (another machine, no shared folder), or finds other bytes there, says so: from then on texts
-are handed over, so many at once that they fit into a corner of the object store, and the next when those are looked through.
+The driver reads and pins the sources; their texts go to a file in the genome's folder (`text_store`). Tasks of Ray Data are
+told where in it the texts of a batch lie, read them there and hash them; marks and shingles come back, in order, a few at a
+time. A task that does not reach that file (another machine, no shared folder), or finds other bytes there, says so: from then
+on texts are handed over, so many at once that they fit into a corner of the object store, and the next when those are done.
 
 The function that scans a batch is that of all engines (`batch.py`): the genome is the same.
 """

@@ -72,7 +72,7 @@ class Scratch:
 
     def _opened(self) -> IO[bytes]:
         if self._name is None:
-            return tempfile.TemporaryFile(dir=_there(self.folder), buffering=0)  # noqa: SIM115  # as long as this object
+            return tempfile.TemporaryFile(dir=_there(self.folder), buffering=0)  # as long as this object
         self.folder.mkdir(parents=True, exist_ok=True)
         for left_behind in self.folder.glob(f".{self._name}.{'?' * 8}"):  # by a build that was killed
             left_behind.unlink()

@@ -53,12 +53,14 @@ class SketchStore:
         if not self._written:
             return sketches_of(self._hashes[: self._filled], self._sizes)
         self._write()
-        assert self._shingles is not None and self._bands is not None
+        assert self._shingles is not None
+        assert self._bands is not None
         return StoredSketches(self._sizes, self._shingles, self._bands)
 
     def _write(self) -> None:
         """Move what is in memory to the file."""
-        assert self._shingles is not None and self._bands is not None
+        assert self._shingles is not None
+        assert self._bands is not None
         hashes, sizes = self._hashes[: self._filled], self._sizes[self._written : self._texts]
         self._shingles.append(hashes.data)
         signatures = signatures_of(hashes, np.r_[0, np.cumsum(sizes)].astype(np.int64))

@@ -10,6 +10,7 @@ from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.printable import printable
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
 from chrysalis_ray.report.kinds import adapter_of, kind_name
@@ -219,7 +220,7 @@ def _interval(interval: Interval | None) -> str:
 
 def _line(text: str) -> str:
     """Text that stays one cell and one line, and is no HTML."""
-    plain = re.sub(r"\s+", " ", text).replace("|", "\\|")
+    plain = printable(re.sub(r"\s+", " ", text)).replace("|", "\\|")
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
 
 

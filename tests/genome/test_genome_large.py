@@ -66,8 +66,10 @@ def test_kin_are_the_same_from_disk_and_in_small_pieces(tmp_path, monkeypatch, m
     whole = sketch([document.text for document in documents])
     assert int(whole.offsets[-1]) > 2000
     expected, pairs = splits.kinship(documents, whole), list(candidate_pairs(whole))
-    assert len(pairs) > 100 and pairs == sorted(set(pairs))
-    assert len(set(expected.groups.values())) < len(expected.groups) and expected.near_duplicates
+    assert len(pairs) > 100
+    assert pairs == sorted(set(pairs))
+    assert len(set(expected.groups.values())) < len(expected.groups)
+    assert expected.near_duplicates
     for module, name, value in (
         (similarity, "LEFT_AT_ONCE", 7),
         (splits, "MEETINGS_AT_ONCE", 50),
@@ -131,7 +133,8 @@ def test_a_shared_file_has_a_name_while_the_build_lasts_and_what_a_kill_left_is_
     kept = [store.keep(make_document(text, "p", "k", "d", "MIT")) for text in ("one", "two")]
     (file,) = folder.iterdir()
     assert [document.piece for document in kept] == [(str(file), 0, 3), (str(file), 3, 3)]
-    assert file.read_bytes() == b"onetwo" and kept[1].text == "two"
+    assert file.read_bytes() == b"onetwo"
+    assert kept[1].text == "two"
     del store, kept
     assert list(folder.iterdir()) == []
 
@@ -252,4 +255,5 @@ def test_ray_data_reads_what_it_reaches_and_is_handed_the_rest_in_blocks(tmp_pat
         ["_pieces"], ["_pieces"], ["_pieces", "_texts"], ["_pieces", "_texts"], ["_texts"]
     ]  # fmt: skip
     assert all(int(line[-2]) <= 20 and int(line[-1]) >= 3 for line in lines)
-    assert "streaming_executor" not in done.stderr and "Warning" not in done.stderr  # Ray Data does not speak in our verbs
+    assert "streaming_executor" not in done.stderr
+    assert "Warning" not in done.stderr
