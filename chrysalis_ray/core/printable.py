@@ -26,6 +26,12 @@ def printable_lines(text: str) -> str:
     return _PERHAPS.sub(lambda found: _written(found[0]), text)
 
 
+def markdown_line(text: str) -> str:
+    """`text` as one cell or line of Markdown: no line break, no HTML, no code, nothing hidden."""
+    plain = printable(re.sub(r"\s+", " ", text)).replace("|", "\\|")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
+
+
 def printable_json(value: Any, **how: Any) -> str:
     """JSON of `value` in which the same characters are written as JSON writes them: it means what it meant."""
     text = json.dumps(value, ensure_ascii=False, **how)

@@ -10,7 +10,7 @@ from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
-from chrysalis_ray.core.printable import printable
+from chrysalis_ray.core.printable import markdown_line as _line
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
 from chrysalis_ray.report.kinds import adapter_of, kind_name
@@ -171,7 +171,9 @@ def _genome(comparison: Comparison) -> str:
         [_line(name), f"{domain.documents:,}", f"{domain.bytes:,}", _line(domain.licence)]
         for name, domain in comparison.genome.domains.items()
     ]
-    return f"## Data\n\n{_table(('domain', 'documents', 'bytes', 'licence'), rows)}"
+    sources = [[_line(source.name), _line(source.pinned), f"{source.documents:,}"] for source in comparison.genome.sources]
+    origin = f"\nIt comes from:\n\n{_table(('source', 'pinned to', 'documents'), sources)}" if sources else ""
+    return f"## Data\n\n{_table(('domain', 'documents', 'bytes', 'licence'), rows)}{origin}"
 
 
 def _experiment(text: str) -> str:
@@ -216,12 +218,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _interval(interval: Interval | None) -> str:
     return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]" if interval else "-"
-
-
-def _line(text: str) -> str:
-    """Text that stays one cell and one line, and is no HTML."""
-    plain = printable(re.sub(r"\s+", " ", text)).replace("|", "\\|")
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
 
 
 def _code(text: str) -> str:
