@@ -31,7 +31,8 @@ def completeness(told: Mapping[str, Any]) -> list[str]:
     missing = sorted(told["missing"].items(), key=lambda entry: (-entry[1], entry[0]))
     lacking = ", ".join(f"{name} {count} times" for name, count in missing)
     share = told["filled"] / told["wanted"] if told["wanted"] else 0.0
-    return [
+    lines = [
         f"complete to {share:.0%}" + (f" (missing: {lacking})" if lacking else ""),
         f"{told['incomplete']} incomplete, {told['denied']} without consent to training",
     ]
+    return lines + ([f"{len(told['media'])} media kept elsewhere, named by their hashes"] if told.get("media") else [])
