@@ -41,6 +41,7 @@ def imago_card(root: Path) -> str:
         _parents(comparison, layout),
         _genome(comparison),
         _experiment(yaml_text),
+        _use_policy(comparison),
         _limits(comparison),
     ]
     return redact_text("\n".join(part for part in parts if part))
@@ -180,6 +181,12 @@ def _experiment(text: str) -> str:
     return f"## Experiment\n\nThis file grows it again.\n\n{_fence(text, 'yaml')}" if text.strip() else ""
 
 
+def _use_policy(comparison: Comparison) -> str:
+    told = str(comparison.experiment.get("use_policy") or "").strip()
+    quoted = "".join(f"> {_line(line)}\n" for line in told.splitlines())
+    return f"## Use policy\n\nWho grew it wrote:\n\n{quoted}" if told else ""
+
+
 def _limits(comparison: Comparison) -> str:
     licences = [domain.licence for domain in comparison.genome.domains.values()] if comparison.genome else [UNKNOWN_LICENCE]
     unknown = UNKNOWN_LICENCE in licences
@@ -188,6 +195,8 @@ def _limits(comparison: Comparison) -> str:
         "safety or ability on tasks.",
         "The adapter inherits the limits and the licence of its base.",
     ]
+    if not str(comparison.experiment.get("use_policy") or "").strip():
+        lines.append("Who grew it wrote no use policy (`use_policy` of the experiment).")
     if unknown:
         lines.append("Part of the data came without a stated licence: clear it before you publish this adapter.")
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)

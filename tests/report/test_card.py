@@ -94,3 +94,13 @@ def test_the_card_says_where_the_data_came_from(judged: RunLayout) -> None:
         r"| folder &lt;b&gt;\u202e | what lay there | 1 |",
     ):
         assert row in card
+
+
+def test_the_use_policy_stands_on_the_card_or_it_says_that_there_is_none(judged: RunLayout) -> None:
+    assert "wrote no use policy" in imago_card(judged.root)
+    run = read_json(judged.run_manifest)
+    run["experiment"]["use_policy"] = "For study.\n# Not for <b>harm</b>."
+    write_json(judged.run_manifest, run)
+    card = imago_card(judged.root)
+    assert "## Use policy\n\nWho grew it wrote:\n\n> For study.\n> # Not for &lt;b&gt;harm&lt;/b&gt;.\n" in card
+    assert "wrote no use policy" not in card
