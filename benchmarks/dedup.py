@@ -26,7 +26,7 @@ import numpy as np
 from genome import python_texts
 
 from chrysalis_ray.core.records import write_json
-from chrysalis_ray.genome.scanning import BATCH_CHARACTERS
+from chrysalis_ray.genome.batch import BATCH_CHARACTERS
 from chrysalis_ray.genome.similarity import (
     BANDS,
     BINS,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chrysalis_ray.cli.arguments import Json, Runs
-from chrysalis_ray.cli.outcome import print_json
+from chrysalis_ray.cli.outcome import print_json, print_lines
 
 if TYPE_CHECKING:
     from chrysalis_ray.config.blueprint import Blueprint
@@ -19,12 +19,15 @@ USUAL_GPU_GIB = 80.0  # where --gpus asks for GPUs and there are none here
 
 
 def show_blueprint(
-    blueprint: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped blueprint, or a file.", show_default=False)],
+    blueprint: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="A shipped blueprint, or a file.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show a blueprint whole.
+    """Show a blueprint whole, or which there are.
 
-    Every field, with what it extends and all defaults filled in; what the base weighs, and what an adapter does.
+    Every field, with what it extends and all defaults filled in; what the base weighs, and what an adapter does. Without a
+    name: every shipped blueprint and its base.
 
     \b
     chrysalis blueprint show qwen3-1.7b
@@ -34,6 +37,10 @@ def show_blueprint(
     from chrysalis_ray.core.errors import ConfigError
 
     shipped = shipped_blueprints()
+    if blueprint is None:
+        bases = {name: getattr(load_blueprint(path).base, "model", "an embedded one") for name, path in shipped.items()}
+        print_json(bases) if json else print_lines(f"{name:20} {base}" for name, base in bases.items())
+        return
     path = shipped.get(blueprint, Path(blueprint))
     if not path.exists():
         raise ConfigError(f"no blueprint {blueprint!r}: no file, and not one of those shipped: {', '.join(shipped)}")

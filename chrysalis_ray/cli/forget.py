@@ -12,7 +12,7 @@ import typer
 
 from chrysalis_ray.cli.arguments import Json, Runs
 from chrysalis_ray.cli.genome import Directory, check_place, find_document, genome_folder
-from chrysalis_ray.cli.outcome import print_json
+from chrysalis_ray.cli.outcome import print_json, print_lines
 from chrysalis_ray.core.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def forget_documents(
         "runs": [witness.to_json() for witness in learned],
         "text_remains": places_of_text(genome, layouts, [witness.run for witness in learned]),
     }
-    print_json(told) if json else print("\n".join(_lines(told, made, runs)))
+    print_json(told) if json else print_lines(_lines(told, made, runs))
 
 
 def _lines(told: Mapping[str, Any], made: Genome, runs: Path) -> list[str]:

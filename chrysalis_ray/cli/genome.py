@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chrysalis_ray.cli.arguments import Experiment, Json, RunDirectory, Set
-from chrysalis_ray.cli.outcome import print_json
+from chrysalis_ray.cli.outcome import print_json, print_lines
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.printable import printable
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.build import Genome
@@ -53,7 +54,7 @@ def build_genome(
     if json:
         print_json(summary(genome))
     else:
-        print("\n".join(lines_of(genome)))
+        print_lines(lines_of(genome))
 
 
 def check_place(folder: Path) -> None:
@@ -73,10 +74,14 @@ def check_place(folder: Path) -> None:
         raise GenomeError(f"{folder} exists and is no genome: it holds {strangers[0]}", "give --out a folder of its own")
 
 
-def verify_genome(directory: Directory) -> None:
+def verify_genome(
+    directory: Directory,
+    rebuild: Annotated[Path | None, typer.Option("--rebuild", metavar="EXPERIMENT", help="Read its sources again too.")] = None,
+) -> None:
     """Hash a sealed genome again.
 
-    Every document, the Merkle root and every shard; exit 1 if one byte changed.
+    Every document, the Merkle root and every shard; exit 1 if one byte changed. With --rebuild it is also built again from the
+    sources of EXPERIMENT, in a folder that is thrown away; exit 1 unless the same genome comes out.
 
     \b
     chrysalis genome verify runs/quickstart
@@ -84,7 +89,15 @@ def verify_genome(directory: Directory) -> None:
     from chrysalis_ray.genome import build
 
     genome = build.verify_genome(genome_folder(directory))
-    print(f"genome {genome.genome_id} is intact: {len(genome.domains)} domains ({', '.join(genome.domains)})")
+    if rebuild is not None:
+        from chrysalis_ray.config.loading import load_experiment
+        from chrysalis_ray.genome.rebuilding import check_against_sources
+        from chrysalis_ray.training.planning.choice import chooser
+
+        loaded = load_experiment(rebuild, [], chooser())
+        check_against_sources(genome, loaded.experiment.genome, loaded.folder)
+    also = "" if rebuild is None else ", and comes out of its sources again"
+    print_lines([f"genome {genome.genome_id} is intact{also}: {len(genome.domains)} domains ({', '.join(genome.domains)})"])
 
 
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
@@ -98,19 +111,20 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
     """
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.proofs import prove
+    from chrysalis_ray.genome.swhid import swhid_of_document
 
     genome = open_genome(genome_folder(directory))
     if document is None:
-        print_json(summary(genome)) if json else print("\n".join(lines_of(genome)))
+        print_json(summary(genome)) if json else print_lines(lines_of(genome))
         return
     row = find_document(genome, document)
     proof = prove(genome.manifest["content"]["documents"], row["doc_id"])
+    row = {**row, "swhid": swhid_of_document(genome, row)}
     shown = {**row, "merkle_root": genome.manifest["content"]["merkle_root"], "proof": proof}
     if json:
         print_json(shown)
         return
-    for key, value in row.items():
-        print(f"{key:10} {value}")
+    print_lines(f"{key:10} {value}" for key, value in row.items())
     place = f"leaf {proof['index']} of {proof['size']}"
     print(f"{'proof':10} {place}, {len(proof['audit_path'])} hashes to the root {shown['merkle_root']} (--json prints them)")
 
@@ -135,7 +149,7 @@ def diff_genomes(before: Before, after: After, json: Json = False) -> None:
     for domain, kinds in found.items():
         print(f"{domain}: " + ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items()))
         for kind, paths in kinds.items():
-            print("\n".join(f"  {kind:9} {path}" for path in paths))
+            print_lines(f"  {kind:9} {path}" for path in paths)
 
 
 def export_genome(
@@ -144,21 +158,22 @@ def export_genome(
 ) -> None:
     """Write a genome as one text, with its metadata beside it.
 
-    FILE holds every document in frames that can be undone; FILE.croissant.json describes it and the shards (Croissant).
-    Documents that `genome.exclude` keeps away are named there, not shown.
+    FILE holds every document in frames that can be undone; FILE.croissant.json describes it and the shards (Croissant), FILE.md
+    is its data card. Documents that `genome.exclude` keeps away are named there, not shown.
 
     \b
     chrysalis genome export runs/quickstart --out genome.txt
     """
     from chrysalis_ray.core.errors import GenomeError
-    from chrysalis_ray.core.records import write_json
+    from chrysalis_ray.core.records import write_bytes, write_json
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.croissant import croissant
+    from chrysalis_ray.genome.data_card import data_card
     from chrysalis_ray.genome.framing import write_text
 
     file = out.absolute()
-    metadata = file.with_name(f"{file.name}.croissant.json")
-    for path in (file, metadata):
+    metadata, card = file.with_name(f"{file.name}.croissant.json"), file.with_name(f"{file.name}.md")
+    for path in (file, metadata, card):
         if path.exists():
             raise GenomeError(f"{path} exists and is not overwritten", "give --out another name, or remove it")
     if not file.parent.is_dir():
@@ -166,7 +181,9 @@ def export_genome(
     genome = open_genome(genome_folder(directory))
     sha256 = write_text(genome, file)
     write_json(metadata, croissant(genome, file, file.parent))
-    print(f"genome {genome.genome_id[:16]} -> {out} ({file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}), {metadata.name}")
+    write_bytes(card, data_card(genome, sha256).encode())
+    size = f"{file.stat().st_size / 1e6:.1f} MB, sha256 {sha256}"
+    print(f"genome {genome.genome_id[:16]} -> {out} ({size}), {metadata.name}, {card.name}")
 
 
 def tell_exposure(
@@ -194,7 +211,7 @@ def tell_exposure(
     if json:
         print_json({"genome_id": genome.genome_id, **row, "variants": told})
         return
-    print(f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}")
+    print_lines([f"{row['path']} ({row['doc_id'][:16]}), {row['bytes']} bytes, in {row['split']} of {row['domain']}"])
     for name, seen in told.items():
         steps = f"steps {seen['steps'][0]} to {seen['steps'][-1]}" if seen["steps"] else "never"
         through = [other for other in seen["trained_by"] if other != name]
@@ -213,23 +230,23 @@ def genome_folder(directory: Path) -> Path:
 
 
 def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
-    """The manifest's line of a document: by id, by the start of one, or by path. Raises GenomeError for none
-    and for several."""
+    """The manifest's line of a document: by id, by the start of one, or by path, as it is or as it is shown. Raises GenomeError
+    for none and for several."""
     from chrysalis_ray.core.errors import GenomeError
 
     rows = genome.manifest["content"]["documents"]
-    found = [row for row in rows if wanted in (row["doc_id"], row["path"])]
+    found = [row for row in rows if wanted in (row["doc_id"], row["path"], printable(row["path"]))]
     if not found and len(wanted) >= 6:
         found = [row for row in rows if row["doc_id"].startswith(wanted)]
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(f"{row['doc_id'][:16]} ({row['path']})" for row in found[:3])
+        names = ", ".join(f"{row['doc_id'][:16]} ({printable(row['path'])})" for row in found[:3])
         raise GenomeError(f"{len(found)} documents are {wanted!r}: {names}", "name one by its whole id")
     for stone in genome.manifest["content"].get("forgotten", []):
         if wanted in (stone["doc_id"], stone.get("path")) or (len(wanted) >= 6 and stone["doc_id"].startswith(wanted)):
             raise GenomeError(f"{wanted!r} was forgotten on {stone['date']}: {stone['reason']}")
-    near = [row["path"] for row in rows if wanted and wanted in row["path"]][:3]
+    near = [printable(row["path"]) for row in rows if wanted and wanted in row["path"]][:3]
     raise GenomeError(
         f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
         "name it by its sha256 (or at least 6 digits of it) or by its path",
@@ -242,20 +259,10 @@ def summary(genome: Genome) -> dict[str, Any]:
     return {"genome_id": genome.genome_id, "created": genome.manifest["created"], **content}
 
 
-def completeness(told: dict[str, Any]) -> list[str]:
-    """How much of what hub records should say they say."""
-    missing = sorted(told["missing"].items(), key=lambda entry: (-entry[1], entry[0]))
-    lacking = ", ".join(f"{name} {count} times" for name, count in missing)
-    share = told["filled"] / told["wanted"] if told["wanted"] else 0.0
-    return [
-        f"complete to {share:.0%}" + (f" (missing: {lacking})" if lacking else ""),
-        f"{told['incomplete']} incomplete, {told['denied']} without consent to training",
-    ]
-
-
 def lines_of(genome: Genome) -> list[str]:
     """What `show` tells, for people."""
     from chrysalis_ray.genome.documents import PARTS
+    from chrysalis_ray.genome.origins import name_of_source, pins_of_source
 
     content = genome.manifest["content"]
     lines = [f"genome {genome.genome_id}", f"Merkle root {content['merkle_root']} over {len(content['documents'])} documents"]
@@ -267,19 +274,9 @@ def lines_of(genome: Genome) -> list[str]:
         if marks := content.get("marks", {}).get(domain):
             lines.append("    marked: " + ", ".join(f"{count} {mark}" for mark, count in marks.items()))
     for source in content.get("sources", []):
-        written = source["recipe"]
-        name = written.get("url") or written.get("path") or ", ".join(written.get("domains") or written.get("names") or [])
-        pinned = [f"commit {source['commit']}"] if "commit" in source else []
-        pinned += [f"sha256 {source['sha256']}"] if "sha256" in source else []
-        pinned += [f"{len(source['packages'])} packages"] if "packages" in source else []
-        if "followed" in source:
-            pinned += [f"{len(source['followed'])} submodules followed"]
-        elif "submodules" in source:
-            pinned += [f"{len(source['submodules'])} submodules not followed"]
-        pinned += [f"{shot['domain']} is {shot['snapshot']} ({shot['commit'][:12]})" for shot in source.get("snapshots", [])]
-        pinned += completeness(source["records"]) if "records" in source else []
+        pinned = pins_of_source(source)
         pinned += [f"{count} {reason}" for reason, count in source["skipped"].items()]
-        lines.append(f"  from {written['type']} {name}: " + ", ".join([f"{source['documents']} documents", *pinned]))
+        lines.append(f"  from {name_of_source(source)}: " + ", ".join([f"{source['documents']} documents", *pinned]))
     for (day, reason), count in sorted(
         Counter((stone["date"], stone["reason"]) for stone in content.get("forgotten", [])).items()
     ):

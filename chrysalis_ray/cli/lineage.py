@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from chrysalis_ray.cli.arguments import Json, RunDirectory
-from chrysalis_ray.cli.outcome import FAILED, print_json
+from chrysalis_ray.cli.outcome import FAILED, print_json, print_lines
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 
@@ -32,7 +32,7 @@ def lineage(
         if json:
             print_json({"verified": not problems, "problems": problems})
         else:
-            print("\n".join(map(str, problems)) or "every file of the lineage is what it was when the adapter emerged")
+            print_lines(map(str, problems or ["every file of the lineage is what it was when the adapter emerged"]))
         return FAILED if problems else 0
     record = _read(layout)
     if json:
@@ -57,7 +57,7 @@ def _print_tree(value: object, indent: str) -> None:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if isinstance(item, dict | list) and item:
-            print(f"{indent}{key}")
+            print_lines([f"{indent}{key}"])
             _print_tree(item, indent + "  ")
         else:
-            print(f"{indent}{key}  {item}")
+            print_lines([f"{indent}{key}  {item}"])

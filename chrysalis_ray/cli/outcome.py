@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from chrysalis_ray.core.errors import ChrysalisError, ConfigError
+from chrysalis_ray.core.printable import printable, printable_json, printable_lines
 from chrysalis_ray.core.redaction import redact_text
 
 FAILED = 1
@@ -66,16 +66,22 @@ def tell(error: ChrysalisError) -> int:
     """Write `error` to stderr and return the exit code that belongs to it. No traceback unless asked for."""
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         traceback.print_exception(error)
-    print(redact_text(f"error: {error.message}"), file=sys.stderr)
+    print(printable_lines(redact_text(f"error: {error.message}")), file=sys.stderr)
     if isinstance(error, ConfigError):
         for problem in error.problems:
             if problem not in error.message:
-                print(redact_text(f"  {problem}"), file=sys.stderr)
+                print(printable_lines(redact_text(f"  {problem}")), file=sys.stderr)
     if error.remedy:
-        print(redact_text(f"remedy: {error.remedy}"), file=sys.stderr)
+        print(printable_lines(redact_text(f"remedy: {error.remedy}")), file=sys.stderr)
     return INVALID if isinstance(error, ConfigError) else FAILED
 
 
 def print_json(value: Any) -> None:
     """`value` on stdout, indented, keys sorted."""
-    print(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, default=str))
+    print(printable_json(value, sort_keys=True, indent=2, default=str))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Each of `lines` on stdout as one line, whatever names are in it."""
+    for line in lines:
+        print(printable(line))

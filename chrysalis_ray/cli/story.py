@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from chrysalis_ray.core.printable import printable_lines
 from chrysalis_ray.core.records import Variant
 from chrysalis_ray.core.redaction import redact_text
 
@@ -41,7 +42,8 @@ class TerminalStory:
     def stage(self, name: str, sentence: str) -> None:
         """Print one line; the table, if there is one, stands still from here."""
         self._end_table()
-        print(redact_text(f"{self.seconds:7.1f} s  {name:<{_NAME_WIDTH}}{sentence}"), file=self.stream, flush=True)
+        line = redact_text(f"{self.seconds:7.1f} s  {name:<{_NAME_WIDTH}}{sentence}")
+        print(printable_lines(line), file=self.stream, flush=True)
 
     def population(self, variants: Sequence[Variant]) -> None:
         """Begin the table."""

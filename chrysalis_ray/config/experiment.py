@@ -155,6 +155,7 @@ class Tracking(Written):
 class Experiment(Written):
     name: Name
     description: str = ""
+    use_policy: str = ""  # what the adapter is for and what not; stands on its card
     rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     blueprint: str
     probe: BlueprintProbe | None = None

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from chrysalis_ray.config.blueprint import Written
 
 HubKind = Literal["food", "housing", "clothing", "training", "health", "connection"]
+Modality = Literal["text", "quantitative", "geospatial", "visual", "audio", "biochemical"]  # only the first two are read here
 Text = Annotated[str, Field(max_length=100_000)]
 WANTED = (
     "kind", "activity", "context", "place", "start", "end", "action", "measures", "outcome", "consent", "licence", "provenance",
@@ -43,10 +44,11 @@ class Consent(Written):
 
 
 class Media(Written):
-    """A picture, film or sound that belongs to the record and is kept elsewhere."""
+    """A picture, film, sound or sample that belongs to the record and is kept elsewhere. Its hash is sealed as evidence."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     kind: Text | None = None
+    modality: Modality | None = None
 
 
 class HubRecord(Written):

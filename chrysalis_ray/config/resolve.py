@@ -22,7 +22,7 @@ BODY_FLOOR = BodyPatch(
 PLANNED = ("count", "workers", "zero_stage", "offload", "activation_checkpointing")
 
 # Words for people and for W&B: changing them does not make it another run.
-COSMETIC = ("description", "tracking")
+COSMETIC = ("description", "use_policy", "tracking")
 # What of a body says where and by how many a variant is computed, not what: a run goes on with another one.
 MOVABLE = (
     "workers", "gpus_per_worker", "cpus_per_worker", "threads", "zero_stage", "offload", "nvme_path",

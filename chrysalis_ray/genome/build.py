@@ -121,7 +121,7 @@ def build_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes: i
         forgotten = standing(folder, existing, forget_list(spec, relative_to))
         if existing["recipe_sha256"] == sha256_of(recipe) and existing.get("forgotten", []) == forgotten:
             return open_genome(folder)
-    found = _collect(spec, relative_to, TextStore(folder).keeping(read_source))
+    found = _collect(spec, relative_to, _texts(spec, folder).keeping(read_source))
     return _seal(spec, folder, relative_to, found, _how(spec, processes))
 
 
@@ -135,7 +135,7 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
         same_recipe = existing["content"]["recipe_sha256"] == sha256_of(recipe_of(spec))
         if same_recipe and unchanged(folder, existing["genome_id"], seen):
             return Genome(folder, existing["genome_id"], existing)
-    readings = Readings(folder, _manifest_before(folder).get("shards", {}), seen, TextStore(folder).keep)
+    readings = Readings(folder, _manifest_before(folder).get("shards", {}), seen, _texts(spec, folder).keep)
     found = _collect(spec, relative_to, readings.read)
     genome = _seal(spec, folder, relative_to, found, _how(spec, processes), ScanCache(folder / "scan"))
     readings.keep()
@@ -145,6 +145,10 @@ def refresh_genome(spec: GenomeSpec, folder: Path, relative_to: Path, processes:
 
 def _how(spec: GenomeSpec, processes: int | None) -> GenomeBuild:
     return spec.build if processes is None else GenomeBuild(processes=processes)
+
+
+def _texts(spec: GenomeSpec, folder: Path) -> TextStore:
+    return TextStore(folder, shared=spec.build.engine == "ray")
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def _seal(
     before = _manifest_before(folder)
     tombstones = standing(folder, before.get("content", {}), forget_list(spec, relative_to))
     read, sources = found
-    documents, parts = _divide(read, spec, how, cache)
+    documents, parts = _divide(read, spec, how, cache, folder)
     content = content_of(recipe_of(spec), documents, parts, sources, tombstones)
     return write_genome(folder, content, documents, before.get("shards", {}))
 
@@ -298,11 +302,11 @@ def _collect(spec: GenomeSpec, relative_to: Path, read: Reader) -> Found:
 
 
 def _divide(
-    documents: Sequence[Document], spec: GenomeSpec, how: GenomeBuild, cache: ScanCache | None
+    documents: Sequence[Document], spec: GenomeSpec, how: GenomeBuild, cache: ScanCache | None, folder: Path
 ) -> tuple[list[Document], dict[str, str]]:
     """`documents` with their marks, and doc_id -> part. A document stays out of every split for a mark of ``exclude``
     or ``use_denied``."""
-    scanned, sketches = scan(documents, how, cache)
+    scanned, sketches = scan(documents, how, cache, folder)
     marked = joined_marks(documents, scanned)
     barred = {*spec.exclude, *ALWAYS_EXCLUDED}
     kin = kinship(marked, sketches)

@@ -4,27 +4,33 @@
 
 A key stands for everything that a scan depends on: the document's bytes, how they are read, the name of its file; `rules`, in
 the segment's name, for the versions of marks and sketches. A segment is named by the hash of its bytes and is not believed when
-it has another. What is new goes into a segment of its own, so that one changed file does not write all of them again.
+it has another. What is new goes into a segment of its own, so that one changed file does not write all of them again. Segments
+are written and read a batch of documents at a time: neither costs memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from chrysalis_ray.core.records import canonical_json, write_bytes
+from chrysalis_ray.core.records import canonical_json, sha256_of_file, sync_folder
 from chrysalis_ray.genome import marks, similarity
 from chrysalis_ray.genome.columns import digests, strings
 from chrysalis_ray.genome.documents import Document
 
 RULES = f"{marks.VERSION}.{similarity.VERSION}"
 MOST_SEGMENTS = 16
+SHINGLES_AT_ONCE, DOCUMENTS_AT_ONCE = 500_000, 4096  # of a segment, written together
 SCHEMA = pa.schema([("key", pa.binary(32)), ("marks", pa.string()), ("shingles", pa.large_list(pa.uint64()))])
 
 
@@ -42,62 +48,127 @@ def key_of(document: Document) -> bytes:
 
 
 class ScanCache:
-    """The segments in `folder`."""
+    """The segments in `folder`; what they hold stays on disk until it is asked for."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: dict[bytes, Seen] = {}
-        self._segment_of: dict[bytes, Path] = {}
+        self._places: dict[bytes, tuple[_Columns, int]] = {}
         for path in sorted(folder.glob(f"{RULES}-*.arrow")):
-            for key, seen in _read(path):
-                self._seen[key], self._segment_of[key] = seen, path
+            for columns in _read(path):
+                self._places |= {key: (columns, row) for row, key in enumerate(columns.keys.to_pylist())}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
 
     def get(self, key: bytes) -> Seen | None:
         """What is known of a document, None where nothing is."""
-        return self._seen.get(key)
+        if key not in self._places:
+            return None
+        columns, row = self._places[key]
+        return Seen(json.loads(columns.told[row].as_py()), columns.hashes[columns.offsets[row] : columns.offsets[row + 1]])
 
-    def keep(self, seen: Mapping[bytes, Seen]) -> None:
-        """Hold `seen` and nothing else. Segments stay as they are while at least half of what is in them does."""
-        segments: dict[Path, tuple[list[bytes], list[bytes]]] = {}
-        for key, path in self._segment_of.items():
-            segments.setdefault(path, ([], []))[key not in seen].append(key)
-        kept = {path for path, (live, dead) in segments.items() if len(live) >= len(dead)}
-        if len(kept) >= MOST_SEGMENTS:
-            kept = set()
-        fresh = [key for key in seen if self._segment_of.get(key) not in kept]
-        if fresh:
-            kept.add(_write(self._folder, fresh, [seen[key] for key in fresh]))
+    def renewed(self, keys: Sequence[bytes], found: Iterator[Seen]) -> Iterator[Seen]:
+        """What is known of each of `keys`, in order; of those of which nothing is, the next of `found`. Afterwards the cache
+        holds them and nothing else. Segments stay as they are while at least half of what is in them does."""
+        kept = self._lasting(set(keys))
+        with _Segment(self._folder) as fresh:
+            for key in keys:
+                seen = self.get(key)
+                if seen is None:
+                    seen = next(found)
+                if key not in self._places or self._places[key][0].path not in kept:
+                    fresh.add(key, seen)
+                yield seen
+        if fresh.path is not None:
+            kept.add(fresh.path)
         for path in self._folder.glob("*") if self._folder.is_dir() else ():
             if path not in kept:
                 path.unlink()
 
+    def _lasting(self, wanted: Set[bytes]) -> set[Path]:
+        """Segments that are worth keeping as they are."""
+        told: dict[Path, list[int]] = {}
+        for key, (columns, _) in self._places.items():
+            told.setdefault(columns.path, [0, 0])[key not in wanted] += 1
+        kept = {path for path, (live, dead) in told.items() if live >= dead}
+        return kept if len(kept) < MOST_SEGMENTS else set()
 
-def _write(folder: Path, keys: Sequence[bytes], seen: Sequence[Seen]) -> Path:
+
+class _Segment:
+    """A segment being written, a batch of documents at a time. `path` is where it lies in the end, None where it is empty or
+    was not ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path: Path | None = None
+        self._draft: Path | None = None
+        self._keys: list[bytes] = []
+        self._seen: list[Seen] = []
+        self._shingles = 0
+
+    def add(self, key: bytes, seen: Seen) -> None:
+        self._keys.append(key)
+        self._seen.append(seen)
+        self._shingles += len(seen.hashes)
+        if self._shingles >= SHINGLES_AT_ONCE or len(self._keys) == DOCUMENTS_AT_ONCE:
+            self._write()
+
+    def __enter__(self) -> _Segment:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if kind is None and self._keys:
+            self._write()
+        if self._draft is None:
+            return
+        self._writer.close()
+        self._sink.close()
+        if kind is not None:
+            self._draft.unlink()
+            return
+        self.path = self._folder / f"{RULES}-{sha256_of_file(self._draft)}.arrow"
+        with self._draft.open("rb") as stream:
+            os.fsync(stream.fileno())
+        self._draft.replace(self.path)
+        sync_folder(self._folder)
+
+    def _write(self) -> None:
+        if self._draft is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            descriptor, draft = tempfile.mkstemp(dir=self._folder, prefix=".segment.")
+            os.close(descriptor)
+            self._draft = Path(draft)
+            self._sink = pa.OSFile(draft, "wb")
+            self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+        self._writer.write_table(_table(self._keys, self._seen))
+        self._keys, self._seen, self._shingles = [], [], 0
+
+
+def _table(keys: Sequence[bytes], seen: Sequence[Seen]) -> pa.Table:
     offsets = np.r_[0, np.cumsum([len(each.hashes) for each in seen])].astype(np.int64)
     shingles = pa.LargeListArray.from_arrays(offsets, np.concatenate([each.hashes for each in seen]))
     told = strings([canonical_json(each.marks).decode() if each.marks else "{}" for each in seen])
-    table = pa.table([digests(keys, 32), told, shingles], SCHEMA)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(table)
-    content = sink.getvalue()
-    path = folder / f"{RULES}-{hashlib.sha256(content).hexdigest()}.arrow"
-    write_bytes(path, content)
-    return path
+    return pa.table([digests(keys, 32), told, shingles], SCHEMA)
 
 
-def _read(path: Path) -> Iterator[tuple[bytes, Seen]]:
-    """Keys of a segment and what was found; nothing where it is not what its name says."""
+class _Columns(NamedTuple):
+    """A batch of a segment, as it lies on disk."""
+
+    path: Path
+    keys: pa.FixedSizeBinaryArray
+    told: pa.StringArray
+    offsets: NDArray[np.int64]
+    hashes: similarity.Hashes
+
+
+def _read(path: Path) -> Iterator[_Columns]:
+    """The batches of a segment; nothing where it is not what its name says."""
     try:
-        content = path.read_bytes()
+        if path.name != f"{RULES}-{sha256_of_file(path)}.arrow":
+            return
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except OSError:
         return
-    if path.name != f"{RULES}-{hashlib.sha256(content).hexdigest()}.arrow":
-        return
-    with pa.ipc.open_file(pa.BufferReader(content)) as reader:
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    for batch in batches:
-        keys, told, shingles = batch.columns
-        hashes, offsets = shingles.values.to_numpy(), shingles.offsets.to_numpy()
-        for row, (key, found) in enumerate(zip(keys.to_pylist(), told.to_pylist(), strict=True)):
-            yield key, Seen(json.loads(found), hashes[offsets[row] : offsets[row + 1]])
+    for number in range(reader.num_record_batches):
+        keys, told, shingles = reader.get_batch(number).columns
+        yield _Columns(path, keys, told, shingles.offsets.to_numpy(), shingles.values.to_numpy())

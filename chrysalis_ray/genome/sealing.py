@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chrysalis_ray.core.errors import GenomeCorrupt
+from chrysalis_ray.core.printable import printable
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, sync_folder
 from chrysalis_ray.genome.columns import strings, texts
 from chrysalis_ray.genome.documents import ENCODINGS, PARTS, Document
@@ -189,12 +190,15 @@ def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]], shards: Col
                 sealed["licence"],
             ):
                 raise GenomeCorrupt(
-                    f"{path}: document {document.doc_id[:16]} ({document.path}) is not as sealed; its text is {actual[:16]}",
+                    f"{path}: document {document.doc_id[:16]} ({printable(document.path)}) is not as sealed; "
+                    f"its text is {actual[:16]}",
                     REBUILD,
                 )
         if left:
             missing = wanted[next(iter(left))]
-            raise GenomeCorrupt(f"{folder}: document {missing['doc_id'][:16]} ({missing['path']}) is missing", REBUILD)
+            raise GenomeCorrupt(
+                f"{folder}: document {missing['doc_id'][:16]} ({printable(missing['path'])}) is missing", REBUILD
+            )
 
 
 def _documents(folder: Path, names: Iterable[str], domain: str) -> Iterator[tuple[Path, Document]]:

@@ -34,6 +34,7 @@ SPLIT_APART_BELOW = 0.5  # texts at least this similar belong into one split
 NEAR_DUPLICATE = 0.8
 DOUBTFUL = 3.0  # standard deviations from a threshold within which the kept shingles do not decide
 REMEMBERED = 512  # texts whose shingles are all remembered
+LEFT_AT_ONCE = 65_536  # texts whose candidates are put together at once
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
@@ -79,7 +80,19 @@ class Sketches:
 
     def of(self, text: int) -> Hashes:
         """Kept shingles of one text."""
-        return self.hashes[self.offsets[text] : self.offsets[text + 1]]
+        return self.stretch(int(self.offsets[text]), int(self.offsets[text + 1]))
+
+    def stretch(self, begin: int, end: int) -> Hashes:
+        """Some of all kept shingles."""
+        return self.hashes[begin:end]
+
+    def band(self, number: int) -> Hashes:
+        """uint64 [texts]: equal where two texts agree in all rows of the band."""
+        return keys_of_band(self.signatures, number)
+
+    def aside(self, numbers: NDArray[np.int64]) -> Callable[[int, int], NDArray[np.int64]]:
+        """A way back to any stretch of `numbers`, which wait where the shingles do."""
+        return lambda begin, end: numbers[begin:end]
 
     def jaccard(self, left: int, right: int) -> float:
         """Jaccard similarity of the kept shingles of two texts; 0 where both have none."""
@@ -145,7 +158,7 @@ def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:
     """Sketches from the kept shingles of all texts, one after the other, and how many each has; each text's ascending and
     distinct."""
     offsets = np.r_[0, np.cumsum(sizes)].astype(np.int64)
-    return Sketches(offsets, hashes, _signatures(hashes, offsets))
+    return Sketches(offsets, hashes, signatures_of(hashes, offsets))
 
 
 def _word_hashes(text: bytes) -> tuple[Hashes, NDArray[np.int64]]:
@@ -236,7 +249,7 @@ def _shingles(words: Hashes, word_ends: NDArray[np.int64], one_in: int) -> Hashe
 # signatures ---------------------------------------------------------------------------------------------------------
 
 
-def _signatures(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+def signatures_of(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
     """uint32 [texts, BINS]: of each text's shingles the least one of every bin, empty bins filled."""
     signatures = np.full((len(offsets) - 1, BINS), _EMPTY, np.uint32)
     for start in range(0, len(signatures), SIGNED_AT_ONCE):
@@ -291,28 +304,44 @@ def joined(parts: Sequence[Sketches]) -> Sketches:
 # near-duplicates ----------------------------------------------------------------------------------------------------
 
 
+def keys_of_band(signatures: NDArray[np.uint32], band: int) -> Hashes:
+    """uint64 [texts]: one number for the rows of a band in each of `signatures`."""
+    rows = signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
+    keys = np.zeros(len(rows), np.uint64)
+    for column in range(ROWS_PER_BAND):
+        keys = (keys ^ rows[:, column]) * _GOLDEN
+        keys ^= keys >> np.uint64(29)
+    return keys
+
+
 def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
-    """Pairs (left < right) that agree in all rows of some band. Of a bucket of texts each comes with the `NEIGHBOURS` before it
-    and with the first: all pairs of a small one, enough to join what belongs together of a large one."""
+    """Pairs (left < right) that agree in all rows of some band, ascending. Of a bucket of texts each comes with the
+    `NEIGHBOURS` before it and with the first: all pairs of a small one, enough to join what belongs together of a large one.
+    Bands are looked at one after the other; what each finds is laid aside, and put together for some texts at once."""
     long_enough = np.flatnonzero(sketches.sizes >= FEWEST_SHINGLES)
-    found = [np.empty(0, np.int64)]
+    starts = np.arange(0, len(sketches) + LEFT_AT_ONCE, LEFT_AT_ONCE) * len(sketches)
+    runs = []
     for band in range(BANDS):
-        rows = sketches.signatures[long_enough, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND].astype(np.uint64)
-        keys = np.zeros(len(long_enough), np.uint64)
-        for column in range(ROWS_PER_BAND):
-            keys = (keys ^ rows[:, column]) * _GOLDEN
-            keys ^= keys >> np.uint64(29)
-        order = np.argsort(keys, kind="stable")  # stable: members of a bucket stay in order
-        keys, members = keys[order], long_enough[order]
-        begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])[: len(keys)]
-        firsts = np.repeat(begins, np.diff(np.r_[begins, len(keys)]))
-        after = np.flatnonzero(firsts < np.arange(len(keys)))
-        found.append(members[firsts[after]] * len(sketches) + members[after])
-        for distance in range(1, NEIGHBOURS + 1):
-            after = after[after - distance >= firsts[after]]
-            found.append(members[after - distance] * len(sketches) + members[after])
-    for pair in np.unique(np.concatenate(found)).tolist():
-        yield divmod(pair, len(sketches))
+        pairs = _pairs_of_band(sketches.band(band)[long_enough], long_enough, len(sketches))
+        runs.append((sketches.aside(pairs), np.searchsorted(pairs, starts).tolist()))
+    for number in range(len(starts) - 1):
+        found = [stretch(bounds[number], bounds[number + 1]) for stretch, bounds in runs]
+        for pair in np.unique(np.concatenate(found)).tolist():
+            yield divmod(pair, len(sketches))
+
+
+def _pairs_of_band(keys: Hashes, members: NDArray[np.int64], texts: int) -> NDArray[np.int64]:
+    """left x texts + right, ascending and distinct, of the `members` that have equal `keys`."""
+    order = np.argsort(keys, kind="stable")  # stable: members of a bucket stay in order
+    keys, members = keys[order], members[order]
+    begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])[: len(keys)]
+    firsts = np.repeat(begins, np.diff(np.r_[begins, len(keys)]))
+    after = np.flatnonzero(firsts < np.arange(len(keys)))
+    found = [members[firsts[after]] * texts + members[after]]
+    for distance in range(1, NEIGHBOURS + 1):
+        after = after[after - distance >= firsts[after]]
+        found.append(members[after - distance] * texts + members[after])
+    return np.unique(np.concatenate(found))
 
 
 def similar_pairs(

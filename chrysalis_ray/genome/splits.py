@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ VERSION = 2  # of who is kin: by version 1 the kept shingles alone said who are 
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
 AT_ONCE, DOCUMENTS_AT_ONCE = 100_000, 256  # shingles; so many fit into a cache
+MEETINGS_AT_ONCE = 1_000_000  # shingles, of those that are compared
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
 # kinship ------------------------------------------------------------------------------------------------------------
@@ -82,12 +83,15 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
 def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tuple[int, int]]:
     """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
     packed into one number: sorted, equal shingles stand together."""
-    hashes, sizes = sketches.hashes, sketches.sizes
-    if len(hashes) >= MOST_HASHES:
-        coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (len(hashes) // MOST_HASHES).bit_length() - 1)
-        hashes, sizes = _coarser(hashes, sketches.offsets, coarse)
+    count, sizes = int(sketches.offsets[-1]), sketches.sizes
+    spare = None
+    if count < MOST_HASHES:
+        hashes = sketches.stretch(0, count)
+    else:
+        coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (count // MOST_HASHES).bit_length() - 1)
+        hashes, sizes = _coarser(sketches.stretch, sketches.offsets, coarse)
+        spare = hashes  # of a sample the memory is used again
     owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    spare = None if hashes is sketches.hashes else hashes  # of a sample the memory is used again
     packed = np.right_shift(hashes, owner_bits - np.uint64(64 - HASH_BITS), out=spare)
     packed <<= owner_bits
     ends = np.cumsum(sizes)
@@ -95,26 +99,56 @@ def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tupl
         some = np.arange(begin, min(begin + DOCUMENTS_AT_ONCE, len(sizes)))
         packed[ends[some[0]] - sizes[some[0]] : ends[some[-1]]] |= np.repeat(some.astype(np.uint64), sizes[some])
     packed.sort()
-    left, right = _meetings(packed, owner_bits)
-    apart = sources[left] != sources[right]
-    pairs, shared = np.unique(left[apart] * len(sketches) + right[apart], return_counts=True)
+    pairs, shared = _shared(packed, owner_bits, sources)
     left, right = pairs // max(1, len(sketches)), pairs % max(1, len(sketches))
     kin = (shared >= FEWEST_SHINGLES) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
 
 
-def _coarser(hashes: Hashes, offsets: NDArray[np.int64], coarse: np.uint64) -> tuple[Hashes, NDArray[np.int64]]:
-    """Those of `hashes` that have no bit of `coarse`, and how many every document keeps; in pieces that fit a cache."""
-    pieces = [hashes[begin : begin + AT_ONCE] for begin in range(0, len(hashes), AT_ONCE)]
-    kept = [piece & coarse == 0 for piece in pieces]
-    told = np.concatenate([*kept, np.zeros(1, np.bool_)])  # one more, so that a last document without shingles has a place
-    sizes = np.add.reduceat(told, offsets[:-1], dtype=np.int64)
-    sample, filled = np.empty(np.count_nonzero(told), np.uint64), 0
-    for piece, chosen in zip(pieces, kept, strict=True):
-        some = piece[chosen]
-        sample[filled : filled + len(some)] = some
-        filled += len(some)
-    return sample, np.where(np.diff(offsets) > 0, sizes, 0)
+def _coarser(
+    stretch: Callable[[int, int], Hashes], offsets: NDArray[np.int64], coarse: np.uint64
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """Of all hashes, which `stretch` gives, those that have no bit of `coarse`, and how many every document keeps; in pieces
+    that fit a cache."""
+    sample, filled = [np.empty(0, np.uint64)], 0
+    before = np.zeros(len(offsets), np.int64)  # how many are kept before each document
+    for begin in range(0, int(offsets[-1]), AT_ONCE):
+        piece = stretch(begin, min(begin + AT_ONCE, int(offsets[-1])))
+        where = np.flatnonzero(piece & coarse == 0)
+        first, last = np.searchsorted(offsets, (begin, begin + len(piece)), side="right")
+        before[first:last] = filled + np.searchsorted(where, offsets[first:last] - begin)
+        sample.append(piece[where])
+        filled += len(where)
+    return np.concatenate(sample), np.diff(before)
+
+
+def _shared(packed: Hashes, owner_bits: np.uint64, sources: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of documents of different `sources`, as left x documents + right, ascending, and how many shingles both hold. Where
+    many documents are alike, their meetings are many more than their pairs: they are counted a piece at a time."""
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    begin = 0
+    while begin < len(packed):
+        last = packed[min(begin + MEETINGS_AT_ONCE, len(packed)) - 1]
+        end = int(np.searchsorted(packed, last | ((np.uint64(1) << owner_bits) - np.uint64(1)), side="right"))
+        left, right = _meetings(packed[begin:end], owner_bits)
+        apart = sources[left] != sources[right]
+        found.append(np.unique(left[apart] * len(sources) + right[apart], return_counts=True))
+        if sum(len(pairs) for pairs, _ in found[1:]) > max(MEETINGS_AT_ONCE, len(found[0][0])):
+            found = [_added(found)]
+        begin = end
+    return _added(found)
+
+
+def _added(
+    found: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every pair of all of `found` once, with its counts added up."""
+    if len(found) == 2 and not len(found[0][0]):
+        return found[1]
+    pairs, numbers = np.unique(np.concatenate([pairs for pairs, _ in found]), return_inverse=True)
+    counts = np.zeros(len(pairs), np.int64)
+    np.add.at(counts, numbers, np.concatenate([counts for _, counts in found]))
+    return pairs, counts
 
 
 def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,24 +1,23 @@
 """Texts of a genome in the making: in memory while they are few, beyond that in a file, so that a large genome needs no memory
 for its text.
 
-The file lies beside the genome, has no name, and is gone with the process, however it ends. What is read from it is hashed
-again: a document that is sealed is what its doc_id says.
+The file lies beside the genome (`scratch.py`). Where other machines look through the texts, all of them lie in it, and it has a
+name: who reaches it reads there what it is told to look at. What is read from it is hashed again: a document that is sealed is
+what its doc_id says.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.genome.documents import Document
+from chrysalis_ray.genome.scratch import Scratch
 
 IN_MEMORY = 256_000_000  # bytes of text
 
@@ -26,15 +25,21 @@ From = TypeVar("From")
 Read = Callable[[From, Path, Counter[str], dict[str, Any]], Iterable[Document]]
 
 
+class Piece(NamedTuple):
+    """Where the text of a document lies: so many bytes of a file."""
+
+    file: str
+    begin: int
+    size: int
+
+
 class TextStore:
     """Keeps the texts of documents; what does not fit into `in_memory` bytes goes to a file in `folder`, or in the nearest
-    folder above it that is there."""
+    folder above it that is there. A `shared` one keeps all of them in a file that others find."""
 
-    def __init__(self, folder: Path, in_memory: int | None = None) -> None:
-        self._folder = folder
-        self._room = IN_MEMORY if in_memory is None else in_memory
-        self._file: IO[bytes] | None = None
-        self._end = 0
+    def __init__(self, folder: Path, in_memory: int | None = None, shared: bool = False) -> None:
+        self._room = 0 if shared else IN_MEMORY if in_memory is None else in_memory
+        self.scratch = Scratch(folder, "texts" if shared else None)
 
     def keep(self, document: Document) -> Document:
         """`document`, or the same with its text in the file. Raises GenomeError when the disk is full."""
@@ -44,18 +49,7 @@ class TextStore:
             self._room -= document.size
             return document
         content = document.content
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=_there(self._folder), buffering=0)  # noqa: SIM115  # as long as texts
-            if self._file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise GenomeError(
-                f"{self._folder}: after {self._end:,} bytes of text no more can be stored there: {error.strerror}",
-                "free as much space there as the sources have text, and half of it for the genome",
-            ) from error
-        begin, self._end = self._end, self._end + len(content)
-        return StoredDocument(document, self, begin, len(content), len(document.text))
+        return StoredDocument(document, self, self.scratch.append(content), len(content), len(document.text))
 
     def keeping(self, read: Read[From]) -> Read[From]:
         """`read`, with what it gives kept here."""
@@ -67,13 +61,11 @@ class TextStore:
 
     def content(self, begin: int, size: int, doc_id: str) -> bytes:
         """The bytes of a document. Raises GenomeCorrupt when the disk gives others than were written."""
-        assert self._file is not None
-        try:
-            found = os.pread(self._file.fileno(), size, begin)
-        except OSError as error:
-            raise GenomeError(f"a text stored near {self._folder} cannot be read: {error.strerror}", "build again") from error
+        found = self.scratch.read(begin, size)
         if hashlib.sha256(found).hexdigest() != doc_id:
-            raise GenomeCorrupt(f"a text stored near {self._folder} comes back changed ({doc_id[:16]})", "check that disk")
+            raise GenomeCorrupt(
+                f"a text stored near {self.scratch.folder} comes back changed ({doc_id[:16]})", "check that disk"
+            )
         return found
 
 
@@ -102,6 +94,16 @@ class StoredDocument(Document):
     def characters(self) -> int:
         return self._where[3]
 
+    @property
+    def piece(self) -> Piece | None:
+        """Where others may find the text; None where its file has no name."""
+        store, begin, size, _ = self._where
+        return None if store.scratch.path is None else Piece(str(store.scratch.path.absolute()), begin, size)
+
+    def settle(self) -> None:
+        """Let other machines see the file that the text lies in."""
+        self._where[0].scratch.settle()
+
     def in_memory(self) -> Document:
         return Document(**{field.name: getattr(self, field.name) for field in fields(Document)})
 
@@ -123,7 +125,3 @@ class StoredDocument(Document):
 
 
 RECORD = tuple(field.name for field in fields(Document) if field.name != "text")
-
-
-def _there(folder: Path) -> Path:
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())

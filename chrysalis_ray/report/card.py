@@ -10,6 +10,7 @@ from typing import Any
 
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.printable import markdown_line as _line
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report.comparison import Comparison, loss_text, read_run
 from chrysalis_ray.report.kinds import adapter_of, kind_name
@@ -40,6 +41,7 @@ def imago_card(root: Path) -> str:
         _parents(comparison, layout),
         _genome(comparison),
         _experiment(yaml_text),
+        _use_policy(comparison),
         _limits(comparison),
     ]
     return redact_text("\n".join(part for part in parts if part))
@@ -170,11 +172,19 @@ def _genome(comparison: Comparison) -> str:
         [_line(name), f"{domain.documents:,}", f"{domain.bytes:,}", _line(domain.licence)]
         for name, domain in comparison.genome.domains.items()
     ]
-    return f"## Data\n\n{_table(('domain', 'documents', 'bytes', 'licence'), rows)}"
+    sources = [[_line(source.name), _line(source.pinned), f"{source.documents:,}"] for source in comparison.genome.sources]
+    origin = f"\nIt comes from:\n\n{_table(('source', 'pinned to', 'documents'), sources)}" if sources else ""
+    return f"## Data\n\n{_table(('domain', 'documents', 'bytes', 'licence'), rows)}{origin}"
 
 
 def _experiment(text: str) -> str:
     return f"## Experiment\n\nThis file grows it again.\n\n{_fence(text, 'yaml')}" if text.strip() else ""
+
+
+def _use_policy(comparison: Comparison) -> str:
+    told = str(comparison.experiment.get("use_policy") or "").strip()
+    quoted = "".join(f"> {_line(line)}\n" for line in told.splitlines())
+    return f"## Use policy\n\nWho grew it wrote:\n\n{quoted}" if told else ""
 
 
 def _limits(comparison: Comparison) -> str:
@@ -185,6 +195,8 @@ def _limits(comparison: Comparison) -> str:
         "safety or ability on tasks.",
         "The adapter inherits the limits and the licence of its base.",
     ]
+    if not str(comparison.experiment.get("use_policy") or "").strip():
+        lines.append("Who grew it wrote no use policy (`use_policy` of the experiment).")
     if unknown:
         lines.append("Part of the data came without a stated licence: clear it before you publish this adapter.")
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
@@ -215,12 +227,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _interval(interval: Interval | None) -> str:
     return f"{interval.mean:.4f} [{interval.low:.4f}, {interval.high:.4f}]" if interval else "-"
-
-
-def _line(text: str) -> str:
-    """Text that stays one cell and one line, and is no HTML."""
-    plain = re.sub(r"\s+", " ", text).replace("|", "\\|")
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
 
 
 def _code(text: str) -> str:

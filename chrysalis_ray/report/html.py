@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.printable import printable_lines
 from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report import judgement, sections
@@ -68,7 +69,7 @@ def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str 
         footer=_footer(comparison),
         extra_style=sections.toggle_style(shown),
     )
-    return redact_text(page)
+    return printable_lines(redact_text(page))  # a licence or a name in it may hold what turns the text around
 
 
 def headline(comparison: Comparison) -> str:

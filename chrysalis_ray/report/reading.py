@@ -61,12 +61,22 @@ class DomainSummary:
 
 
 @dataclass(frozen=True)
+class SourceSummary:
+    """A source of the genome: what a person wrote to name it, what it was pinned to, how many documents it gave."""
+
+    name: str
+    pinned: str
+    documents: int
+
+
+@dataclass(frozen=True)
 class GenomeSummary:
     """What a reader of a report needs to know of the genome."""
 
     genome_id: str
     merkle_root: str
     domains: Mapping[str, DomainSummary]
+    sources: tuple[SourceSummary, ...] = ()
 
 
 def genome_summary(folder: Path) -> GenomeSummary | None:
@@ -85,4 +95,17 @@ def genome_summary(folder: Path) -> GenomeSummary | None:
             train_bytes=int(parts.get("train", {}).get("bytes", 0)),
             licence=str(licences.get(domain, "NOASSERTION")),
         )
-    return GenomeSummary(str(sealed.get("genome_id", "")), str(content.get("merkle_root", "")), domains)
+    lines = content.get("sources")
+    sources = tuple(_source(mapping(line)) for line in lines) if isinstance(lines, list) else ()
+    return GenomeSummary(str(sealed.get("genome_id", "")), str(content.get("merkle_root", "")), domains, sources)
+
+
+def _source(line: Mapping[str, Any]) -> SourceSummary:
+    written = mapping(line.get("recipe"))
+    named = [written.get(key) for key in ("url", "path", "domains", "names") if written.get(key)]
+    name = ", ".join(map(str, named[0])) if named and isinstance(named[0], list) else str(named[0]) if named else ""
+    pinned = [f"{key} {line[key]}" for key in ("commit", "sha256") if key in line]
+    shots = line.get("snapshots")
+    pinned += [f"commit {mapping(shot).get('commit')}" for shot in shots] if isinstance(shots, list) else []
+    documents = int(number(line.get("documents")) or 0)
+    return SourceSummary(f"{written.get('type', '')} {name}".strip(), "; ".join(pinned) or "what lay there", documents)

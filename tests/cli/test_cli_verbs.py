@@ -169,3 +169,11 @@ def test_a_blueprint_is_shown_whole_with_what_its_base_weighs() -> None:
     assert "sequence_length: 2048" in shown
     assert "near_duplicate" in shown
     assert "not one of those shipped: gemma-2-2b" in chrysalis("blueprint", "show", "tinny").stderr
+
+
+def test_without_a_name_every_shipped_blueprint_is_listed_with_its_base() -> None:
+    shipped = sorted(path.stem for path in (Path(__file__).parents[2] / "blueprints").glob("*.yaml"))
+    lines = chrysalis("blueprint", "show").stdout.splitlines()
+    assert sorted(line.split()[0] for line in lines) == shipped
+    assert "qwen3-0.6b           Qwen/Qwen3-0.6B" in lines
+    assert sorted(json.loads(chrysalis("blueprint", "show", "--json").stdout)) == shipped

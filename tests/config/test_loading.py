@@ -91,7 +91,9 @@ def test_the_experiment_overrides_the_blueprint(good: Path) -> None:
 def test_the_hash_is_of_what_is_run_and_not_of_words(good: Path) -> None:
     first = load_experiment(good).resolved()["sha256"]
     good.write_text(
-        "# another comment\n" + EXPERIMENT.replace("tags: [one, two]", "tags: [three]") + "description: new words\n"
+        "# another comment\n"
+        + EXPERIMENT.replace("tags: [one, two]", "tags: [three]")
+        + "description: new words\nuse_policy: for study\n"
     )
     assert load_experiment(good).resolved()["sha256"] == first
     good.write_text(EXPERIMENT.replace("rng_seed: 17", "rng_seed: 18"))

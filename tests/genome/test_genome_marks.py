@@ -306,7 +306,7 @@ def test_a_domain_of_nothing_but_secrets_is_told(tmp_path):
 
 
 def test_one_process_or_four_seal_the_same_genome(tmp_path, notes, monkeypatch):
-    monkeypatch.setattr("chrysalis_ray.genome.scanning.BATCH_CHARACTERS", 8000)
+    monkeypatch.setattr("chrysalis_ray.genome.batch.BATCH_CHARACTERS", 8000)
     one, four = build(tmp_path, "one", 1), build(tmp_path, "four", 4)
     assert one.genome_id == four.genome_id
     for shard in (tmp_path / "one" / "shards").iterdir():
@@ -316,7 +316,7 @@ def test_one_process_or_four_seal_the_same_genome(tmp_path, notes, monkeypatch):
 def test_batches_change_nothing(notes, monkeypatch):
     documents = [document(path.read_bytes().decode("latin-1"), path.name) for path in sorted(notes.iterdir())]
     marked, whole = scan(documents)
-    monkeypatch.setattr("chrysalis_ray.genome.scanning.BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr("chrysalis_ray.genome.batch.BATCH_CHARACTERS", 3000)
     again, parts = scan(documents)
     assert marked == again
     assert (whole.hashes == parts.hashes).all()

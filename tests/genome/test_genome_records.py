@@ -191,3 +191,19 @@ def test_a_refusal_stands_when_another_source_changed_and_the_records_were_not_r
     for genome in (first, second):
         denied = [row for row in genome.manifest["content"]["documents"] if "use_denied" in row.get("marks", {})]
         assert [row["split"] for row in denied] == ["excluded"]
+
+
+def test_media_are_sealed_by_their_hashes_and_of_a_known_modality(tmp_path):
+    """What cannot be read here is evidence all the same: whose it is, what kind of thing, and its hash."""
+    media = [{"sha256": "a" * 64, "kind": "photograph", "modality": "visual"}, {"sha256": "b" * 64}]
+    written(tmp_path, [record(number, **({"media": media} if number == 2 else {})) for number in range(9)])
+    genome = build_genome(spec(), tmp_path / "g", tmp_path)
+    (source,) = genome.manifest["content"]["sources"]
+    assert source["records"]["media"] == [{"of": "hub.jsonl#3", **media[0]}, {"of": "hub.jsonl#3", **media[1]}]
+    shown = CliRunner().invoke(app, ["genome", "show", str(tmp_path / "g")]).stdout
+    assert "2 media kept elsewhere, named by their hashes" in shown
+    written(tmp_path, [record(number) for number in range(9)])
+    assert "media" not in build_genome(spec(), tmp_path / "h", tmp_path).manifest["content"]["sources"][0]["records"]
+    written(tmp_path, [record(0, media=[{"sha256": "a" * 64, "modality": "smell"}])])
+    with pytest.raises(GenomeError, match=r"hub.jsonl:1: no hub record: media\.0\.modality"):
+        build_genome(spec(), tmp_path / "i", tmp_path)

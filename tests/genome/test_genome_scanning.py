@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.genome import scan_cache, scanning, splits
+from chrysalis_ray.genome import batch, scan_cache, scanning, sketch_store, splits
 from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS, SPLITS, Document, decoded, make_document
 from chrysalis_ray.genome.marks import SECRETS, addressed, addresses_in, marks_of, secrets_in, suspicious
@@ -134,7 +134,7 @@ def test_a_coarser_sample_is_what_every_document_alone_keeps(found, coarse):
     expected = [[each for each in of_one if each & coarse == 0] for of_one in found]
     at_once, splits.AT_ONCE = splits.AT_ONCE, 7
     try:
-        sample, sizes = splits._coarser(hashes, offsets, np.uint64(coarse))
+        sample, sizes = splits._coarser(lambda begin, end: hashes[begin:end], offsets, np.uint64(coarse))
     finally:
         splits.AT_ONCE = at_once
     assert sample.tolist() == [each for of_one in expected for each in of_one]
@@ -186,7 +186,7 @@ def test_more_shingles_than_there_was_room_for():
     documents = [make_document(text, f"{number}", f"{number}", "d", "MIT") for number, text in enumerate(texts)]
     marked, sketches = scan(documents)
     alone = sketch(texts)
-    assert len(sketches.hashes) > sum(map(len, texts)) / scanning.ROOM_FOR_ONE
+    assert len(sketches.hashes) > sum(map(len, texts)) / sketch_store.ROOM_FOR_ONE
     assert marked == documents
     assert sketches.hashes.tolist() == alone.hashes.tolist()
     assert sketches.offsets.tolist() == alone.offsets.tolist()
@@ -222,7 +222,7 @@ def spec(**build):
 
 
 def test_one_process_or_two_build_the_same_genome_and_how_is_no_part_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(scanning, "BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr(batch, "BATCH_CHARACTERS", 20_000)
     write_notes(tmp_path / "notes")
     one = build_genome(spec(), tmp_path / "one", tmp_path)
     two = build_genome(spec(engine="processes", processes=2), tmp_path / "two", tmp_path)
@@ -233,7 +233,7 @@ def test_one_process_or_two_build_the_same_genome_and_how_is_no_part_of_it(tmp_p
 
 @pytest.mark.ray
 def test_ray_data_builds_the_same_genome(tmp_path, monkeypatch):
-    monkeypatch.setattr(scanning, "BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr(batch, "BATCH_CHARACTERS", 20_000)
     write_notes(tmp_path / "notes")
     one = build_genome(spec(), tmp_path / "one", tmp_path)
     # in a process of its own: Ray remembers the token of the first cluster that a process starts
@@ -241,9 +241,9 @@ def test_ray_data_builds_the_same_genome(tmp_path, monkeypatch):
 import sys
 from pathlib import Path
 from chrysalis_ray.config.experiment import GenomeSpec
-from chrysalis_ray.genome import scanning
+from chrysalis_ray.genome import batch
 from chrysalis_ray.genome.build import build_genome
-scanning.BATCH_CHARACTERS = 20_000
+batch.BATCH_CHARACTERS = 20_000
 folder = Path(sys.argv[1])
 print(build_genome(GenomeSpec.model_validate_json(sys.argv[2]), folder / "ray", folder).genome_id)
 import ray

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
-from chrysalis_ray.genome import scanning, text_store
+from chrysalis_ray.genome import batch, text_store
 from chrysalis_ray.genome.build import build_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import Document, decoded, make_document
 from chrysalis_ray.genome.forgetting import forget
@@ -56,7 +56,7 @@ def test_what_fits_stays_in_memory(tmp_path):
 def test_a_full_disk_is_told(tmp_path):
     store = TextStore(tmp_path, in_memory=0)
     with open("/dev/full", "wb", buffering=0) as full:
-        store._file = full
+        store.scratch._file = full
         with pytest.raises(GenomeError, match="No space left on device"):
             store.keep(make_document("text", "p", "k", "d", "MIT"))
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_told(tmp_path):
 def test_a_disk_that_gives_other_bytes_is_not_believed(tmp_path):
     store = TextStore(tmp_path, in_memory=0)
     kept = [store.keep(make_document(text, "p", "k", "d", "MIT")) for text in ("one", "two")]
-    os.pwrite(store._file.fileno(), b"x", 4)
+    os.pwrite(store.scratch._file.fileno(), b"x", 4)
     assert kept[0].text == "one"
     with pytest.raises(GenomeCorrupt, match="comes back changed"):
         kept[1].in_memory()
@@ -83,7 +83,7 @@ def test_in_a_file_or_in_memory_it_is_the_same_genome(tmp_path, monkeypatch):
     rows = ["\ufeff" + "the same in all of them " * 9, *(" ".join(f"row{n}w{i}" for i in range(60)) for n in range(9))]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
     whole = build_genome(TWO, tmp_path / "memory", tmp_path)
-    monkeypatch.setattr(scanning, "BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr(batch, "BATCH_CHARACTERS", 20_000)
     stored = []
     original = StoredDocument.__init__
     monkeypatch.setattr(StoredDocument, "__init__", lambda self, *rest: stored.append(1) or original(self, *rest))

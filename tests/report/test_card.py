@@ -75,3 +75,32 @@ def test_hostile_text_breaks_neither_tables_nor_fences(judged: RunLayout, monkey
 def test_no_verdict_no_card(trained: RunLayout) -> None:
     with pytest.raises(RunError, match="not judged yet"):
         imago_card(trained.root)
+
+
+def test_the_card_says_where_the_data_came_from(judged: RunLayout) -> None:
+    """Attribution: address and pin of every source, as text whatever they are called."""
+    path = judged.genome / "manifest.json"
+    sealed = read_json(path)
+    sealed["content"]["sources"] = [
+        {"recipe": {"type": "git", "url": "https://host/a|b"}, "commit": "4" * 40, "documents": 7},
+        {"recipe": {"type": "python", "domains": ["code", "docs"]}, "documents": 1234},
+        {"recipe": {"type": "folder", "path": "<b>\u202e"}, "documents": 1},
+    ]
+    write_json(path, sealed)
+    card = imago_card(judged.root)
+    for row in (
+        f"| git https://host/a\\|b | commit {'4' * 40} | 7 |",
+        "| python code, docs | what lay there | 1,234 |",
+        r"| folder &lt;b&gt;\u202e | what lay there | 1 |",
+    ):
+        assert row in card
+
+
+def test_the_use_policy_stands_on_the_card_or_it_says_that_there_is_none(judged: RunLayout) -> None:
+    assert "wrote no use policy" in imago_card(judged.root)
+    run = read_json(judged.run_manifest)
+    run["experiment"]["use_policy"] = "For study.\n# Not for <b>harm</b>."
+    write_json(judged.run_manifest, run)
+    card = imago_card(judged.root)
+    assert "## Use policy\n\nWho grew it wrote:\n\n> For study.\n> # Not for &lt;b&gt;harm&lt;/b&gt;.\n" in card
+    assert "wrote no use policy" not in card

@@ -9,6 +9,7 @@ from example_run import DOMAINS, write_branch
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.report import card
 from chrysalis_ray.report.charts import Curve, loss_chart, ticks
 from chrysalis_ray.report.comparison import read_run
 from chrysalis_ray.report.html import headline, write_report
@@ -142,6 +143,15 @@ def test_hostile_names_are_text(layout: RunLayout) -> None:
     assert _fetches(page, text) == []
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert HOSTILE in "".join(page.words)
+
+
+def test_nothing_in_a_page_turns_its_text_around_or_speaks_to_a_terminal(branched: RunLayout) -> None:
+    hidden = "MIT\u202egpj.exe\x1b[2J\u200b"
+    branched.experiment_yaml.write_text(f"name: {hidden}\n", encoding="utf-8")
+    page, text = _page(branched)
+    assert r"MIT\u202egpj.exe\x1b[2J\u200b" in "".join(page.words)
+    assert not set(text) & set(hidden[3:4] + hidden[11:12] + hidden[-1])
+    assert card._line(f"{hidden}|\nnext") == r"MIT\u202egpj.exe\x1b[2J\u200b\| next"
 
 
 @pytest.mark.parametrize(("fixture", "expected"), [("branched", "not trained yet"), ("trained", "trained, not judged yet")])

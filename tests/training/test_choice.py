@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -271,18 +274,64 @@ def test_an_experiment_without_a_base_is_told_what_to_add() -> None:
         load_experiment(EXPERIMENTS / "quickstart.yaml", ["blueprint=auto"], chooser(hardware=LAPTOP))
 
 
-def test_a_hub_model_without_network_is_a_typed_error_with_a_remedy(tmp_path: Path) -> None:
+def choose_of_hub(tmp_path: Path, **told: str) -> subprocess.CompletedProcess[str]:
+    """`chrysalis blueprint choose` of a model that only the hub has."""
     code = (
         "from chrysalis_ray.cli.main import app; import sys;"
         "sys.argv = ['chrysalis', 'blueprint', 'choose', 'someone/unheard-of']; app(prog_name='chrysalis')"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "needs the sizes of someone/unheard-of" in done.stderr
-    assert "remedy: check name and network" in done.stderr
-    assert "Traceback" not in done.stderr
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), **told}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_a_hub_model_without_network_is_a_typed_error_with_a_remedy(tmp_path: Path) -> None:
+    """Whether the hub's client is told so or finds out, which it does without asking again and again."""
+    with socket.socket() as nobody:  # bound, but nobody listens: a connection is refused
+        nobody.bind(("127.0.0.1", 0))
+        refused = choose_of_hub(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    for done in (choose_of_hub(tmp_path, HF_HUB_OFFLINE="1"), refused):
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert "needs the sizes of someone/unheard-of" in done.stderr
+        assert "remedy: check name and network" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert "the Hugging Face hub cannot be reached" in refused.stderr
+    assert "Retrying" not in refused.stderr
+
+
+def test_a_hub_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+    config = json.dumps(
+        {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+         "vocab_size": 1000, "max_position_embeddings": 2048}
+    ).encode()  # fmt: skip
+    asked: list[str] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if not self.path.endswith("config.json"):  # the client wants to know more than we do
+                self.send_error(404)
+                return
+            asked.append(self.command)
+            self.send_response(503 if len(asked) <= 2 else 200)
+            told = {"X-Repo-Commit": "0" * 40, "ETag": '"' + "1" * 40 + '"', "Content-Length": str(len(config))}
+            for name, value in told.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(config)
+
+        do_HEAD = do_GET = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = choose_of_hub(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert asked == ["HEAD", "HEAD", "HEAD", "GET"]
+    assert "someone/unheard-of" in done.stdout
 
 
 def test_a_broken_config_is_a_typed_error(tmp_path: Path) -> None:

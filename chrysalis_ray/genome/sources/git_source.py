@@ -160,7 +160,7 @@ def read_commit(
     try:
         for (entry, domain), blob in zip(wanted, blobs, strict=True):
             if blob.kind != "blob":
-                raise GenomeCorrupt(f"{shown_path(entry.path)} is a {blob.kind}, not a file", "the repository is malformed")
+                raise GenomeCorrupt(f"{shown_path(entry.path)!r} is a {blob.kind}, not a file", "the repository is malformed")
             document = _document(entry, domain, blob.content, named, source, licences, skipped)
             if document is not None:
                 yield document

@@ -49,6 +49,9 @@ def _documents(source: RecordsSource, path: Path, skipped: Counter[str], told: d
             document = make_document(text, where, "", source.domain, licence or source.licence, evidence=evidence)
             marks = _marks(record, source.complete_from)
             _count(record, marks, told)
+            if record.media:
+                media = [{"of": where, **each.model_dump(mode="json", exclude_none=True)} for each in record.media]
+                told["media"] = told.get("media", []) + media
             yield replace(document, source_key=f"content/{document.doc_id}", marks=marks)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from chrysalis_ray.config.genome import PackagesSource
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.printable import printable
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document
 from chrysalis_ray.genome.globs import domain_of
 from chrysalis_ray.genome.licences import UNKNOWN, Licensing
@@ -125,7 +126,8 @@ def _checked(file: PackagePath, path: str, skipped: Counter[str]) -> bytes | Non
     digest = hashlib.new(file.hash.mode, content, usedforsecurity=False).digest()
     if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value.rstrip("="):
         raise GenomeCorrupt(
-            f"{located} is not the file that its package installed ({path}: {file.hash.mode} differs from its RECORD)",
+            f"{located} is not the file that its package installed "
+            f"({printable(path)}: {file.hash.mode} differs from its RECORD)",
             "install the package again, or leave it out of `names`",
         )
     return content

@@ -26,6 +26,8 @@ from chrysalis_ray.training.planning.hardware import Hardware
 from chrysalis_ray.training.planning.rules import RULES, SHORTEST_ROW, Facts, Recipe
 from chrysalis_ray.training.planning.shapes import ModelShape, read_shape, shape_of
 
+LOOK_SECONDS = 5  # for the hub to say what it knows of a file
+
 
 def chooser(
     runs: Path | None = None,
@@ -132,18 +134,35 @@ def _shape(base: Base) -> ModelShape:
 
 
 def _fetched_config(base: PretrainedBase) -> Path:
-    """The config.json of a hub model, fetched into the hub's cache. Raises ModelError."""
+    """The config.json of a hub model, fetched into the hub's cache. Raises ModelError: at once where the hub cannot be reached
+    at all; one that is slow or busy is asked again, as its client does."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(hf_hub_download(base.model, "config.json", revision=base.revision, etag_timeout=5))
+        refuse_unreachable(base.model, base.revision)
+        return Path(hf_hub_download(base.model, "config.json", revision=base.revision, etag_timeout=LOOK_SECONDS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(
             f"blueprint: auto needs the sizes of {base.model}, and its config.json cannot be fetched: {error}",
             "check name and network (HF_TOKEN for gated models), give a folder that holds its config.json, or name a "
             f"blueprint: {', '.join(shipped_blueprints())}",
         ) from error
+
+
+def refuse_unreachable(model: str, revision: str | None) -> None:
+    """Look at the hub once. Raises OSError where no connection comes about: its client would try that for half a minute.
+    Whatever else it answers, or if it is slow to, is for `hf_hub_download` to ask again and to tell."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=LOOK_SECONDS)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return
+    except Exception as error:
+        if type(error).__name__.startswith("Connect"):  # so are they called by all clients of HTTP that the hub's is made with
+            raise OSError(f"the Hugging Face hub cannot be reached ({error})") from error
 
 
 def _begun_with(runs: Path, name: str) -> Chosen | None:
