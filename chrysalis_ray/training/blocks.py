@@ -1,8 +1,8 @@
 """Attention within rows of some hundred tokens on a CPU, some queries at a time.
 
-A query sees nothing that comes after it. So a block of queries meets only the keys up to its own end: of the score matrix little
-more than half is computed, softened and kept, and what a block works on stays near the core. Which blocks there are follows
-from the length of the row alone, never from what stands in it.
+A query sees nothing that comes after it. So a block of queries meets only the keys up to its own end: of the score matrix
+little more than half is computed and kept, and what a block works on stays near the core. Which blocks there are follows from
+the length of the row alone, never from what stands in it.
 
     rows N, heads H that share G keys     q [N, H, T, D]     k, v [N, G, T, D]     scores of a block [N x G, H / G x block, end]
 """
@@ -19,7 +19,7 @@ BLOCK = 32  # queries; with 64 attention of a row of 256 tokens takes a tenth lo
 
 
 class BlockAttention(torch.autograd.Function):
-    """softmax(s Q K^T + mask) V for queries [N, H, T, D], keys and values [N, G, T, D], H a multiple of G; returns [N, T, H, D].
+    """softmax(s Q K^T + mask) V for queries [N, H, T, D], keys and values [N, G, T, D], H a multiple of G: [N, T, H, D].
 
     `mask` [N, 1, T, T] is added; it must shut out all that comes later, and leave every token one at least.
     """
