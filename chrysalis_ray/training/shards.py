@@ -32,6 +32,7 @@ from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.sums import Gradients, Sums
 
 WIDE = 1024  # input features from which an operation is worth splitting over threads
+LONG = 256  # tokens of a variant's lane from which it is worth that on a narrow base, too
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -202,12 +203,13 @@ class Shards:
         """The rows of every live shard, in order."""
         return [shard.window.rows for shard in self.live]
 
-    def each(self, work: Callable[[Shard, Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work(shard, item)` for every live shard and its item, side by side. What one of them raises is raised here."""
+    def each(self, work: Callable[[Shard, Item], Result], items: Sequence[Item], lane: int = 0) -> list[Result]:
+        """`work(shard, item)` for every live shard and its item, side by side, a variant's `lane` of so many tokens at a time.
+        What one of them raises is raised here."""
         if self._pool is None:
             return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
-        wide = self.live[0].window.bank.widest >= WIDE
-        inside = self.threads // len(self.live) if wide else 1
+        splits = self.live[0].window.bank.widest >= WIDE or lane >= LONG
+        inside = self.threads // len(self.live) if splits else 1
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
         return [future.result() for future in futures]
