@@ -126,7 +126,8 @@ def observe_pack(order: Order, rank: int) -> dict[str, Any]:
         store = f"file://{order.folder}/rendezvous"
         dist.init_process_group("nccl" if order.on_gpu else "gloo", init_method=store, rank=rank, world_size=order.workers)
     pack = make_pack(order, device)
-    shares, pack.shards.may_share = pack.shards.may_share, False  # the law follows from steps that are not shared
+    shares = pack.shards.may_share
+    pack.shards.may_share = pack.shards.may_split = False  # the law follows from steps that are not shared
     bench = Bench(order, pack, device)
     bench.place(order.slots, order.lane, order.microsteps)
     steps = ladder(order.slots) if not order.compile else sorted({1, order.slots})  # every load is compiled, which takes long

@@ -133,6 +133,7 @@ class Shards:
         # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
         self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
         self.may_share = self.may_fork and lanes == "compacted"  # whether several processes may compute one variant
+        self.may_split = True  # whether a long lane's operations may have the threads that no other variant needs
         self.apart: object = None  # the shards in processes of their own, once they have trained
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
@@ -208,7 +209,7 @@ class Shards:
         What one of them raises is raised here."""
         if self._pool is None:
             return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
-        splits = self.live[0].window.bank.widest >= WIDE or lane >= LONG
+        splits = self.live[0].window.bank.widest >= WIDE or (self.may_split and lane >= LONG)
         inside = self.threads // len(self.live) if splits else 1
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
