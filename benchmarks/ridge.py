@@ -2,6 +2,7 @@
 
     python benchmarks/ridge.py
     python benchmarks/ridge.py --memory --processes --json
+    python benchmarks/ridge.py --lanes 1024 --beside benchmarks/results/ridge.json --json      other lanes as they were
     python benchmarks/ridge.py --shapes qwen3-0.6b --device cuda --precision bf16 --json
 
 Every cell is made of real chunks of both sides (`chunks.py`), taken in turns, on the same cores: ours as a run would train so
@@ -36,13 +37,13 @@ import ridge_plot
 import torch
 from packing import Place, Shape
 
-from chrysalis_ray.core.records import write_json
+from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.passes import MOST_SHARDS
 from chrysalis_ray.training.planning.fitting import Scored, fit
 from chrysalis_ray.training.planning.measured import Point
 
 RESULTS = Path(__file__).resolve().parent / "results"
-CHUNK_SECONDS = 0.2  # about how long a chunk is; one of a run takes longer
+CHUNK_SECONDS, FEWEST_CHUNKS = 0.2, 3  # about how long a chunk is (one of a run takes longer), and how many are timed
 WINDOW_SECONDS = 4.0  # of N processes stepping at once
 MOST_PROCESSES = 8
 # OpenMP threads that wait spin by default, and on a machine that does other work too they wait for each other's time slices.
@@ -83,7 +84,7 @@ def in_turns(sides: Sequence[chunks.Chunk], seconds: float) -> tuple[list[list[f
     warm = [timed(side, 1) for side in sides]
     steps = [max(1, round(CHUNK_SECONDS / once)) for once in warm]
     whole = sum(once * count for once, count in zip(warm, steps, strict=True))
-    repeats = min(50, max(3, round(seconds / whole)))
+    repeats = min(50, max(FEWEST_CHUNKS, round(seconds / whole)))
     taken = [[timed(side, count) / count for side, count in zip(sides, steps, strict=True)] for _ in range(repeats)]
     return [list(side) for side in zip(*taken, strict=True)], steps
 
@@ -188,8 +189,9 @@ def stepper(folder: Path, out: Path, shape: Shape, variants: int, tokens: int, p
 
 
 def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
-    """All cells of one base, from the smallest to the largest, and the law."""
+    """All cells of one base, from the smallest to the largest, and the law; those of other lanes as `beside` has them."""
     shape, cells = packing.shapes()[name], []
+    before = [base["cells"] for base in read_json(asked.beside)["bases"] if base["base"] == name] if asked.beside else []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "base"
         packing.write_base(shape, folder)
@@ -206,8 +208,11 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
                 if asked.memory and variants == MOST_PROCESSES:
                     weighed = memory.measure(name, variants, tokens)
                     row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
+                row["load"] = machine.load_now()
                 cells.append(row)
                 print(line_of(row), flush=True)
+    cells += [row for rows in before for row in rows if row["tokens_per_lane"] not in asked.lanes]
+    cells.sort(key=lambda row: (row["tokens_per_lane"], row["variants"]))
     rate = matrix_rate(place)
     for row in cells:
         row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
@@ -236,6 +241,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long to look at each cell")
     parser.add_argument("--processes", action="store_true", help=f"also N PEFT processes at once, N up to {MOST_PROCESSES}")
     parser.add_argument("--memory", action="store_true", help=f"also memory of both sides at N = {MOST_PROCESSES} (CPU)")
+    parser.add_argument(
+        "--beside", type=Path, help="JSON of an earlier run of this machine, for the lanes that are not asked for"
+    )
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "ridge.json", help="also write JSON and SVG")
     for name in ("--role", "--folder", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -257,7 +265,7 @@ def main() -> None:
     if asked.json:
         device = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
         content = {"machine": machine.describe(), "device": device, "precision": asked.precision, "threads": asked.threads}
-        write_json(asked.json, {**content, "load": machine.load_now(), "bases": told})
+        write_json(asked.json, {**content, "bases": told})
         for base in told:
             suffix = "" if len(told) == 1 else f"-{base['base']}"
             asked.json.with_name(f"{asked.json.stem}{suffix}.svg").write_text(ridge_plot.draw(base, device), encoding="utf-8")
