@@ -152,6 +152,20 @@ def share_of_rate(row: Cell, shape: Shape, rate: float) -> float:
 # N processes at once ------------------------------------------------------------------------------------------------
 
 
+def compare_with_processes(row: Cell, asked: argparse.Namespace, folder: Path, name: str, place: Place) -> None:
+    """What was asked for and is not known of N PEFT processes: how fast they step at once, how much memory they take."""
+    variants, tokens = row["variants"], row["tokens_per_lane"]
+    if asked.processes and "processes_ms" not in row:
+        row["processes_ms"] = processes_ms(folder, name, variants, tokens, place)
+        row["gain_over_processes"] = row["processes_ms"] / row["packed_ms"]
+        print(f"{tokens:>8}{variants:>5} {row['gain_over_processes']:.2f}x of {variants} processes at once", flush=True)
+    if asked.memory and variants == MOST_PROCESSES and "memory_ratio" not in row:
+        weighed = memory.measure(name, variants, tokens)
+        row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
+        mib = f"{row['processes_mib']:.0f} / {row['packed_mib']:.0f} MiB = {row['memory_ratio']:.1f}x"
+        print(f"{tokens:>8}{variants:>5} memory {mib}", flush=True)
+
+
 def processes_ms(folder: Path, name: str, variants: int, tokens: int, place: Place) -> float:
     """Milliseconds in which N PEFT processes, all stepping at once, have made one step each."""
     out = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -202,17 +216,15 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
                 gc.collect()
                 if place.device.type == "cuda":
                     torch.cuda.empty_cache()
-                if asked.processes and variants <= MOST_PROCESSES:
-                    row["processes_ms"] = processes_ms(folder, name, variants, tokens, place)
-                    row["gain_over_processes"] = row["processes_ms"] / row["packed_ms"]
-                if asked.memory and variants == MOST_PROCESSES:
-                    weighed = memory.measure(name, variants, tokens)
-                    row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
                 row["load"] = machine.load_now()
                 cells.append(row)
                 print(line_of(row), flush=True)
-    cells += [row for rows in before for row in rows if row["tokens_per_lane"] not in asked.lanes]
-    cells.sort(key=lambda row: (row["tokens_per_lane"], row["variants"]))
+        cells += [row for rows in before for row in rows if row["tokens_per_lane"] not in asked.lanes]
+        cells.sort(key=lambda row: (row["tokens_per_lane"], row["variants"]))
+        for row in cells:
+            if row["variants"] <= MOST_PROCESSES:
+                compare_with_processes(row, asked, folder, name, place)
+    torch.set_num_threads(asked.threads)
     rate = matrix_rate(place)
     for row in cells:
         row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
@@ -223,17 +235,13 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
 def line_of(row: Cell) -> str:
     text = f"{row['tokens_per_lane']:>8}{row['variants']:>5}{row['sequential_ms']:>12.1f} ms ({row['sequential_threads']})"
     text += f"{row['packed_ms']:>10.1f} ms{row['gain']:>8.2f}x   {row['packed_form']}"
-    if "gain_over_processes" in row:
-        text += f"{row['gain_over_processes']:>8.2f}x of {row['variants']} processes"
-    if "memory_ratio" in row:
-        text += f"   memory {row['processes_mib']:.0f} / {row['packed_mib']:.0f} MiB = {row['memory_ratio']:.1f}x"
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variants", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--lanes", type=int, nargs="+", default=[64, 256, 1024], help="tokens per variant and step")
+    parser.add_argument("--lanes", type=int, nargs="*", default=[64, 256, 1024], help="tokens per variant and step")
     parser.add_argument("--shapes", nargs="+", default=["tiny"], choices=["tiny", "wide", "qwen3-0.6b"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
