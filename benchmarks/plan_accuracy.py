@@ -29,12 +29,24 @@ EXPERIMENTS = HERE.parent / "experiments"
 RESULTS = HERE / "results"
 LONG_LANES = "blueprint.lanes={sequence_length: 256, rows_per_step: 4, rows_per_microstep: 2}"
 
-# name -> experiment, and what is set: another scheduler, a sharded base on two workers, longer lanes with accumulation.
+ALONE = (
+    "blueprint.lora.use_dora=true",
+    "body.slots=1",
+    "merge=[{method: winner}]",
+    "population.scheduler={type: fifo}",
+    "population.variants=3",
+    "population.reports=4",
+)
+
+# name -> experiment, and what is set: another scheduler, a base and gradients sharded over two workers, longer lanes with
+# accumulation, two bodies at once, and variants that train alone by plain peft.
 WORK: dict[str, tuple[str, tuple[str, ...]]] = {
     "quickstart": ("quickstart.yaml", ("population.tokens_per_variant=24576",)),
     "pbt": ("pbt.yaml", ("population.tokens_per_variant=16384",)),
-    "zero3": ("zero3_cpu.yaml", ("population.tokens_per_variant=8192",)),
+    "zero3": ("zero3_cpu.yaml", ("population.tokens_per_variant=8192", "body.gradients=sharded")),
     "long-lanes": ("pbt.yaml", ("population.tokens_per_variant=16384", LONG_LANES)),
+    "two-bodies": ("pbt.yaml", ("population.tokens_per_variant=16384", "body={count: 2, threads: 1, slots: 4}")),
+    "solo-dora": ("quickstart.yaml", ("population.tokens_per_variant=12288", *ALONE)),
 }
 GOALS = {"memory": 0.15, "time": 0.30}
 

@@ -2,11 +2,14 @@
 
     python benchmarks/ridge.py
     python benchmarks/ridge.py --memory --processes --json
+    python benchmarks/ridge.py --lanes 1024 --beside benchmarks/results/ridge.json --json      other lanes as they were
     python benchmarks/ridge.py --shapes qwen3-0.6b --device cuda --precision bf16 --json
 
-Every cell is a real optimizer step of both sides, taken in turns. The law of `training/planning/pace.py` is fitted to the
-packed steps: below its ridge a step is mostly launch, which a pack pays once. With `--memory` both sides are weighed in
-processes of their own, with `--processes` N PEFT processes step at once. The plot is drawn into an SVG beside the JSON.
+Every cell is made of real chunks of both sides (`chunks.py`), taken in turns, on the same cores: ours as a run would train so
+many variants, PEFT with as many threads in its operations as serve it best, one or all. The law of `training/planning/pace.py`
+is fitted to the packed steps: below its ridge a step is mostly launch, which a pack pays once. With `--memory` both sides are
+weighed in processes of their own, with `--processes` N PEFT processes step at once. The plot is drawn into an SVG beside the
+JSON.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chunks
 import machine
 import memory
 import packing
@@ -31,13 +37,13 @@ import ridge_plot
 import torch
 from packing import Place, Shape
 
-from chrysalis_ray.core.records import write_json
+from chrysalis_ray.core.records import read_json, write_json
 from chrysalis_ray.training.passes import MOST_SHARDS
 from chrysalis_ray.training.planning.fitting import Scored, fit
 from chrysalis_ray.training.planning.measured import Point
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ROW = 256  # tokens of a row; a lane of fewer tokens is one row
+CHUNK_SECONDS, FEWEST_CHUNKS = 0.2, 3  # about how long a chunk is (one of a run takes longer), and how many are timed
 WINDOW_SECONDS = 4.0  # of N processes stepping at once
 MOST_PROCESSES = 8
 # OpenMP threads that wait spin by default, and on a machine that does other work too they wait for each other's time slices.
@@ -46,34 +52,56 @@ SPINNING = "GOMP_SPINCOUNT"
 Cell = dict[str, Any]
 
 
-def cell(folder: Path, shape: Shape, variants: int, tokens: int, place: Place, seconds: float) -> Cell:
+def cell(
+    folder: Path, shape: Shape, variants: int, tokens: int, place: Place, threads: int, peft_threads: int, seconds: float
+) -> Cell:
     """Milliseconds of a step of all variants on both sides. Exits if the sides start at different losses."""
-    rows = packing.draw_rows(variants, tokens, shape.vocabulary)
     held = packing.tokens_per_pass(shape, place)
-    sides = [packing.sequential(folder, rows, place), packing.packed(folder, rows, place, held)]
-    first = [step() for step in sides]
+    ours = chunks.packed(folder, shape, variants, tokens, place, threads, held)
+    sides = [chunks.sequential(folder, shape, variants, tokens, place, peft_threads), ours.train]
+    first = [side(1) for side in sides]  # before the first update both are the base
     apart = max(abs(a - b) for a, b in zip(*first, strict=True))
     if apart > (1e-4 if place.precision == "fp32" else 5e-2):
         sys.exit(f"{variants} x {tokens} tokens: the two sides start at losses {apart:.2e} apart; nothing was timed")
-    warm = sum(timed(step) for step in sides)
-    repeats = min(50, max(2, round(seconds / warm)))
-    taken = [[timed(step) for step in sides] for _ in range(repeats)]
-    sequential, packed = (statistics.median(side) for side in zip(*taken, strict=True))
+    taken, steps = in_turns(sides, seconds)
+    sequential, packed = (statistics.median(side) for side in taken)
     return {
         "variants": variants,
         "tokens_per_lane": tokens,
         "sequential_ms": sequential * 1000,
+        "sequential_threads": peft_threads,
         "packed_ms": packed * 1000,
+        "packed_form": ours.form(),
+        "alone_on_several_cores": ours.shared(),
         "gain": sequential / packed,
-        "repeats": repeats,
+        "chunks": len(taken[0]),
+        "steps_per_chunk": steps,
     }
 
 
-def timed(step: Callable[[], list[float]]) -> float:
-    """Seconds of a step; it ends by reading losses back, so a GPU is done when it is."""
+def in_turns(sides: Sequence[chunks.Chunk], seconds: float) -> tuple[list[list[float]], list[int]]:
+    """Seconds per step of every chunk of each side, which take turns for about so long in all; and the steps of a chunk."""
+    warm = [timed(side, 1) for side in sides]
+    steps = [max(1, round(CHUNK_SECONDS / once)) for once in warm]
+    whole = sum(once * count for once, count in zip(warm, steps, strict=True))
+    repeats = min(50, max(FEWEST_CHUNKS, round(seconds / whole)))
+    taken = [[timed(side, count) / count for side, count in zip(sides, steps, strict=True)] for _ in range(repeats)]
+    return [list(side) for side in zip(*taken, strict=True)], steps
+
+
+def timed(side: chunks.Chunk, steps: int) -> float:
+    """Seconds of a chunk; it ends by reading losses back, so a GPU is done when it is."""
     began = time.perf_counter()
-    step()
+    side(steps)
     return time.perf_counter() - began
+
+
+def best_threads(folder: Path, shape: Shape, tokens: int, place: Place, threads: int, seconds: float) -> int:
+    """With how many threads in its operations, one or all, PEFT is faster at such lanes."""
+    choices = sorted({1, threads}) if place.device.type == "cpu" else [threads]
+    sides = [chunks.sequential(folder, shape, 1, tokens, place, count) for count in choices]
+    taken, _ = in_turns(sides, seconds)
+    return min(zip(choices, taken, strict=True), key=lambda side: statistics.median(side[1]))[0]
 
 
 def law_of(cells: Sequence[Cell], place: Place, held: int) -> dict[str, Any]:
@@ -81,18 +109,22 @@ def law_of(cells: Sequence[Cell], place: Place, held: int) -> dict[str, Any]:
     shards = min(torch.get_num_threads(), MOST_SHARDS) if place.device.type == "cpu" else 1
     points = []
     for row in cells:
-        length = min(ROW, row["tokens_per_lane"])
+        length = min(chunks.ROW, row["tokens_per_lane"])
         points.append(Point(row["variants"], row["tokens_per_lane"] // length, length, 1, row["packed_ms"] / 1000))
+    own = [point for point, row in zip(points, cells, strict=True) if not row["alone_on_several_cores"]]
+    if not any(point.variants == 1 for point in own):
+        own = points
     alone = Scored(1, 1, 0.0)
-    found = fit(points, workers=1, shards=shards, per_variant=0.0, scored=alone, keep=0.0, tokens_per_pass=held)
+    found = fit(own, workers=1, shards=shards, per_variant=0.0, scored=alone, keep=0.0, tokens_per_pass=held)
+    pace = replace(found.pace, shares=shards > 1)  # the law follows from steps that are not shared, as in a measurement
     for row, point in zip(cells, points, strict=True):
-        row["fitted_ms"] = 1000 * found.pace.step(point.variants, row["tokens_per_lane"], point.length)
-        row["fitted_gain"] = found.pace.gain(point.variants, row["tokens_per_lane"], point.length)
+        row["fitted_ms"] = 1000 * pace.step(point.variants, row["tokens_per_lane"], point.length)
+        row["fitted_gain"] = pace.gain(point.variants, row["tokens_per_lane"], point.length)
     return {
-        "pace": found.pace.to_json(),
+        "pace": pace.to_json(),
         "residual": found.residual,
         "residual_of_the_other_form": found.rejected,
-        "ridge_tokens": found.pace.ridge(ROW),
+        "ridge_tokens": pace.ridge(chunks.ROW),
     }
 
 
@@ -112,12 +144,26 @@ def matrix_rate(place: Place) -> float:
 def share_of_rate(row: Cell, shape: Shape, rate: float) -> float:
     """FLOP/s of a packed step as a share of the matrix rate; frozen weights count 4 FLOPs per token, as they are computed."""
     sizes = shape.sizes()
-    length = min(ROW, row["tokens_per_lane"])
+    length = min(chunks.ROW, row["tokens_per_lane"])
     flops = sizes.training_flops(sizes.lora_parameters(packing.RANK, packing.TARGETS), length)
     return flops * row["variants"] * row["tokens_per_lane"] / (row["packed_ms"] / 1000) / rate
 
 
 # N processes at once ------------------------------------------------------------------------------------------------
+
+
+def compare_with_processes(row: Cell, asked: argparse.Namespace, folder: Path, name: str, place: Place) -> None:
+    """What was asked for and is not known of N PEFT processes: how fast they step at once, how much memory they take."""
+    variants, tokens = row["variants"], row["tokens_per_lane"]
+    if asked.processes and "processes_ms" not in row:
+        row["processes_ms"] = processes_ms(folder, name, variants, tokens, place)
+        row["gain_over_processes"] = row["processes_ms"] / row["packed_ms"]
+        print(f"{tokens:>8}{variants:>5} {row['gain_over_processes']:.2f}x of {variants} processes at once", flush=True)
+    if asked.memory and variants == MOST_PROCESSES and "memory_ratio" not in row:
+        weighed = memory.measure(name, variants, tokens)
+        row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
+        mib = f"{row['processes_mib']:.0f} / {row['packed_mib']:.0f} MiB = {row['memory_ratio']:.1f}x"
+        print(f"{tokens:>8}{variants:>5} memory {mib}", flush=True)
 
 
 def processes_ms(folder: Path, name: str, variants: int, tokens: int, place: Place) -> float:
@@ -136,7 +182,8 @@ def processes_ms(folder: Path, name: str, variants: int, tokens: int, place: Pla
 
 def stepper(folder: Path, out: Path, shape: Shape, variants: int, tokens: int, place: Place) -> None:
     """One of N processes: step until all are warm, then count the steps of a window, and go on until all have counted."""
-    step = packing.sequential(folder, packing.draw_rows(1, tokens, shape.vocabulary), place)
+    side = chunks.sequential(folder, shape, 1, tokens, place, torch.get_num_threads())
+    step = partial(side, 1)
     step()
     me = os.getpid()
     (out / f"{me}.warm").touch()
@@ -156,25 +203,28 @@ def stepper(folder: Path, out: Path, shape: Shape, variants: int, tokens: int, p
 
 
 def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
-    """All cells of one base, from the smallest to the largest, and the law."""
+    """All cells of one base, from the smallest to the largest, and the law; those of other lanes as `beside` has them."""
     shape, cells = packing.shapes()[name], []
+    before = [base["cells"] for base in read_json(asked.beside)["bases"] if base["base"] == name] if asked.beside else []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "base"
         packing.write_base(shape, folder)
         for tokens in asked.lanes:
+            alone = best_threads(folder, shape, tokens, place, asked.threads, asked.seconds)
             for variants in asked.variants:
-                row = cell(folder, shape, variants, tokens, place, asked.seconds)
+                row = cell(folder, shape, variants, tokens, place, asked.threads, alone, asked.seconds)
                 gc.collect()
                 if place.device.type == "cuda":
                     torch.cuda.empty_cache()
-                if asked.processes and variants <= MOST_PROCESSES:
-                    row["processes_ms"] = processes_ms(folder, name, variants, tokens, place)
-                    row["gain_over_processes"] = row["processes_ms"] / row["packed_ms"]
-                if asked.memory and variants == MOST_PROCESSES:
-                    weighed = memory.measure(name, variants, tokens)
-                    row |= {key: weighed[key] for key in ("packed_mib", "processes_mib")} | {"memory_ratio": weighed["ratio"]}
+                row["load"] = machine.load_now()
                 cells.append(row)
                 print(line_of(row), flush=True)
+        cells += [row for rows in before for row in rows if row["tokens_per_lane"] not in asked.lanes]
+        cells.sort(key=lambda row: (row["tokens_per_lane"], row["variants"]))
+        for row in cells:
+            if row["variants"] <= MOST_PROCESSES:
+                compare_with_processes(row, asked, folder, name, place)
+    torch.set_num_threads(asked.threads)
     rate = matrix_rate(place)
     for row in cells:
         row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
@@ -183,19 +233,15 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
 
 
 def line_of(row: Cell) -> str:
-    text = f"{row['tokens_per_lane']:>8}{row['variants']:>5}{row['sequential_ms']:>12.1f} ms{row['packed_ms']:>10.1f} ms"
-    text += f"{row['gain']:>8.2f}x"
-    if "gain_over_processes" in row:
-        text += f"{row['gain_over_processes']:>8.2f}x of {row['variants']} processes"
-    if "memory_ratio" in row:
-        text += f"   memory {row['processes_mib']:.0f} / {row['packed_mib']:.0f} MiB = {row['memory_ratio']:.1f}x"
+    text = f"{row['tokens_per_lane']:>8}{row['variants']:>5}{row['sequential_ms']:>12.1f} ms ({row['sequential_threads']})"
+    text += f"{row['packed_ms']:>10.1f} ms{row['gain']:>8.2f}x   {row['packed_form']}"
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variants", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--lanes", type=int, nargs="+", default=[64, 256, 1024], help="tokens per variant and step")
+    parser.add_argument("--lanes", type=int, nargs="*", default=[64, 256, 1024], help="tokens per variant and step")
     parser.add_argument("--shapes", nargs="+", default=["tiny"], choices=["tiny", "wide", "qwen3-0.6b"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -203,6 +249,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long to look at each cell")
     parser.add_argument("--processes", action="store_true", help=f"also N PEFT processes at once, N up to {MOST_PROCESSES}")
     parser.add_argument("--memory", action="store_true", help=f"also memory of both sides at N = {MOST_PROCESSES} (CPU)")
+    parser.add_argument(
+        "--beside", type=Path, help="JSON of an earlier run of this machine, for the lanes that are not asked for"
+    )
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS / "ridge.json", help="also write JSON and SVG")
     for name in ("--role", "--folder", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -218,13 +267,13 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     told = []
     for name in asked.shapes:
-        print(f"{name}: {'tokens':>{6 - len(name) + 2}}{'N':>5}{'sequential':>15}{'packed':>13}{'gain':>9}")
+        print(f"{name}: {'tokens':>{6 - len(name) + 2}}{'N':>5}{'PEFT (threads)':>19}{'packed':>13}{'gain':>9}   how")
         told.append(grid(asked, name, place))
         print(summary(told[-1]))
     if asked.json:
         device = torch.cuda.get_device_name() if asked.device == "cuda" else "cpu"
         content = {"machine": machine.describe(), "device": device, "precision": asked.precision, "threads": asked.threads}
-        write_json(asked.json, {**content, "load": machine.load_now(), "bases": told})
+        write_json(asked.json, {**content, "bases": told})
         for base in told:
             suffix = "" if len(told) == 1 else f"-{base['base']}"
             asked.json.with_name(f"{asked.json.stem}{suffix}.svg").write_text(ridge_plot.draw(base, device), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Who hangs without dying: a worker that makes no progress although it has something to do is taken for dead.
 
-A body gives a sign after every pass of training, scoring or writing (`Pulse`; at most one a second). Omega counts for how long
-one that works on a part of a turn has given none. What is too long follows from what has been seen: many times the longest
+A body gives a sign after every pass of training, scoring or writing (`Pulse`; at most one a second). A worker that computes in
+several processes gives it when all of them get on (`training/signs.py`). Omega counts for how long a body that works on a part
+of a turn has given none. What is too long follows from what has been seen: many times the longest
 silence that ended by itself, and never less than minutes, unless `body.hang_seconds` says. Seconds count only while omega
 itself gets to run: a machine that is slow to do anything is slow to count, too.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +14,8 @@ from chrysalis_ray.training.limbs import Limb, Missed, Order, shared_zeros
 from chrysalis_ray.training.optimizer import SlotOptimizer
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.partners import Meeting, Partners, groups
-from chrysalis_ray.training.shards import Shard, no_progress
+from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.signs import Signs
 from chrysalis_ray.training.tally import Seat, Tally
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Apart:
         dtype = bank.flat_SP.dtype
         self._moments_SKP = shared_zeros((len(bank.flat_SP), MOST_MOMENTS, bank.row_size), dtype)
         self._meeting = Meeting(len(shards), bank.row_size, dtype)
+        self._signs = Signs(len(shards))
         self._limbs: list[Limb] = []
         self._part = weakref.finalize(
             self, _close, self._limbs, self._meeting
@@ -61,23 +63,42 @@ class Apart:
         most = rows_per_microstep if self._pack.shards.may_share else 1
         teams = groups(len(live), len(self._pack.shards.all), most)
         others: list[Ordered] = []
+        progress = self._pack.shards.all[0].progress
         try:
             with self._meeting.candid(tuple(self._meeting.peers)):  # some are at work when another turns out to be gone
                 for ordered in self._give_orders(teams, parts, rows_per_microstep):
                     others.append(ordered)  # those before one that fails, too
             if torch.get_num_threads() != 1:
                 torch.set_num_threads(1)
-            told = [self._train(live[0], teams[0], parts[0], rows_per_microstep)]
+            own = live[0].under(live[0].engine)
+            own.progress = partial(self._signs.tell, self._at_work(others), progress)
+            told = [self._train(own, teams[0], parts[0], rows_per_microstep)]
         except BaseException as error:
-            _, failures = _answers(others)
+            _, failures = self._answers(others, progress)
             raise self._end([error, *failures])  # noqa: B904  # the cause may be another process's
-        answers, failures = _answers(others)
+        answers, failures = self._answers(others, progress)
         if failures:
             raise self._end(failures)
         for answer, (_, shard_of, seats) in zip(answers, others, strict=True):
             if shard_of is not None:
                 told.append(self._learn(shard_of, seats, answer))
         return told
+
+    def _at_work(self, others: Sequence[Ordered]) -> dict[int, Limb]:
+        """Those that were given orders, by their numbers."""
+        return {self._limbs.index(limb) + 1: limb for limb, _, _ in others}
+
+    def _answers(self, others: Sequence[Ordered], progress: Callable[[], None]) -> tuple[list[Order], list[RuntimeError]]:
+        """What came of the orders, and what failed. Before anything is raised: nobody may still write into the bank."""
+        answers, failures, waiting = dict[int, Order](), list[RuntimeError](), self._at_work(others)
+        numbers = list(waiting)
+        while waiting:
+            for number in self._signs.await_one(waiting, progress):
+                try:
+                    answers[number] = waiting.pop(number).answer()
+                except RuntimeError as error:
+                    failures.append(error)
+        return [answers[number] for number in numbers if number in answers], failures
 
     def _end(self, failures: Sequence[BaseException]) -> BaseException:
         """End all limbs. Which of these failures is the cause: whoever was missed says more than those who missed it."""
@@ -131,7 +152,7 @@ class Apart:
         """In the limb: seat the variants, train them, and say what came of them."""
         if self._meeting.me is None:
             self._meeting.enter(number)
-            shard.progress = no_progress  # the worker speaks for its limbs: it waits for them
+            shard.progress = partial(self._signs.count, number)
         bank, rows = self._pack.bank, slice(*order["rows"])
         bank.ranks[:] = order["ranks"]
         shard.show(rows)
@@ -176,17 +197,6 @@ class Apart:
         for index, moment_P in enumerate(moments.values()):
             self._moments_SKP[row, index] = moment_P
         return {**occupant.to_json(), "moments": list(moments)}
-
-
-def _answers(others: Sequence[Ordered]) -> tuple[list[Order], list[RuntimeError]]:
-    """What came of the orders, and what failed. Before anything is raised: nobody may still write into the bank."""
-    answers, failures = [], []
-    for limb, _, _ in others:
-        try:
-            answers.append(limb.answer())
-        except RuntimeError as error:
-            failures.append(error)
-    return answers, failures
 
 
 def _close(limbs: Sequence[Limb], meeting: Meeting) -> None:

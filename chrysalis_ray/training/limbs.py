@@ -76,6 +76,10 @@ class Limb:
             raise (Missed if answer.get("missed") else RuntimeError)(answer["failed"])
         return answer
 
+    def fileno(self) -> int:
+        """The file that can be read when there is an answer, or no process any more."""
+        return self._answers
+
     def close(self) -> None:
         """End it, and wait until it has ended."""
         os.close(self._orders)

@@ -11,6 +11,7 @@ writes the answer. Ends with OUT_OF_MEMORY where memory gave out.
 from __future__ import annotations
 
 import errno
+import os
 import statistics
 import sys
 import tempfile
@@ -126,7 +127,8 @@ def observe_pack(order: Order, rank: int) -> dict[str, Any]:
         store = f"file://{order.folder}/rendezvous"
         dist.init_process_group("nccl" if order.on_gpu else "gloo", init_method=store, rank=rank, world_size=order.workers)
     pack = make_pack(order, device)
-    shares, pack.shards.may_share = pack.shards.may_share, False  # the law follows from steps that are not shared
+    shares = pack.shards.may_share
+    pack.shards.may_share = pack.shards.may_split = False  # the law follows from steps that are not shared
     bench = Bench(order, pack, device)
     bench.place(order.slots, order.lane, order.microsteps)
     steps = ladder(order.slots) if not order.compile else sorted({1, order.slots})  # every load is compiled, which takes long
@@ -345,3 +347,5 @@ def synthetic_tokens(length: int, vocabulary: int, rows: int = 64) -> TokenStore
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # the answer is there; threads of gloo and DeepSpeed that are still about can abort a usual exit

@@ -18,8 +18,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from chrysalis_ray.training.blocks import BlockAttention
+
 LEARNING_ASIDE = 16  # tokens from which torch's own attention is faster where nothing is learned: it keeps no scores
 SHORT_ROW = 256  # tokens; beyond it scores are better not kept
+AT_ONCE = 64  # tokens of a row whose scores are computed whole; longer ones block by block (`blocks.py`)
 SHORT = "chrysalis_short_rows"  # the name of this attention in the config of a base
 AGREE = 1e-5  # how far a norm may be from the one it replaces, relative to the largest value
 
@@ -123,6 +126,8 @@ def short_rows(
         keys, values = (side.repeat_interleave(shared, 1) for side in (key, value))
         seen = nn.functional.scaled_dot_product_attention(query, keys, values, attention_mask, scale=scale)
         return seen.transpose(1, 2).contiguous(), None
+    if query.shape[2] > AT_ONCE:
+        return BlockAttention.apply(query, key, value, additive(attention_mask, query.dtype), scale), None
     return ShortAttention.apply(query, key, value, attention_mask, scale), None
 
 

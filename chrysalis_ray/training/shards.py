@@ -32,6 +32,7 @@ from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.sums import Gradients, Sums
 
 WIDE = 1024  # input features from which an operation is worth splitting over threads
+LONG = 256  # tokens of a variant's lane from which it is worth that on a narrow base, too
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -132,6 +133,7 @@ class Shards:
         # on Linux, whose forks are cheap and safe for what a limb does; wide operations take so long that threads do not mind
         self.may_fork = count > 1 and bank.widest < WIDE and sys.platform == "linux" and not torch.cuda.is_initialized()
         self.may_share = self.may_fork and lanes == "compacted"  # whether several processes may compute one variant
+        self.may_split = True  # whether a long lane's operations may have the threads that no other variant needs
         self.apart: object = None  # the shards in processes of their own, once they have trained
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
 
@@ -202,12 +204,13 @@ class Shards:
         """The rows of every live shard, in order."""
         return [shard.window.rows for shard in self.live]
 
-    def each(self, work: Callable[[Shard, Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`work(shard, item)` for every live shard and its item, side by side. What one of them raises is raised here."""
+    def each(self, work: Callable[[Shard, Item], Result], items: Sequence[Item], lane: int = 0) -> list[Result]:
+        """`work(shard, item)` for every live shard and its item, side by side, a variant's `lane` of so many tokens at a time.
+        What one of them raises is raised here."""
         if self._pool is None:
             return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
-        wide = self.live[0].window.bank.widest >= WIDE
-        inside = self.threads // len(self.live) if wide else 1
+        splits = self.live[0].window.bank.widest >= WIDE or (self.may_split and lane >= LONG)
+        inside = self.threads // len(self.live) if splits else 1
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
         return [future.result() for future in futures]

@@ -94,7 +94,8 @@ def _train_parts(
     shared = shards.may_share and rows_per_microstep > 1 and len(seats) < len(shards.all)
     if (len(seats) > 1 or shared) and (apart := _apart(pack, tokens)) is not None:
         return apart.train(seats, rows_per_microstep)
-    return shards.each(partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes), seats)
+    work = partial(train_rows, tokens=tokens, rows_per_microstep=rows_per_microstep, lanes=pack.lanes)
+    return shards.each(work, seats, rows_per_microstep * tokens.sequence_length)
 
 
 def _apart(pack: Pack, tokens: TokenStore) -> Apart | None:

@@ -10,7 +10,8 @@ from training_texts import TextTokens, new_pack, place_fresh, variant
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from chrysalis_ray.training.quick import SHORT, QuickNorm, RmsNorm, ShortAttention, quicken, short_rows
+from chrysalis_ray.training.blocks import BLOCK, BlockAttention, blocks
+from chrysalis_ray.training.quick import AT_ONCE, SHORT, SHORT_ROW, QuickNorm, RmsNorm, ShortAttention, quicken, short_rows
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import document_mask
 
@@ -44,6 +45,50 @@ def test_short_attention_and_its_gradient_are_those_of_sdpa(heads: int, groups: 
     module.num_key_value_groups = heads // groups  # type: ignore[assignment]
     usual, _ = sdpa_attention_forward(module, *parts, mask, scaling=0.3)
     assert (mine - usual).abs().max() <= 1e-14
+
+
+@pytest.mark.parametrize(("heads", "groups", "length"), [(4, 2, BLOCK + 5), (2, 2, 2 * BLOCK), (3, 1, BLOCK - 1)])
+def test_attention_by_blocks_and_its_gradient_are_those_of_attention_at_once(heads: int, groups: int, length: int) -> None:
+    rows, size = 2, 3
+    parts = drawn(rows, heads, length, size), drawn(rows, groups, length, size), drawn(rows, groups, length, 4)
+    mask = torch.zeros(rows, 1, length, length, dtype=torch.float64).masked_fill(~mask_of(rows, length), -torch.inf)
+    upstream = drawn(rows, length, heads, 4).detach()
+    told = []
+    for attention in (BlockAttention, ShortAttention):
+        seen = attention.apply(*parts, mask, 0.3)
+        told.append((seen, *torch.autograd.grad(seen, parts, upstream)))
+    for mine, usual in zip(*told, strict=True):
+        assert (mine - usual).abs().max() <= 1e-14
+    assert [end for _, end in blocks(length)] == [*range(BLOCK, length, BLOCK), length]
+
+
+def test_a_neighbour_changes_no_bit_of_a_long_row() -> None:
+    """Whatever stands in the other rows of the batch, and in the other document of the row."""
+    length = 3 * BLOCK + 7
+    parts = [drawn(2, 4, length, 8, dtype=torch.float32) for _ in range(3)]
+    positions = torch.arange(length).expand(2, -1).clone()
+    positions[0, 50:] -= 50
+    others = [part.detach().clone() for part in parts]
+    for other in others:
+        other[1] = torch.nan
+        other[0, :, :50] = 7.0
+    mask = document_mask(positions)
+    module, seen = nn.Module(), []
+    for given in (parts, [other.requires_grad_() for other in others]):
+        out, _ = short_rows(module, *given, mask, scaling=0.5)
+        seen.append((out, *torch.autograd.grad(out[0, 50:].sum(), given)))
+    assert length > AT_ONCE
+    assert torch.equal(seen[0][0][0, 50:], seen[1][0][0, 50:])
+    for mine, other in zip(seen[0][1:], seen[1][1:], strict=True):
+        assert torch.equal(mine[0, :, 50:], other[0, :, 50:])
+
+
+@pytest.mark.parametrize("length", [AT_ONCE + 1, SHORT_ROW])
+def test_long_rows_go_block_by_block(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr("chrysalis_ray.training.quick.BlockAttention.apply", lambda *given: taken.append(given[3].dtype))
+    short_rows(nn.Module(), *(drawn(1, 2, length, 4, dtype=torch.float32) for _ in range(3)), mask_of(1, length))
+    assert taken == [torch.float32]
 
 
 @pytest.mark.parametrize("odd", ["no mask", "long rows", "fp64", "a sink"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from training_texts import TextTokens, distance, new_pack, place_fresh, same, variant
+from training_texts import TextTokens, distance, new_pack, place_fresh, same, text_tokens, variant
 
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import PackedLinear
-from chrysalis_ray.training.shards import Shard
+from chrysalis_ray.training.shards import LONG, WIDE, Shard
 from chrysalis_ray.training.step import train_chunk
 
 RANKS = (8, 4, 2, 6, 8)
@@ -79,6 +80,31 @@ def test_an_error_in_one_thread_is_raised_when_the_others_have_ended(tiny_base: 
     with pytest.raises(ValueError, match="no such row"):
         pack.shards.each(work, ["fails", "works"])
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(("live", "lane", "inside"), [(1, LONG, 4), (1, LONG - 1, 1), (2, LONG, 2), (3, LONG, 1), (4, LONG, 1)])
+def test_threads_without_a_variant_go_into_the_operations_of_long_lanes(
+    live: int, lane: int, inside: int, tiny_base: Path
+) -> None:
+    pack = new_pack(tiny_base, 4, threads=4)
+    assert pack.bank.widest < WIDE
+    pack.arrange(list(range(live)))
+    assert pack.shards.each(lambda shard, item: torch.get_num_threads(), [None] * live, lane) == [inside] * live
+    pack.shards.may_split = False  # as where a step is measured that is shared with nobody
+    assert pack.shards.each(lambda shard, item: torch.get_num_threads(), [None] * live, lane) == [1] * live
+
+
+def test_a_lone_variant_of_one_long_row_is_the_same_on_two_threads(tiny_base: Path) -> None:
+    tokens = text_tokens(tiny_base, LONG)
+    packs = [new_pack(tiny_base, 1, threads=2, dtype=torch.float64) for _ in range(2)]
+    packs[1].shards.may_split = False
+    told = []
+    for pack in packs:
+        place_fresh(pack, 0, replace(variant(0), rows_per_step=1, sequence_length=LONG))
+        told.append(train_chunk(pack, [0], tokens, 4)[0])
+        assert pack.shards.apart is None
+    assert told[0].train_loss == pytest.approx(told[1].train_loss, rel=1e-12)
+    assert distance(packs[0].harvest(0)[0], packs[1].harvest(0)[0]) <= 1e-10
 
 
 @pytest.mark.parametrize("threads", [1, 2])
