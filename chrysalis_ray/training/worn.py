@@ -64,9 +64,9 @@ class WornLayer(nn.Module):
         **settings: Any,
     ) -> Tensor:
         lanes = lanes_of(self)
-        if attention_mask is not None and position_embeddings is not None and past_key_values is None:
-            if is_worn(self, hidden_states, lanes):
-                return worn_pass(self, hidden_states, attention_mask, position_embeddings, lanes)
+        worn = past_key_values is None and is_worn(self, hidden_states, lanes)
+        if worn and attention_mask is not None and position_embeddings is not None:
+            return worn_pass(self, hidden_states, attention_mask, position_embeddings, lanes)
         usual: Any = super().forward
         return usual(hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **settings)
 
