@@ -215,6 +215,10 @@ def tokenise(run: Run, genome: Genome, base: dict[str, Any]) -> None:
         from chrysalis_ray.evaluate.probing import check_probes
 
         check_probes(run.experiment.evaluate.probes, Path(base["path"]), template)
+    if run.experiment.evaluate.lm_eval is not None and not run.layout.tasks.exists():
+        from chrysalis_ray.evaluate.tasks import check_tasks
+
+        check_tasks(run.experiment.evaluate.lm_eval)
     total = sum(tokens.token_count(domain, "train") for domain in tokens.domains)
     run.story.stage("tokens", f"{total:,} training tokens in rows of {length}")
 

@@ -20,6 +20,7 @@ from chrysalis_ray.config.genome import (
     PackagesSource,
     RecordsSource,
 )
+from chrysalis_ray.config.lm_eval import LmEval
 from chrysalis_ray.config.merges import ConsensusMerge, EnsembleMerge, Merge, SlerpMerge, WinnerMerge, WudiMerge
 from chrysalis_ray.config.population import Name, Population
 from chrysalis_ray.config.questions import WrittenProbe
@@ -128,6 +129,7 @@ class Evaluate(Written):
 
     `probes` are asked of the seed, every variant and every merge, and told. They choose nothing, unless `max_probe_drop` is
     set: then half of each guards (a merge that gets so much less of it right than the best variant is refused), half tells.
+    `lm_eval` names tasks that are asked when all is chosen.
     """
 
     rows_per_domain: Count = 8
@@ -137,6 +139,7 @@ class Evaluate(Written):
     max_domain_loss: Annotated[float, Field(ge=0.0)] | None = 0.1
     probes: tuple[WrittenProbe, ...] = ()
     max_probe_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    lm_eval: LmEval | None = None
 
     @model_validator(mode="after")
     def _something_to_guard_by(self) -> Evaluate:

@@ -28,6 +28,7 @@ from chrysalis_ray.config.candidates import with_candidates
 from chrysalis_ray.config.checks import check_blueprint, check_experiment
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.extending import KEY, read_extending
+from chrysalis_ray.config.lm_eval import with_task_folder
 from chrysalis_ray.config.overrides import apply_overrides
 from chrysalis_ray.config.problems import nearest, problem_at, problems_of
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -82,7 +83,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
         raise _refusal(path, problems)
     loaded = LoadedExperiment(experiment, blueprint, path, blueprint_path, text, blueprint_text, tuple(overrides), chosen)
     problems += check_experiment(loaded, root, blueprint_root)
-    experiment = with_probes(experiment, root, path.parent, problems)
+    experiment = with_task_folder(with_probes(experiment, root, path.parent, problems), root, path.parent, problems)
     if problems:
         raise _refusal(path, problems)
     experiment, selected = select_genome(experiment, blueprint.genome)

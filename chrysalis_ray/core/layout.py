@@ -146,6 +146,11 @@ class RunLayout:
         return self.root / "evaluation" / "probes.json"
 
     @property
+    def tasks(self) -> Path:
+        """What the seed, the best variant and the chosen one make of tasks of lm-eval."""
+        return self.root / "evaluation" / "lm_eval.json"
+
+    @property
     def verdict(self) -> Path:
         return self.root / "verdict.json"
 

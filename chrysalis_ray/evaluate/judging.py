@@ -32,6 +32,7 @@ Find = Callable[[str], Path]
 # prompts, when one ends, the most tokens a worker has of them -> what every candidate writes, [candidates][prompts]
 Writer = Callable[[Sequence[Ids], Over, int], list[list[list[int]]]]
 BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
+LANE_TOKENS = 1024  # of a candidate in a pass on a CPU, where candidates take turns and their matrices are made once a pass
 
 
 def judge_candidates(
@@ -54,12 +55,19 @@ def judge_candidates(
     rows: Rows = {}
     for group, score, _, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
         hear = [(mixture, _take(folders, group)) for mixture, folders in mixtures.values()]
-        scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, batch_rows, [each for each in hear if each[1]])
+        together = rows_at_once(pack, batch_rows, tokens.sequence_length)
+        scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, together, [each for each in hear if each[1]])
         rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
     for name, (mixture, _) in mixtures.items():
         rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
     keep_inputs(pack, tokens, candidates, split, rows_per_domain, find)
     return {each.name: rows[each.name] for each in candidates}
+
+
+def rows_at_once(pack: Pack, batch_rows: int, length: int) -> int:
+    """Rows of a pass: more of them where they are short and memory does not depend on their number (`Pack._lanes_at_once`)."""
+    in_turns = type(pack) is Pack and pack.engine.device.type == "cpu" and pack.lanes != "fixed"
+    return max(batch_rows, LANE_TOKENS // length) if in_turns else batch_rows
 
 
 def _take(folders: set[str], group: Sequence[Candidate]) -> list[int]:

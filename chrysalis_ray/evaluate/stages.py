@@ -5,6 +5,7 @@
     merges/                   the merges, `merges.json` last
     evaluation/probes.json    what all of them answer to questions, where the experiment has any
     evaluation/report.json    seed, variants, what was chosen, and the mixture of all variants: these tell
+    evaluation/lm_eval.json   what seed, best variant and the chosen one make of tasks of lm-eval, where any are named
 
 Who judges is a function from candidates to scores: the bodies of a run, or one process. What has its file is done.
 """
@@ -30,6 +31,7 @@ from chrysalis_ray.evaluate.making import needs_inputs
 from chrysalis_ray.evaluate.probing import Ask, ask_population, told_probes
 from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
+from chrysalis_ray.evaluate.tasks import ask_tasks, told_tasks
 from chrysalis_ray.evaluate.verdict import make_verdict
 from chrysalis_ray.seed.adapter import adapter_sha256, read_config
 from chrysalis_ray.seed.solo import is_plain
@@ -65,6 +67,7 @@ def judge_and_merge(judging: Judging) -> None:
     judge_merges(judging)
     ask_probes(judging)
     tell_report(judging)
+    ask_named_tasks(judging)
 
 
 def judge_variants(judging: Judging) -> None:
@@ -161,6 +164,17 @@ def tell_report(judging: Judging) -> None:
     judging.tell("report", f"{len(candidates)} candidates told on the report split")
 
 
+def ask_named_tasks(judging: Judging) -> None:
+    """Ask tasks of lm-eval, where the experiment names any, of those that were chosen between. They change nothing any more."""
+    layout, told = judging.layout, judging.experiment.evaluate
+    if told.lm_eval is None or judging.ask is None:
+        return
+    choice = choice_on_select(layout, judged(layout, judging.variants), told)
+    sentence = ask_tasks(layout, told.lm_eval, choice, judging.ask)
+    if sentence:
+        judging.tell("lm-eval", sentence)
+
+
 def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -> dict[str, Any]:
     """The verdict on a run that was judged, written to its file. Needs nobody who judges."""
     told, select, report = experiment.evaluate, read_select(layout.select_scores), read_report(layout.report_scores)
@@ -175,6 +189,7 @@ def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -
     verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
     verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
     verdict["probes"], sentences = told_probes(layout, told, choice)
-    verdict["sentences"] += sentences
+    verdict["lm_eval"], of_tasks = told_tasks(layout, told, choice)
+    verdict["sentences"] += [*sentences, *of_tasks]
     write_json(layout.verdict, verdict)
     return verdict

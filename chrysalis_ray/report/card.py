@@ -18,6 +18,7 @@ from chrysalis_ray.report.lineage import adapter_name
 from chrysalis_ray.report.probes import probe_rows
 from chrysalis_ray.report.scores import Interval
 from chrysalis_ray.report.sections import loading_code
+from chrysalis_ray.report.tasks import task_rows
 
 # SPDX identifiers that the hub knows under its own names
 _HUB_LICENCES = {"CC0-1.0": "cc0-1.0", "MIT": "mit", "Apache-2.0": "apache-2.0", "CC-BY-4.0": "cc-by-4.0",
@@ -38,6 +39,7 @@ def imago_card(root: Path) -> str:
         _use(comparison),
         _scores(comparison),
         _probes(comparison),
+        _tasks(comparison),
         _parents(comparison, layout),
         _genome(comparison),
         _experiment(yaml_text),
@@ -138,6 +140,17 @@ def _probes(comparison: Comparison) -> str:
     return (
         "## Probes\n\nShare of right answers, with intervals; the items told here chose nothing.\n\n"
         f"{_table(('probe', 'how', _line(chosen), 'seed'), rows)}"
+    )
+
+
+def _tasks(comparison: Comparison) -> str:
+    if not comparison.lm_eval or comparison.verdict is None:
+        return ""
+    chosen = comparison.verdict.chosen
+    rows = [[_line(cell) for cell in row] for row in task_rows(comparison.lm_eval, chosen)]
+    return (
+        "## Tasks of lm-eval\n\nAsked after all was chosen; with intervals where they are known.\n\n"
+        f"{_table(('task', 'metric', _line(chosen), 'seed'), rows)}"
     )
 
 

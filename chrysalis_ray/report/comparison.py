@@ -122,6 +122,7 @@ class Comparison:
     bound: Interval | None = None  # the mixture of all variants, on report
     audit: Mapping[str, Any] = field(default_factory=dict)
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what the verdict tells of each
+    lm_eval: Mapping[str, Any] = field(default_factory=dict)  # and of tasks of lm-eval
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for ``chrysalis report --json``."""
@@ -212,6 +213,7 @@ def read_run(root: Path) -> Comparison:
         bound=scores.intervals.get(MIXTURE),
         audit=public_manifest(layout.audit) or {},
         probes={str(name): mapping(told) for name, told in mapping(mapping(scores.verdict).get("probes")).items()},
+        lm_eval=mapping(mapping(scores.verdict).get("lm_eval")),
     )
 
 

@@ -24,6 +24,7 @@ from chrysalis_ray.report.lineage import mermaid
 from chrysalis_ray.report.page import whole_page
 from chrysalis_ray.report.probes import probe_section
 from chrysalis_ray.report.reading import public_manifest
+from chrysalis_ray.report.tasks import task_section
 
 MOST_VARIANTS = 64  # shown in charts and tables, best first; `chrysalis report --json` has them all
 
@@ -56,6 +57,7 @@ def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str 
         lambda: judgement.metric_tables(comparison, shown),
         lambda: judgement.audit_section(comparison, shown),
         lambda: probe_section(comparison.probes, comparison.verdict.chosen if comparison.verdict else ""),
+        lambda: task_section(comparison.lm_eval, comparison.verdict.chosen if comparison.verdict else ""),
         lambda: sections.merge_table(comparison),
         lambda: sections.plan_against_run(comparison),
         lambda: sections.origins(comparison, shown, diagram),

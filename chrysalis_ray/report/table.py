@@ -12,6 +12,8 @@ from rich.text import Text
 
 from chrysalis_ray.report.comparison import Comparison, VariantRow, loss_text
 from chrysalis_ray.report.probes import how, shares_of
+from chrysalis_ray.report.tasks import how as how_asked
+from chrysalis_ray.report.tasks import metrics_of, tasks_of
 
 STATE_STYLES = {
     "finished": "green",
@@ -31,6 +33,8 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
         parts.append(_merge_table(comparison))
     for name, probe in comparison.probes.items():
         parts += [Text(f"probe {name}: {how(probe)}", style="italic"), _probe_table(probe)]
+    for task, found in tasks_of(comparison.lm_eval):
+        parts += [Text(f"task {task}: {how_asked(comparison.lm_eval, found)}", style="italic"), _task_table(task, found)]
     parts += [Text(sentence, style="bold") for sentence in (comparison.verdict.sentences if comparison.verdict else ())]
     return Group(*parts)
 
@@ -100,4 +104,13 @@ def _merge_table(comparison: Comparison) -> Table:
             Text(row.name), Text(row.method), members, str(row.rank or "-"), loss_text(row.residual), energy,
             loss_text(row.select_loss),
         )  # fmt: skip
+    return table
+
+
+def _task_table(task: str, found: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("variant", "metric", "value", "interval"):
+        table.add_column(heading, justify="left" if heading in ("variant", "metric") else "right")
+    for row in metrics_of(task, found):
+        table.add_row(Text(row.candidate), Text(row.metric), f"{row.value:.4f}", row.interval)
     return table

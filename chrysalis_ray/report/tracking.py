@@ -27,6 +27,7 @@ from chrysalis_ray.report.metrics import read_metrics
 from chrysalis_ray.report.mixes import asked_shares
 from chrysalis_ray.report.probes import probe_metrics
 from chrysalis_ray.report.reading import manifest, mapping, numbers
+from chrysalis_ray.report.tasks import task_metrics
 
 MODES = ("offline", "online", "disabled")
 MANIFEST = "tracked.json"
@@ -174,8 +175,9 @@ class Tracker:
         results: dict[str, Any] = {"verdict/merging_helped": verdict.merging_helped, "seed/eval/loss": comparison.seed_loss}
         results |= {f"difference/{key}": value for key, value in numbers(verdict.difference).items()}
         results |= {f"{row.name}/eval/loss": row.select_loss for row in comparison.merges}
-        results |= {f"{who}/{key}": value for who in ("seed", verdict.chosen)
-                    for key, value in probe_metrics(comparison.probes, who).items()}  # fmt: skip
+        for who in ("seed", verdict.chosen):
+            told = probe_metrics(comparison.probes, who) | task_metrics(comparison.lm_eval, who)
+            results |= {f"{who}/{key}": value for key, value in told.items()}
         self._once("verdict", "verdict", "report", config, results, ["verdict"])
 
     def close(self) -> None:

@@ -265,6 +265,16 @@ class Window:
         bank's `gflat_SP`."""
         return [self._leaves_of(bucket, name) for bucket in self.buckets]
 
+    def factors_of(self, name: str, lane: int) -> tuple[Bucket, tuple[nn.Parameter, nn.Parameter]]:
+        """The bucket of one row in sight, and its factors of a target."""
+        bucket = next(bucket for bucket in self.buckets if lane < bucket.rows.stop)
+        return bucket, self._leaves_of(bucket, name)
+
+    @property
+    def lanes(self) -> int:
+        """How many adapters a pass computes: candidates of a blend, or rows in sight."""
+        return len(self.blend) if self.blend is not None else self.rows.stop - self.rows.start
+
     def stacked(self, names: Sequence[str]) -> list[Stacked]:
         """The factors of neighbouring targets of one input width for every bucket; `Bank.neighbours` says which are."""
         return [self._stacked_of(bucket, names) for bucket in self.buckets]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.training.folded import fold_into, folds
+from chrysalis_ray.training.folded import fold_into, folded, folds
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
 
@@ -83,6 +83,13 @@ class Blend:
         h_CNK = (x.reshape(-1, x.shape[-1]) @ a_KI.to(x.dtype).mT).view(self.candidates, -1, len(a_KI))
         h_NK = (h_CNK * weights_CK[:, None]).to(x.dtype).flatten(0, 1)  # a weight is never rounded to a lower precision first
         return torch.addmm(y.reshape(-1, y.shape[-1]), h_NK, b_OK.to(x.dtype).mT).view(y.shape)
+
+    def worn(self, name: str, weight_OI: Tensor, candidate: int) -> Tensor:
+        """The frozen weight of a module with the change of one candidate."""
+        if name not in self.stacks:
+            return weight_OI
+        a_KI, b_OK, weights_CK = self.stacks[name]
+        return folded(weight_OI, a_KI, b_OK, weights_CK[candidate])
 
 
 def _stacked(

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import PackedLinear
+from chrysalis_ray.training.worn import undress
 
 MOST_VERSIONS = 64  # of one layer; a run has a handful
 
@@ -41,6 +42,8 @@ def compile_layers(pack: Pack, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = MOST_VERSIONS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     modules = list(pack.shards.all[0].trunk.modules())
+    for module in modules:
+        undress(module)
     layers: list[Any] = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError("this base has no layers that transformers marks, to be compiled one by one", "set compile: false")

@@ -24,9 +24,14 @@ def folds(weight_oi: Tensor, x: Tensor, tokens: int) -> bool:
     return tokens >= FEWEST and tokens * (width + out) > out * width and x.device.type == "cpu"
 
 
+def folded(weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """The weight with a change added to it."""
+    return torch.addmm(weight_oi, b_or * scale, a_ri)
+
+
 def fold_into(y_ko: Tensor, base: nn.Linear, x_ki: Tensor, a_ri: Tensor, b_or: Tensor, scale: Tensor | float = 1.0) -> None:
     """Write the outputs of one candidate's tokens into `y_ko`."""
-    weight_oi = torch.addmm(base.weight, b_or * scale, a_ri)
+    weight_oi = folded(base.weight, a_ri, b_or, scale)
     if base.bias is None:
         torch.mm(x_ki, weight_oi.mT, out=y_ko)
     else:

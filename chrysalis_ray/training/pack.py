@@ -33,6 +33,7 @@ from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
 from chrysalis_ray.training.shards import Shard, Shards
 from chrysalis_ray.training.trunk import Trunk
+from chrysalis_ray.training.worn import wear
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch
@@ -101,6 +102,7 @@ class Pack:
         window = Window(self.bank)
         if engine.copyable and engine.device.type == "cpu":
             quicken(model)
+            wear(model)
         inject(model, window)
         head = find_head(model)
         trunk = engine.prepare(Trunk(model))

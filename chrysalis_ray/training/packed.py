@@ -21,6 +21,7 @@ from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.seed.linear import linear_shape
 from chrysalis_ray.training.bank import Target, Window
 from chrysalis_ray.training.dropout import Passage, product, project_back, project_down, take_out
+from chrysalis_ray.training.folded import folded
 from chrysalis_ray.training.fused import TOGETHER, Group
 
 
@@ -99,6 +100,17 @@ class PackedLinear(nn.Module):
                 for y, x, own, row in parts
             ]
         )
+
+    def worn(self, lane: int) -> Tensor:
+        """The weight of the frozen linear module with the change of one lane added to it."""
+        weight_oi = self.base.weight
+        assert isinstance(weight_oi, Tensor)
+        blend = self.window.blend
+        if blend is not None:
+            return blend.worn(self.name, weight_oi, lane)
+        bucket, (a_sri, b_sor) = self.window.factors_of(self.name, lane)
+        place = lane - bucket.rows.start
+        return folded(weight_oi, a_sri[place], b_sor[place], self.window.scale_S[lane])
 
 
 def find_targets(model: nn.Module, targets: Iterable[str], section: str = "lora") -> list[Target]:

@@ -65,3 +65,35 @@ def test_a_probe_that_is_written_wrong_is_told_before_anything_starts(tmp_path, 
 def test_editors_are_told_that_a_probe_may_be_a_file():
     items = experiment_schema()["$defs"]["Evaluate"]["properties"]["probes"]["items"]
     assert {"type": "string"} in items["anyOf"]
+
+
+def with_tasks(folder, lm_eval):
+    text = QUICKSTART.read_text(encoding="utf-8").replace("evaluate:\n", f"evaluate:\n  lm_eval: {lm_eval}\n")
+    (folder / "e.yaml").write_text(text, encoding="utf-8")
+    return load_experiment(folder / "e.yaml")
+
+
+def test_tasks_of_lm_eval_lie_beside_the_experiment_and_are_part_of_its_hash(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sums.yaml").write_text("task: sums\n")
+    asked = with_tasks(tmp_path, "{tasks: [sums, arc_easy], folder: mine, limit: 200}")
+    told = asked.experiment.evaluate.lm_eval
+    assert (told.tasks, told.folder, told.limit) == (("sums", "arc_easy"), str(tmp_path / "mine"), 200)
+    assert with_tasks(tmp_path, "{tasks: [sums], folder: mine}").resolved()["sha256"] != asked.resolved()["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("lm_eval", "words"),
+    [
+        ("{tasks: [x], folder: absent}", ("evaluate.lm_eval.folder", "no folder with the YAML of tasks")),
+        ("{tasks: []}", ("evaluate.lm_eval.tasks",)),
+        ("{tasks: [x, x]}", ("'x' is named twice",)),
+        ("{tasks: ['../x']}", ("evaluate.lm_eval.tasks.0",)),
+        ("{task: [x]}", ("did you mean 'tasks'",)),
+        ("{tasks: [x], limit: 0}", ("evaluate.lm_eval.limit",)),
+    ],
+)
+def test_tasks_that_are_written_wrong_are_told_before_anything_starts(tmp_path, lm_eval, words):
+    with pytest.raises(ConfigError) as caught:
+        with_tasks(tmp_path, lm_eval)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

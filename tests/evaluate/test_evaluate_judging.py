@@ -10,7 +10,7 @@ import torch
 from test_evaluate_heldout import TARGETS, Rows, adapters, base_model
 
 from chrysalis_ray.evaluate.heldout import judge_rows
-from chrysalis_ray.evaluate.judging import judge_candidates
+from chrysalis_ray.evaluate.judging import judge_candidates, rows_at_once
 from chrysalis_ray.evaluate.subjects import Candidate, blend_of, mixture_of
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 from chrysalis_ray.training.engine import make_engine
@@ -121,6 +121,7 @@ def test_more_candidates_than_lanes_come_in_turns(folders, monkeypatch):
         return found
 
     monkeypatch.setattr("chrysalis_ray.evaluate.judging.judge_rows", counted)
+    monkeypatch.setattr("chrysalis_ray.evaluate.judging.LANE_TOKENS", 1)
     weights = [share / 20 for share in range(20)]
     blends = [Candidate(str(w), None, ((folders[0], w), (folders[1], 1 - w)), "blend") for w in weights]
     rows = judge_candidates(pack(2), Rows(), [Candidate("v1", folders[1]), *blends], "select", 9)
@@ -128,3 +129,9 @@ def test_more_candidates_than_lanes_come_in_turns(folders, monkeypatch):
     for one, other in zip(rows["0.0"], rows["v1"], strict=True):
         assert one[2] == pytest.approx(other[2], rel=1e-6)
     assert not math.isclose(rows["0.95"][0][2], rows["0.0"][0][2], rel_tol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "lanes", "rows"), [(64, "compacted", 16), (512, "compacted", 8), (64, "fixed", 8)])
+def test_short_rows_come_many_at_a_time_where_candidates_take_turns(length, lanes, rows):
+    own = Pack(base_model(), TARGETS, 2, 3, make_engine(0, "none", "fp32", "cpu"), lanes)
+    assert rows_at_once(own, 8, length) == rows
