@@ -153,11 +153,31 @@ class WudiMerge(SeveralMerge):
 
 
 class RegmeanMerge(SeveralMerge):
-    """The delta whose outputs are nearest to each member's on that member's own inputs; a large `ridge` gives the mean."""
+    """The delta whose outputs are nearest to each member's on that member's own inputs; a large `ridge` gives the mean.
+
+    `space: core` looks at the input directions that the members read. `dense` looks at whole inputs, each member's on text of
+    its own mix, as the paper does: inputs of different features count as less alike by `off_diagonal`. With `ridge: 0` that is
+    the paper's formula.
+    """
 
     method: Literal["regmean"]
     name: Name = "regmean"
-    ridge: Annotated[float, Field(ge=1e-9)] = 0.01  # of the largest eigenvalue
+    space: Literal["core", "dense"] = "core"
+    ridge: Annotated[float, Field(ge=0.0)] = 0.01  # of the largest eigenvalue
+    off_diagonal: Share = 0.9  # the paper's alpha; of `space: dense` alone
+
+    @model_validator(mode="after")
+    def _has_one_answer(self) -> RegmeanMerge:
+        if self.space == "core":
+            if "off_diagonal" in self.model_fields_set:
+                raise ValueError("`off_diagonal` is for `space: dense`: in the core there is no feature of its own")
+            if self.ridge < 1e-9:
+                raise ValueError("in the core the ridge is 1e-9 at least; `ridge: 0` is for `space: dense`")
+        elif self.off_diagonal > 0.99 and self.ridge < 1e-6:
+            raise ValueError(
+                "inputs alone leave directions open: write a ridge of 1e-6 at least, or an `off_diagonal` up to 0.99"
+            )
+        return self
 
 
 class ElementwiseMerge(SeveralMerge):

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import check_names, merge_adapters
 from chrysalis_ray.merge.run import MEASURE, MergeResult
+from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, factor_name, write_adapter
 from chrysalis_ray.seed.streamed import StreamedFactors, open_adapter
 from chrysalis_ray.seed.tensors import head_of_floats
@@ -156,7 +158,7 @@ def merge_folders(
             None,
             rank,
             given,
-            inputs=None if texts is None else measured_inputs(texts, sources, seed),
+            inputs=None if texts is None else measured_inputs(texts, sources, seed, spec, unfinished),
             finished=finished,
         )
         manifest = {
@@ -244,16 +246,21 @@ def refuse_unmeasured(spec: Merge, texts: Texts | None, count: int) -> None:
         raise MergeError(f"there is no {absent or texts.base}", "give the base's folder as --base, and text files as --text")
 
 
-def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None) -> Inputs:
-    """What every adapter feeds the modules of the base on its own text. Loads the base, once."""
+def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None, spec: Merge, scratch: Path) -> Inputs:
+    """What every adapter feeds the modules of the base on its own text. Loads the base, once. Whole inputs lie in `scratch`."""
     from chrysalis_ray.evaluate.inputs import input_directions, measure_inputs, read_rows
+    from chrysalis_ray.evaluate.whole_inputs import measured_files
     from chrysalis_ray.training.base import load_base
 
-    directions = input_directions(source.weights.factors for source in [*sources, *([seed] if seed else [])])
+    everyone = [source.weights.factors for source in [*sources, *([seed] if seed else [])]]
     files = texts.files if len(texts.files) > 1 else texts.files * len(sources)
     rows = {file: read_rows(file, texts.base) for file in set(files)}
-    model = load_base(texts.base, "fp32")
-    return [measure_inputs(model, source.weights, rows[file], directions) for source, file in zip(sources, files, strict=True)]
+    load = partial(load_base, texts.base, "fp32")
+    readers = [(source.weights, rows[file]) for source, file in zip(sources, files, strict=True)]
+    if looks_at_whole_inputs(spec):
+        return measured_files(scratch, load, readers, everyone)
+    model, directions = load(), input_directions(everyone)
+    return [measure_inputs(model, adapter, own, directions) for adapter, own in readers]
 
 
 def named_result(result: MergeResult, names: Sequence[str]) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def ruled_knots(
     block = Block(v_NkI, weights_N, thresholds_N, [_generator(draw, place, 0) for place in places])
     change_PI = (left[:, :heard] * values[:heard]) @ rule(config, block)
     mean_PI = torch.einsum("n,npq->pq", weights_N, increments_NPQ) @ right_IQ.T
-    return _cut_rows(space, space.anchor_PQ @ right_IQ.T + change_PI, rank), rule_tallies(change_PI, mean_PI)
+    return cut_rows(space, space.anchor_PQ @ right_IQ.T + change_PI, rank), rule_tallies(change_PI, mean_PI)
 
 
-def _cut_rows(space: CoreSpace, merged_PI: Tensor, rank: int) -> Cut:
+def cut_rows(space: CoreSpace, merged_PI: Tensor, rank: int) -> Cut:
     """`cut_to_rank` of Q_B merged, whose input side is in input coordinates already."""
     left, values, right_t = torch.linalg.svd(merged_PI, full_matrices=False)
     available = int((values > NULL * values[0]).sum()) if len(values) else 0

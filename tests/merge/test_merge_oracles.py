@@ -58,6 +58,8 @@ METHOD_CONFIGS = [
     WudiMerge(method="wudi", ridge=0.01, weights="softmax", temperature=0.1),
     RegmeanMerge(method="regmean"),
     RegmeanMerge(method="regmean", ridge=1.0, weights="softmax", temperature=0.1),
+    RegmeanMerge(method="regmean", space="dense"),
+    RegmeanMerge(method="regmean", space="dense", off_diagonal=0.5, ridge=0.0, weights="softmax", temperature=0.1),
     EnsembleMerge(method="ensemble", weights="geometric_median", per="module"),
     ConsensusMerge(method="consensus", per="module"),
     TiesMerge(method="ties", density=0.5),
@@ -87,14 +89,16 @@ class Population(typing.NamedTuple):
     def merge(self, config, rank=99) -> MergeResult:
         names = [f"v{number}" for number in range(len(self.members))]
         return merge_adapters(
-            config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank, inputs=self.inputs()
-        )
+            config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank,
+            inputs=self.inputs(config),
+        )  # fmt: skip
 
-    def inputs(self):
+    def inputs(self, config):
         """What each member feeds its modules: made of what it changed, so that twins have the same and no factoring matters."""
         seed = dense(self.anchor, self.anchor_scale)
         changes = [{m: d - seed[m] for m, d in dense(*pair).items()} for pair in zip(self.members, self.scales, strict=True)]
-        return [{m: root_of_inputs(change) for m, change in member.items()} for member in changes]
+        roots = [{m: root_of_inputs(change) for m, change in member.items()} for member in changes]
+        return [{m: symmetric(root @ root.T) for m, root in member.items()} for member in roots] if whole(config) else roots
 
     def mean(self, module, weights):
         return sum(w * dense(m, s)[module] for w, m, s in zip(weights, self.members, self.scales, strict=True))
@@ -129,6 +133,15 @@ def root_of_inputs(change):
     generator = torch.Generator().manual_seed(change.shape[1])
     noise = torch.randn(change.shape[1], change.shape[1], generator=generator, dtype=torch.float64)
     return noise + 2.0 * change.T @ change @ noise / max(float((change**2).sum()), 1e-9)
+
+
+def whole(config):
+    """Whether a method goes by the whole moments of the inputs."""
+    return config.method == "regmean" and config.space == "dense"
+
+
+def symmetric(matrix):
+    return (matrix + matrix.T) / 2
 
 
 def dense(adapter, scale=1.0):
@@ -321,7 +334,7 @@ def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, 
         changes.append(change)
     names = [str(number) for number in range(len(changes))]
     from_base = merge_adapters(
-        config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs()
+        config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs(config)
     )
     moved = dense(from_base.factors)
     assert_same(population.merge(config), {m: moved[m] + seed[m] for m in SHAPES}, tolerance=5e-6)
