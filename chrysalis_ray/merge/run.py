@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, RegmeanMerge, TallMerge, TiesMerge
+from chrysalis_ray.config.merges import ElementwiseMerge, Merge, RegmeanMerge, SlerpMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import Cut, Factors, check_finite, check_shapes, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
@@ -30,6 +30,7 @@ from chrysalis_ray.merge.knots import cut_rows, ruled_knots
 from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.side_by_side import in_order
+from chrysalis_ray.merge.slerp import turned_rows
 from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
 from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs, nearest_outputs_of_whole_inputs
@@ -168,6 +169,9 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
     check_shapes(module, [*blocks, seed])
+    if isinstance(config, SlerpMerge) and config.along != "module" and len(blocks) > 1:
+        check_finite(module, [*blocks, seed])
+        return turned_rows(config, population.weights_N, blocks, population.scales, seed, population.anchor_scale, rank)
     alone = blocks[0] if len(blocks) == 1 and blocks[0] is not None and (rank is None or len(blocks[0][0]) <= rank) else None
     if rank is not None and alone is None and config.method in AS_A_SUM:
         summed = _summed_module(config, population, blocks, seed, rank)
@@ -199,7 +203,7 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
         moments_NQQ = moments_in_core(space, module, population.inputs)
         change_PQ, counted = BY_INPUTS[config.method](config, weights_N, increments_NPQ, moments_NQQ)
         return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
-    assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
+    assert isinstance(config, ElementwiseMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
     if all_equal(increments_NPQ):
         change_PQ = mean_PQ

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from chrysalis_ray.config.merges import (
     METHOD_NAMES,
+    BreadcrumbsMerge,
     ConsensusMerge,
     DareMerge,
     DellaMerge,
@@ -71,6 +72,10 @@ METHOD_CONFIGS = [
     DareMerge(method="dare", space="dense", signs="elected", rng_seed=3),
     DellaMerge(method="della"),
     DellaMerge(method="della", space="dense", spread=0.3),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.6, outliers=0.1),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.5, outliers=0.2, space="dense", weights="softmax", temperature=0.1),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.7, space="knots", signs="elected", agreeing="sum"),
+    TiesMerge(method="ties", density=0.5, agreeing="sum", weights="softmax", temperature=0.1),
     TallMerge(method="tall"),
     TallMerge(method="tall", space="dense", votes=1, threshold=0.2),
 ]
