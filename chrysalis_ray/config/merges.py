@@ -21,6 +21,7 @@ from chrysalis_ray.core.errors import ConfigError
 
 Weights = Literal["uniform", "softmax", "geometric_median", "robust", "greedy", "greedy_layers", "searched"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Rank = Annotated[int, Field(ge=1, le=65536)]  # what is read again, see seed/adapter.py
 Agreeing = Literal["mean", "sum"]
 JUDGED = ("greedy", "greedy_layers", "searched")  # weights that are found by judging merges on select
 
@@ -67,7 +68,7 @@ class SeveralMerge(Written):
     budget: Annotated[int, Field(ge=4, le=100_000)] | None = None
     search_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     best_share: Share = 0.5
-    rank: Count | Literal["exact"] | None = None
+    rank: Rank | Literal["exact"] | None = None
 
     @model_validator(mode="after")
     def _settings_have_a_use(self) -> SeveralMerge:
