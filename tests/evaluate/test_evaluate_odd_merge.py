@@ -74,6 +74,30 @@ def test_rank_one_beside_rank_512_and_every_type_of_number(tmp_path):
     assert audit_folders(names)["adapters"][1]["rank"] == 512
 
 
+def test_the_same_deltas_however_their_scale_is_written_are_merged_alike(tmp_path):
+    """alpha/r, alpha/sqrt(r), a pattern for one module: and what comes out is plain, with a scale of one."""
+    modules = ("layers.0.q", "layers.1.q")
+    plain = write(tmp_path / "plain", 0, rank=4, modules=modules, lora_alpha=8)
+    ways = [
+        write(tmp_path / "root", 0, rank=4, modules=modules, lora_alpha=4, use_rslora=True),
+        write(
+            tmp_path / "pattern", 0, rank=4, modules=modules, lora_alpha=12, alpha_pattern={"layers.0.q": 8, "layers.1.q": 8}
+        ),
+        write(tmp_path / "ranks", 0, rank=4, modules=modules, r=16, rank_pattern={"q": 4}, alpha_pattern={"q": 8}),
+    ]
+    other = write(tmp_path / "other", 1, rank=3, modules=modules)
+    for method in ("ensemble", "ties", "consensus"):
+        spec = make_merge({"method": method})
+        merge_folders([plain, other], spec, tmp_path / method)
+        expected = read_adapter(tmp_path / method)
+        assert (expected.alpha, expected.use_rslora, expected.scale) == (float(expected.rank), False, 1.0)
+        for number, way in enumerate(ways):
+            merge_folders([way, other], spec, tmp_path / f"{method}{number}")
+            found = read_adapter(tmp_path / f"{method}{number}")
+            for module in modules:
+                torch.testing.assert_close(found.delta(module), expected.delta(module), atol=1e-5, rtol=1e-5)
+
+
 def test_a_head_is_a_linear_module_and_an_embedding_is_none(tmp_path):
     names = [write(tmp_path / "a", 0, modules=("lm_head", "layers.0.q")), write(tmp_path / "b", 1)]
     told = merge_folders(names, MEAN, tmp_path / "out")

@@ -106,6 +106,16 @@ def test_equal_members_and_equal_inputs_give_the_mean(shared):
         torch.testing.assert_close(one_hot, delta(members[1]), atol=1e-6, rtol=1e-6)
 
 
+def test_members_of_no_common_input_add_up():
+    """Each of them is alone where its inputs lie: nothing is averaged away."""
+    generator = torch.Generator().manual_seed(7)
+    axes = torch.linalg.qr(normal(generator, IN, IN)).Q
+    members = [{"q": (axes[:, 2 * n : 2 * n + 2].T.contiguous(), normal(generator, OUT, 2))} for n in range(3)]
+    moments = moments_of([normal(generator, 50, 2) @ m["q"][0] for m in members])
+    found, _ = merged(members, moments, off_diagonal=1.0, ridge=1e-6)
+    torch.testing.assert_close(found, sum(delta(m) for m in members), atol=1e-4, rtol=1e-4)
+
+
 def test_features_that_nothing_comes_in_at_keep_the_mean():
     members, inputs = population(False, 4)
     for x_TI in inputs:
