@@ -27,15 +27,19 @@ OTHERWISE = {  # merge_method -> why it is not the same here
     "della": "it rescales what it kept by the norm of the whole tensor, the paper and `--strategy della` each entry by its own "
              "chance",
     "della_linear": "it elects no sign and rescales by the norm of the whole tensor; `--strategy della` is the paper's",
-    "breadcrumbs": "there is no rule here that drops the largest entries",
-    "breadcrumbs_ties": "there is no rule here that drops the largest entries",
     "sce": "there is no rule here that selects entries by variance",
     "passthrough": "it stacks layers of models, and the base of an adapter stays as it is",
     "nearswap": "it moves whole weights near each other",
     "arcee_fusion": "it selects entries of whole weights",
-    "model_breadcrumbs": "there is no rule here that drops the largest entries",
+    "ram": "it averages entries by how many models changed them at all, and of a LoRA delta every entry is changed",
+    "ramplus_tl": "it averages entries by how many models changed them at all, and of a LoRA delta every entry is changed",
 }  # fmt: skip
-KNOWN = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "nuslerp", "multislerp")
+KNOWN = (
+    "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "model_stock",
+    "nuslerp", "multislerp",
+)  # fmt: skip
+ENTRIES = ("ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")  # rules on entries
+ELECTED = ("ties", "dare_ties", "breadcrumbs_ties")
 SPHERICAL = {"nuslerp": "pair", "multislerp": "chord"}  # `mean` of our slerp
 # parameters that a method has, and those of them that hold for one model
 SHARED = {
@@ -44,13 +48,15 @@ SHARED = {
     "ties": ("normalize", "lambda", "int8_mask", "density", "rescale"),
     "dare_linear": ("normalize", "lambda", "int8_mask", "density", "rescale"),
     "dare_ties": ("normalize", "lambda", "int8_mask", "density", "rescale"),
+    "breadcrumbs": ("normalize", "lambda", "int8_mask", "density", "gamma", "rescale"),
+    "breadcrumbs_ties": ("normalize", "lambda", "int8_mask", "density", "gamma", "rescale"),
     "model_stock": ("filter_wise",),
     "nuslerp": ("nuslerp_row_wise", "nuslerp_flatten"),
     "multislerp": ("normalize_weights", "eps"),
 }
 NORMALIZED = {
     "linear": True, "task_arithmetic": False, "ties": True, "dare_linear": False, "dare_ties": False,
-    "nuslerp": True, "multislerp": True,
+    "breadcrumbs": False, "breadcrumbs_ties": False, "nuslerp": True, "multislerp": True,
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TOP = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
@@ -118,7 +124,8 @@ def _recipe(root: Node, rank: str | None) -> Recipe:
     adapters, base_name, seed = _adapters(data, base)
     settings, given = _settings(data, method, [position for position, _ in adapters])
     ours = {
-        "linear": "ensemble", "dare_linear": "dare", "dare_ties": "dare", "nuslerp": "slerp", "multislerp": "slerp",
+        "linear": "ensemble", "dare_linear": "dare", "dare_ties": "dare", "breadcrumbs_ties": "breadcrumbs",
+        "nuslerp": "slerp", "multislerp": "slerp",
     }.get(method, method)  # fmt: skip
     if rank is not None:
         settings["rank"] = int(rank) if rank.isascii() and rank.isdecimal() else rank
@@ -148,6 +155,9 @@ def _remarks(data: Mapping[str, Any], method: str) -> list[str]:
     source = data.get("tokenizer_source")
     if source not in (None, "base"):
         raise _Refused(("tokenizer_source",), f"{source!r} would change the vocabulary, which an adapter cannot; write base")
+    if method == "model_stock":
+        remarks.append("where adapters point away from each other, mergekit goes against their mean, and this merge returns to "
+                       "the seed")  # fmt: skip
     if method.startswith("dare"):
         remarks.append("mergekit draws other numbers, and rescales by the L1 norm that is left instead of 1/density")
     return remarks
@@ -194,14 +204,17 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
     """The settings of our method, and the adapters' weights where they are the same in all layers."""
     shared = data.get("parameters") or {}
     allowed = SHARED[method]
-    per_model = {"weight", "density"} & {*allowed, *(() if method == "model_stock" else ("weight",))}
+    per_model = {"weight", "density", "gamma"} & {*allowed, *(() if method == "model_stock" else ("weight",))}
     _known(("parameters",), shared, {*allowed, *per_model})
     own = {place: data["models"][place].get("parameters") or {} for place in places}
     for place, values in own.items():
         _known(("models", place, "parameters"), values, per_model)
     if method == "model_stock":
         if shared.get("filter_wise", False):
-            raise _Refused(("parameters", "filter_wise"), "here one angle is that of a whole module; leave it out")
+            raise _Refused(
+                ("parameters", "filter_wise"), "rows of deltas point away from each other as often as not, where mergekit goes "
+                "against their mean and `model_stock` here returns to the seed; leave it out",
+            )  # fmt: skip
         return {}, None
     if method in SPHERICAL:
         _refuse_other_spheres(shared, method, len(places))
@@ -222,7 +235,7 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
         live = sum(weight > 0.0 for weight in given) if given is not None else len(places)
         settings["coefficient"] = length / live
     elif method in SPHERICAL:
-        settings["mean"] = SPHERICAL[method]
+        settings |= {"mean": SPHERICAL[method], **_along(shared, method)}
     elif method != "linear":
         settings["scale"] = length
     return {**settings, **({"layer_weights": layers} if layers else {})}, given
@@ -234,36 +247,47 @@ def _refuse_other_spheres(shared: Mapping[str, Any], method: str, count: int) ->
         raise _Refused(
             ("models",), f"nuslerp is for two models beside the base, here are {count}; `multislerp` takes any number"
         )
-    if method == "nuslerp" and not _flag(shared, "nuslerp_flatten", True):
-        raise _Refused(("parameters", "nuslerp_flatten"), "here one angle is that of a whole module; leave it out")
-    if method == "nuslerp" and _flag(shared, "nuslerp_row_wise", False):
-        raise _Refused(("parameters", "nuslerp_row_wise"), "here one angle is that of a whole module; leave it out")
     if method == "multislerp" and not _flag(shared, "normalize_weights", True):
         raise _Refused(("parameters", "normalize_weights"), "weights are shares of a whole here; write normalize_weights: true")
 
 
-def _rule_settings(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], method: str, normalize: bool) -> Settings:
-    """What TIES and DARE have beside weights: densities, which are one for all here, and how kept entries are rescaled."""
-    if method not in ("ties", "dare_linear", "dare_ties"):
+def _along(shared: Mapping[str, Any], method: str) -> Settings:
+    """Whether nuslerp turns a module as one, or each of its rows or columns: what it calls row-wise goes along dimension 0."""
+    if method != "nuslerp":
         return {}
-    if method in ("ties", "dare_ties") and not normalize:
-        raise _Refused(("parameters", "normalize"), f"`{method}` here divides by the weights that agree; write normalize: true")
-    rescale = _flag(shared, "rescale", method != "ties")
-    if rescale == (method == "ties"):
-        meant = "keeps entries as they are; leave it out" if method == "ties" else "rescales what it keeps; write true"
+    columns = _flag(shared, "nuslerp_row_wise", False)
+    return {} if _flag(shared, "nuslerp_flatten", True) else {"along": "columns" if columns else "rows"}
+
+
+def _rule_settings(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], method: str, normalize: bool) -> Settings:
+    """What rules on entries have beside weights: shares of entries, which are one for all here, how kept entries are rescaled,
+    and what is made of those that agree."""
+    if method not in ENTRIES:
+        return {}
+    random = method.startswith("dare")
+    if _flag(shared, "rescale", random) != random:
+        meant = "rescales what it keeps; write true" if random else "keeps entries as they are; leave it out"
         raise _Refused(("parameters", "rescale"), f"`{method}` here {meant}")
+    settings: Settings = {"density": _one_for_all(shared, own, "density", 1.0), "space": "dense"}
+    if method.startswith("breadcrumbs"):
+        settings["outliers"] = _one_for_all(shared, own, "gamma", 0.01)
+    if method in ELECTED:
+        settings |= {"agreeing": "mean" if normalize else "sum", **({} if method == "ties" else {"signs": "elected"})}
+    return settings
+
+
+def _one_for_all(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], key: str, default: float) -> float:
+    """A share of the entries, which may be written for every model but is one and the same here."""
     found = {}
     for place, values in own.items():
-        at: Location = ("models", place, "parameters", "density") if "density" in values else ("parameters", "density")
-        found[place] = _number(at, values.get("density", shared.get("density", 1.0)), least=0.0, most=1.0)
-    if len(set(found.values())) > 1:
-        other = next(place for place, value in found.items() if value != next(iter(found.values())))
-        different = sorted(set(found.values()))
-        raise _Refused(
-            ("models", other, "parameters", "density"), f"densities differ ({different}); here all adapters have the same"
-        )
-    settings: Settings = {"density": next(iter(found.values())), "space": "dense"}
-    return {**settings, "signs": "elected"} if method == "dare_ties" else settings
+        at: Location = ("models", place, "parameters", key) if key in values else ("parameters", key)
+        found[place] = _number(at, values.get(key, shared.get(key, default)), least=0.0, most=1.0)
+    first = next(iter(found.values()))
+    other = next((place for place, value in found.items() if value != first), None)
+    if other is not None:
+        plural, different = {"density": "densities", "gamma": "gammas"}[key], sorted(set(found.values()))
+        raise _Refused(("models", other, "parameters", key), f"{plural} differ ({different}); here all adapters have the same")
+    return first
 
 
 def _weight_rules(shared: Mapping[str, Any], values: Mapping[str, Any], place: int) -> list[Rule]:

@@ -21,6 +21,8 @@ from chrysalis_ray.core.errors import ConfigError
 
 Weights = Literal["uniform", "softmax", "geometric_median", "robust", "greedy", "greedy_layers", "searched"]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Rank = Annotated[int, Field(ge=1, le=65536)]  # what is read again, see seed/adapter.py
+Agreeing = Literal["mean", "sum"]
 JUDGED = ("greedy", "greedy_layers", "searched")  # weights that are found by judging merges on select
 
 
@@ -66,7 +68,7 @@ class SeveralMerge(Written):
     budget: Annotated[int, Field(ge=4, le=100_000)] | None = None
     search_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     best_share: Share = 0.5
-    rank: Count | Literal["exact"] | None = None
+    rank: Rank | Literal["exact"] | None = None
 
     @model_validator(mode="after")
     def _settings_have_a_use(self) -> SeveralMerge:
@@ -112,12 +114,20 @@ class SlerpMerge(SeveralMerge):
     """The mean along the sphere, of two or more deltas: their weighted mean length, in the direction between them.
 
     That direction is the Karcher mean of theirs, or with `mean: chord` their weighted sum, as mergekit's multislerp has it.
-    `mean: pair` is the formula for two, on deltas of whatever length, as mergekit's nuslerp has it.
+    `mean: pair` is the formula for two, on deltas of whatever length, as mergekit's nuslerp has it; with `along: rows` or
+    `columns` every one of these is turned by an angle of its own.
     """
 
     method: Literal["slerp"]
     name: Name = "slerp"
     mean: Literal["karcher", "chord", "pair"] = "karcher"
+    along: Literal["module", "rows", "columns"] = "module"
+
+    @model_validator(mode="after")
+    def _rows_are_turned_in_pairs(self) -> SlerpMerge:
+        if self.along != "module" and self.mean != "pair":
+            raise ValueError(f"`along: {self.along}` is for `mean: pair`, two adapters")
+        return self
 
 
 class ModelStockMerge(SeveralMerge):
@@ -153,11 +163,31 @@ class WudiMerge(SeveralMerge):
 
 
 class RegmeanMerge(SeveralMerge):
-    """The delta whose outputs are nearest to each member's on that member's own inputs; a large `ridge` gives the mean."""
+    """The delta whose outputs are nearest to each member's on that member's own inputs; a large `ridge` gives the mean.
+
+    `space: core` looks at the input directions that the members read. `dense` looks at whole inputs, each member's on text of
+    its own mix, as the paper does: inputs of different features count as less alike by `off_diagonal`. With `ridge: 0` that is
+    the paper's formula.
+    """
 
     method: Literal["regmean"]
     name: Name = "regmean"
-    ridge: Annotated[float, Field(ge=1e-9)] = 0.01  # of the largest eigenvalue
+    space: Literal["core", "dense"] = "core"
+    ridge: Annotated[float, Field(ge=0.0)] = 0.01  # of the largest eigenvalue
+    off_diagonal: Share = 0.9  # the paper's alpha; of `space: dense` alone
+
+    @model_validator(mode="after")
+    def _has_one_answer(self) -> RegmeanMerge:
+        if self.space == "core":
+            if "off_diagonal" in self.model_fields_set:
+                raise ValueError("`off_diagonal` is for `space: dense`: in the core there is no feature of its own")
+            if self.ridge < 1e-9:
+                raise ValueError("in the core the ridge is 1e-9 at least; `ridge: 0` is for `space: dense`")
+        elif self.off_diagonal > 0.99 and self.ridge < 1e-6:
+            raise ValueError(
+                "inputs alone leave directions open: write a ridge of 1e-6 at least, or an `off_diagonal` up to 0.99"
+            )
+        return self
 
 
 class ElementwiseMerge(SeveralMerge):
@@ -179,21 +209,43 @@ class ElementwiseMerge(SeveralMerge):
 
 
 class TiesMerge(ElementwiseMerge):
-    """The largest `density` of every delta, the sign with more weight, the mean of those that have it."""
+    """The largest `density` of every delta, the sign with more weight, the mean of those that have it, or their `sum`: each
+    with its share of the weights, those of the other sign as nothing."""
 
     method: Literal["ties"]
     name: Name = "ties"
     density: Share = 0.2
+    agreeing: Agreeing = "mean"
 
 
-class DareMerge(ElementwiseMerge):
+class _SignsMerge(ElementwiseMerge):
+    signs: Literal["all", "elected"] = "all"
+    agreeing: Agreeing = "mean"
+
+    @model_validator(mode="after")
+    def _somebody_is_elected(self) -> _SignsMerge:
+        if self.signs == "all" and "agreeing" in self.model_fields_set:
+            raise ValueError("`agreeing` is for `signs: elected`; all are averaged otherwise")
+        return self
+
+
+class DareMerge(_SignsMerge):
     """A random `density` of every delta, made larger by 1/density; averaged, or with `signs: elected` as TIES does."""
 
     method: Literal["dare"]
     name: Name = "dare"
     density: Share = 0.5
-    signs: Literal["all", "elected"] = "all"
     rng_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class BreadcrumbsMerge(_SignsMerge):
+    """Every delta without its largest `outliers`, of the rest the largest, `density` of all; averaged, or with `signs: elected`
+    as TIES does."""
+
+    method: Literal["breadcrumbs"]
+    name: Name = "breadcrumbs"
+    density: Share = 0.9
+    outliers: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
 
 
 class DellaMerge(ElementwiseMerge):
@@ -227,12 +279,12 @@ class TallMerge(ElementwiseMerge):
 
 Merge = Annotated[
     WinnerMerge | EnsembleMerge | ConsensusMerge | TaskArithmeticMerge | SlerpMerge | ModelStockMerge | TsvMerge
-    | IsotropicMerge | WudiMerge | RegmeanMerge | TiesMerge | DareMerge | DellaMerge | TallMerge,
+    | IsotropicMerge | WudiMerge | RegmeanMerge | TiesMerge | DareMerge | DellaMerge | BreadcrumbsMerge | TallMerge,
     Field(discriminator="method"),
 ]  # fmt: skip
 METHOD_NAMES = (
     "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "regmean",
-    "ties", "dare", "della", "tall",
+    "ties", "dare", "della", "breadcrumbs", "tall",
 )  # fmt: skip
 
 

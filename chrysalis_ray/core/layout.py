@@ -131,6 +131,10 @@ class RunLayout:
         """What a variant feeds the modules of the base, where a merge goes by it."""
         return self.root / "evaluation" / "inputs" / f"{variant_id}.safetensors"
 
+    def whole_inputs(self, variant_id: str) -> Path:
+        """What it feeds them on rows of its own mix, all of it."""
+        return self.root / "evaluation" / "inputs" / f"{variant_id}.whole.safetensors"
+
     def search(self, name: str) -> Path:
         """How far the search for the weights of a merge has come."""
         return self.root / "evaluation" / f"search-{name}.json"

@@ -7,22 +7,22 @@ a few modules at a time; killed in the middle, the same command goes on with the
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray import __version__
 from chrysalis_ray.config.merges import Merge, RegmeanMerge, SeveralMerge
-from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
+from chrysalis_ray.core.errors import MergeError, ModelError
+from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file
+from chrysalis_ray.evaluate.destination import destination, done_before, put_in_place
 from chrysalis_ray.evaluate.vocabulary import refuse_other_vocabularies
 from chrysalis_ray.merge.audit import findings, look_at, unanimous_by_chance
 from chrysalis_ray.merge.finished import Layout, finished_modules
@@ -30,18 +30,13 @@ from chrysalis_ray.merge.gram import cosines
 from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import check_names, merge_adapters
 from chrysalis_ray.merge.run import MEASURE, MergeResult
-from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, factor_name, write_adapter
+from chrysalis_ray.merge.weights import given_weights
+from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs
+from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, adapter_sha256, factor_name
 from chrysalis_ray.seed.streamed import StreamedFactors, open_adapter
 from chrysalis_ray.seed.tensors import head_of_floats
 
-MANIFEST = "merge.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-# What peft reads of a plain LoRA; whatever else its config can hold is at its default.
-PLAIN_CONFIG = {
-    "peft_type": "LORA", "bias": "none", "inference_mode": True, "init_lora_weights": True,
-    "lora_bias": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-    "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ def open_sources(names: Sequence[str]) -> list[Source]:
 def find_folder(name: str) -> Path:
     """The folder called `name`, or the one that the hub id `name` (`owner/adapter`, `owner/adapter@revision`) is kept in."""
     folder = Path(name)
-    if folder.is_dir():
+    if name and os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if name and os.path.exists(folder):  # which, unlike Path.exists, is no error for a name that no file can have
         raise MergeError(f"{name} is a file", "give the folder that holds it, the one that peft's save_pretrained wrote")
     if not HUB_ID.fullmatch(name):
         raise MergeError(f"there is no folder {name}", "give PEFT folders, or hub ids like owner/adapter")
@@ -129,10 +124,12 @@ def merge_folders(
     and for an `out` that holds anything else.
     """
     refuse_unjudged(spec, given)
+    if given is not None:
+        given_weights(given, len(names))
     refuse_unmeasured(spec, texts, len(names))
     if isinstance(spec, SeveralMerge):
         check_names(spec.layer_weights, names)
-    out = Path(os.path.abspath(out))
+    out = destination(out)
     sources = open_sources(names if seed_name is None else [*names, seed_name])
     refuse_other_base(sources, base_model)
     seed = None if seed_name is None else sources.pop()
@@ -146,6 +143,8 @@ def merge_folders(
     everyone = [*sources, *([seed] if seed else [])]
     rank = max(source.weights.rank for source in sources)
     with finished_modules(unfinished, request_sha256, layout_of(everyone, spec, rank)) as finished:
+        if (meanwhile := done_before(out, request)) is not None:
+            return meanwhile
         result = merge_adapters(
             spec,
             names,
@@ -156,7 +155,7 @@ def merge_folders(
             None,
             rank,
             given,
-            inputs=None if texts is None else measured_inputs(texts, sources, seed),
+            inputs=None if texts is None else measured_inputs(texts, sources, seed, spec, unfinished),
             finished=finished,
         )
         manifest = {
@@ -244,16 +243,25 @@ def refuse_unmeasured(spec: Merge, texts: Texts | None, count: int) -> None:
         raise MergeError(f"there is no {absent or texts.base}", "give the base's folder as --base, and text files as --text")
 
 
-def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None) -> Inputs:
-    """What every adapter feeds the modules of the base on its own text. Loads the base, once."""
+def measured_inputs(texts: Texts, sources: Sequence[Source], seed: Source | None, spec: Merge, scratch: Path) -> Inputs:
+    """What every adapter feeds the modules of the base on its own text. Loads the base, once. Whole inputs lie in `scratch`."""
     from chrysalis_ray.evaluate.inputs import input_directions, measure_inputs, read_rows
-    from chrysalis_ray.training.base import load_base
+    from chrysalis_ray.evaluate.whole_inputs import measured_files
+    from chrysalis_ray.training.base import inspect_folder, load_base
 
-    directions = input_directions(source.weights.factors for source in [*sources, *([seed] if seed else [])])
+    everyone = [source.weights.factors for source in [*sources, *([seed] if seed else [])]]
+    try:
+        inspect_folder(texts.base)
+    except ModelError as error:
+        raise MergeError(error.message, error.remedy) from error
     files = texts.files if len(texts.files) > 1 else texts.files * len(sources)
     rows = {file: read_rows(file, texts.base) for file in set(files)}
-    model = load_base(texts.base, "fp32")
-    return [measure_inputs(model, source.weights, rows[file], directions) for source, file in zip(sources, files, strict=True)]
+    load = partial(load_base, texts.base, "fp32")
+    readers = [(source.weights, rows[file]) for source, file in zip(sources, files, strict=True)]
+    if looks_at_whole_inputs(spec):
+        return measured_files(scratch, load, readers, everyone)
+    model, directions = load(), input_directions(everyone)
+    return [measure_inputs(model, adapter, own, directions) for adapter, own in readers]
 
 
 def named_result(result: MergeResult, names: Sequence[str]) -> dict[str, Any]:
@@ -286,56 +294,6 @@ def common_task(sources: Sequence[Source]) -> str | None:
     tasks = {read_json(source.folder / CONFIG).get("task_type") for source in sources}
     task = tasks.pop()
     return task if not tasks and isinstance(task, str) else None
-
-
-def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same request, if it lies whole in `out`; None if there is nothing. Raises MergeError otherwise."""
-    if not out.exists() and not out.is_symlink():
-        return None
-    elsewhere = "give another --out: nothing is ever overwritten"
-    if not out.is_dir():
-        raise MergeError(f"{out} exists and is not a folder", elsewhere)
-    if not any(out.iterdir()):
-        return None
-    try:
-        manifest = read_json(out / MANIFEST)
-        told = (manifest["request_sha256"], manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MergeError(f"{out} is not empty and holds no {MANIFEST} of a merge", elsewhere) from error
-    if told[0] != sha256_of(request):
-        raise MergeError(f"{out} holds another merge ({manifest.get('request', {}).get('spec')})", elsewhere)
-    if not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file() or adapter_sha256(out) != told[1]:
-        raise MergeError(f"{out} holds this merge, but its files were changed since", "move the folder away and merge again")
-    return {**manifest, "done_before": True}
-
-
-def put_in_place(
-    beside: Path,
-    out: Path,
-    adapter: AdapterWeights,
-    task: str | None,
-    manifest: dict[str, Any],
-    ready: tuple[Path, str | None] | None,
-) -> dict[str, Any]:
-    """Build the folder in `beside`, manifest last, and rename it: `out` is absent or whole. Returns the manifest.
-
-    `ready` is a file with the adapter's weights, if there is one already, and its sha256, if that is known.
-    """
-    building = Path(tempfile.mkdtemp(dir=beside))
-    try:
-        like = {**PLAIN_CONFIG, "task_type": task}
-        complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like=like, ready=ready)}
-        write_json(building / out.name / MANIFEST, complete)
-        try:
-            (building / out.name).rename(out)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-            raise MergeError(f"{out} was made by somebody else meanwhile", "give another --out") from error
-        sync_folder(out.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return complete
 
 
 def audit_folders(names: Sequence[str], seed_name: str | None = None) -> dict[str, Any]:

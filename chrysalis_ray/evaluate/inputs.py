@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import write_bytes
-from chrysalis_ray.evaluate.heldout import _shares, heldout_rows
+from chrysalis_ray.evaluate.heldout import Place, _shares, heldout_rows
 from chrysalis_ray.merge.core_space import Factors, orthonormalise
 from chrysalis_ray.merge.inputs import Roots, root_of_moment
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter
@@ -56,11 +56,22 @@ def input_directions(adapters: Iterable[Mapping[str, Factors]]) -> dict[str, Ten
     return directions
 
 
+class Sums(Protocol):
+    """Whoever sums up what comes into modules, of which it knows how many features they take."""
+
+    sizes: dict[str, int]
+    sums: dict[str, Tensor]
+    tokens: dict[str, int]
+
+    def add(self, module: str, x_TI: Tensor) -> None: ...
+
+
 class Moments:
     """Sums of (x V)^T (x V) over tokens, module by module."""
 
     def __init__(self, directions: Mapping[str, Tensor]) -> None:
         self.directions = directions
+        self.sizes = {module: len(v) for module, v in directions.items()}
         self.sums = {module: v.new_zeros(v.shape[1], v.shape[1]) for module, v in directions.items()}
         self.tokens = dict.fromkeys(directions, 0)
 
@@ -127,12 +138,20 @@ def measure_slot(
     Tokens of no document do not count. Collective: every worker of a body calls it alike, and ends with the same roots.
     """
     moments = Moments(directions)
+    listen(pack, slot, tokens, split, heldout_rows(tokens, split, rows_per_domain), moments, batch_rows)
+    return moments.roots()
+
+
+def listen(
+    pack: Pack, slot: int, tokens: TokenStore, split: str, rows: Sequence[Place], moments: Sums, batch_rows: int = 8
+) -> None:
+    """Tell `moments` what comes into its modules under the adapter of a slot, over these rows; all workers end with the same
+    sums. Collective."""
     place = pack.arrange([slot]).index(slot)
     shard = next(shard for shard in pack.shards.live if shard.window.rows.start <= place < shard.window.rows.stop)
     ear = _Ear(moments, place, shard.window)
-    linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in directions]
+    linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in moments.sums]
     handles = [linear.register_forward_pre_hook(partial(ear.hear, linear.name)) for linear in linears]
-    rows = heldout_rows(tokens, split, rows_per_domain)
     try:
         for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
             batch = tokens.batch(group, split)
@@ -141,20 +160,19 @@ def measure_slot(
     finally:
         for handle in handles:
             handle.remove()
-    for module in sorted(directions):
+    for module in sorted(moments.sums):
         total_QQ, tokens_seen = moments.sums[module].to(pack.engine.device), moments.tokens[module]
         counted = torch.tensor([tokens_seen], dtype=torch.float64, device=pack.engine.device)
         pack.engine.reduce(total_QQ)
         pack.engine.reduce(counted)
         moments.sums[module], moments.tokens[module] = total_QQ.cpu(), int(counted)
-    return moments.roots()
 
 
 @dataclass
 class _Ear:
     """Listens to what comes into the modules of the variant in one row of the bank, in the pass that computes it."""
 
-    moments: Moments
+    moments: Sums
     row: int
     window: Window
     counts_T: Tensor | None = None
@@ -176,22 +194,28 @@ def measure_inputs(
 ) -> dict[str, Tensor]:
     """Roots for every module of `directions`, of the base with `adapter` on token rows. Raises MergeError for another base."""
     moments = Moments(directions)
+    read_through(model, adapter, rows, moments)
+    return moments.roots()
+
+
+def read_through(model: PreTrainedModel, adapter: AdapterWeights, rows: Sequence[Sequence[int]], moments: Sums) -> None:
+    """Tell `moments` what comes into its modules while the base with `adapter` reads token rows. Raises MergeError for another
+    base."""
     with adapted(model, adapter, moments), torch.no_grad():
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = rows[start : start + ROWS_AT_ONCE]
             for length in sorted({len(row) for row in batch}):
                 ids = torch.tensor([row for row in batch if len(row) == length], device=model.device)
                 model(input_ids=ids, use_cache=False)
-    return moments.roots()
 
 
 @contextmanager
-def adapted(model: PreTrainedModel, adapter: AdapterWeights, moments: Moments) -> Iterator[None]:
+def adapted(model: PreTrainedModel, adapter: AdapterWeights, moments: Sums) -> Iterator[None]:
     """The model with the adapter beside its modules while the context lasts, telling `moments` what comes in."""
     handles = []
     try:
-        for module in sorted({*moments.directions, *adapter.factors}):
-            place = _linear(model, module, moments.directions.get(module), adapter.factors.get(module))
+        for module in sorted({*moments.sizes, *adapter.factors}):
+            place = _linear(model, module, moments.sizes.get(module), adapter.factors.get(module))
             handles.append(place.register_forward_hook(_hook(adapter, module, moments, model.device)))
         yield
     finally:
@@ -199,13 +223,13 @@ def adapted(model: PreTrainedModel, adapter: AdapterWeights, moments: Moments) -
             handle.remove()
 
 
-def _hook(adapter: AdapterWeights, module: str, moments: Moments, device: torch.device) -> Any:
+def _hook(adapter: AdapterWeights, module: str, moments: Sums, device: torch.device) -> Any:
     factors = adapter.factors.get(module)
     a_ri, b_or = (side.to(device) for side in factors) if factors is not None else (None, None)
 
     def add_delta(linear: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = args[0]
-        if module in moments.directions:
+        if module in moments.sums:
             moments.add(module, x.reshape(-1, x.shape[-1]))
         if a_ri is None or b_or is None:
             return output
@@ -214,7 +238,7 @@ def _hook(adapter: AdapterWeights, module: str, moments: Moments, device: torch.
     return add_delta
 
 
-def _linear(model: PreTrainedModel, module: str, directions: Tensor | None, factors: Factors | None) -> nn.Module:
+def _linear(model: PreTrainedModel, module: str, size: int | None, factors: Factors | None) -> nn.Module:
     """The module of the base by its name. Raises MergeError if there is none, or of other sizes."""
     remedy = "give the folder of the very base that these adapters were trained on"
     try:
@@ -222,7 +246,7 @@ def _linear(model: PreTrainedModel, module: str, directions: Tensor | None, fact
     except AttributeError as error:
         raise MergeError(f"the base has no module {module}", remedy) from error
     shape = linear_shape(place)
-    wanted_in = {side.shape[0] for side in (directions,) if side is not None} | ({factors[0].shape[1]} if factors else set())
+    wanted_in = ({size} if size is not None else set()) | ({factors[0].shape[1]} if factors else set())
     wanted_out = {factors[1].shape[0]} if factors else set()
     if shape is None or wanted_in - {shape[1]} or wanted_out - {shape[0]}:
         has = "not linear" if shape is None else f"[{shape[0]}, {shape[1]}]"

@@ -20,6 +20,7 @@ from chrysalis_ray.evaluate.heldout import Mixture, Scorer, judge_rows
 from chrysalis_ray.evaluate.inputs import keep_inputs
 from chrysalis_ray.evaluate.scores import DocumentScore
 from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
+from chrysalis_ray.evaluate.whole_inputs import keep_whole_inputs
 from chrysalis_ray.training.generation import Ids, Over, write_blend, write_slots
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.solo import SoloPack
@@ -61,6 +62,7 @@ def judge_candidates(
     for name, (mixture, _) in mixtures.items():
         rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
     keep_inputs(pack, tokens, candidates, split, rows_per_domain, find)
+    keep_whole_inputs(pack, tokens, candidates, rows_per_domain * len(tokens.domains), find)
     return {each.name: rows[each.name] for each in candidates}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from chrysalis_ray import __version__
@@ -23,6 +24,7 @@ from chrysalis_ray.evaluate.folders import named_result
 from chrysalis_ray.merge.finished import FinishedModules, finished_modules
 from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.per_layer import ModuleWeights, merge_adapters
+from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs
 from chrysalis_ray.merge.winner import winner_weights
 from chrysalis_ray.seed.adapter import AdapterWeights, adapter_sha256, read_adapter, read_config, write_adapter
 from chrysalis_ray.seed.solo import is_plain, release_adapter
@@ -45,7 +47,7 @@ class Making:
     def request_sha256(self) -> str:
         """Of all that the merge depends on."""
         layout = self.layout
-        inputs = [layout.inputs(name) for name in self.members] if needs_inputs(self.spec) else []
+        inputs = [inputs_file(layout, self.spec, name) for name in self.members] if needs_inputs(self.spec) else []
         request = {
             "spec": self.spec.model_dump(mode="json"),
             "members": {name: [self.sha256s[name], self.losses[name]] for name in self.members},
@@ -124,7 +126,7 @@ def write_merge(
         [losses[name] for name in members],
         max(adapter.rank for adapter in adapters),
         by_module=by_module,
-        inputs=_inputs(layout, members) if needs_inputs(spec) else None,
+        inputs=_inputs(layout, spec, members) if needs_inputs(spec) else None,
         finished=finished,
     )
     result = AdapterWeights(
@@ -170,7 +172,14 @@ def needs_inputs(spec: Merge) -> bool:
     return isinstance(spec, RegmeanMerge)
 
 
-def _inputs(layout: RunLayout, members: Sequence[str]) -> Inputs:
-    from chrysalis_ray.evaluate.inputs import read_inputs
+def inputs_file(layout: RunLayout, spec: Merge, variant_id: str) -> Path:
+    """Where the inputs lie that a merge goes by."""
+    return layout.whole_inputs(variant_id) if looks_at_whole_inputs(spec) else layout.inputs(variant_id)
 
-    return [read_inputs(layout.inputs(name)) for name in members]
+
+def _inputs(layout: RunLayout, spec: Merge, members: Sequence[str]) -> Inputs:
+    from chrysalis_ray.evaluate.inputs import read_inputs
+    from chrysalis_ray.evaluate.whole_inputs import open_moments
+
+    read = open_moments if looks_at_whole_inputs(spec) else read_inputs
+    return [read(inputs_file(layout, spec, name)) for name in members]

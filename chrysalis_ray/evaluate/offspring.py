@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chrysalis_ray.core.records import read_json
-from chrysalis_ray.evaluate.folders import PLAIN_CONFIG, open_sources
+from chrysalis_ray.evaluate.destination import PLAIN_CONFIG
+from chrysalis_ray.evaluate.folders import open_sources
 from chrysalis_ray.merge.operators import Offspring, Parent
 from chrysalis_ray.seed.adapter import CONFIG, AdapterWeights, read_adapter, write_adapter
 

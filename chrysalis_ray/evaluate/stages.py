@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import MIXTURE, read_json, write_json
 from chrysalis_ray.evaluate.candidates import (
@@ -30,9 +31,11 @@ from chrysalis_ray.evaluate.folders import Source, audit_sources
 from chrysalis_ray.evaluate.making import needs_inputs
 from chrysalis_ray.evaluate.probing import Ask, ask_population, told_probes
 from chrysalis_ray.evaluate.scores import read_report, read_select
-from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs
+from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs, with_own_rows
 from chrysalis_ray.evaluate.tasks import ask_tasks, told_tasks
 from chrysalis_ray.evaluate.verdict import make_verdict
+from chrysalis_ray.evaluate.whole_inputs import input_sizes, refuse_too_little_room
+from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs
 from chrysalis_ray.seed.adapter import adapter_sha256, read_config
 from chrysalis_ray.seed.solo import is_plain
 from chrysalis_ray.seed.streamed import open_adapter
@@ -76,14 +79,30 @@ def judge_variants(judging: Judging) -> None:
     if layout.select_scores.exists():
         return
     candidates = judging.of_variants(names)
-    if any(needs_inputs(spec) for spec in judging.experiment.merge):
+    asking = [spec for spec in judging.experiment.merge if needs_inputs(spec)]
+    if any(not looks_at_whole_inputs(spec) for spec in asking):
         candidates = with_inputs(candidates, layout)
+    if any(looks_at_whole_inputs(spec) for spec in asking):
+        candidates = _with_room(judging, with_own_rows(candidates, layout)) or candidates
     scores = judging.scores(candidates, "select")
     sound = sound_scores(layout, scores, "select", needed=["seed"])
     write_json(layout.select_scores, {"split": "select", "candidates": sound})
     diverged = [name for name in scores if name not in sound]
     left_out = f"; {', '.join(diverged)} diverged and cannot be judged" if diverged else ""
     judging.tell("judge", f"{len(names)} variants and the seed on the select split{left_out}")
+
+
+def _with_room(judging: Judging, candidates: Sequence[Candidate]) -> list[Candidate] | None:
+    """The candidates, if there is room on the disk for what they feed the modules."""
+    layout = judging.layout
+    sizes = [input_sizes([open_adapter(Path(each.folder)).factors]) for each in candidates if each.own and each.folder]
+    try:
+        written = refuse_too_little_room(layout.root, sizes)
+    except MergeError as error:
+        judging.tell("judge", f"what the variants feed the modules is not measured: {error}")
+        return None
+    judging.tell("judge", f"what {len(sizes)} variants feed the modules, {written / 1e6:.0f} MB, is kept for the merges")
+    return list(candidates)
 
 
 def audit_population(judging: Judging) -> None:

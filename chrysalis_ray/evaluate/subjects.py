@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import read_json
 
 Row = tuple[str, int, float, int, int | None, int | None]  # domain, document, loss sum in nats, tokens, bytes, hits
 Rows = dict[str, list[Row]]  # by candidate, all of the same documents in the same order
@@ -20,7 +21,7 @@ class Candidate:
     written. A ``mixture`` is the mean of the members' probabilities, token by token; their weights are equal.
 
     With `inputs`, a file, what an adapter feeds the modules of the base is written there, as far as the adapters `beside` it
-    read it.
+    read it; with `own`, all of it, on rows that it was trained on.
     """
 
     name: str
@@ -29,6 +30,17 @@ class Candidate:
     made: Literal["adapter", "blend", "mixture"] = "adapter"
     inputs: str | None = None
     beside: tuple[str, ...] = ()
+    own: OwnRows | None = None
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """The rows of its own mix that a variant has been trained on: the first `rows` of its plan. What it feeds the modules of
+    the base there is written to `file`."""
+
+    file: str
+    variant: Mapping[str, Any]
+    rows: int
 
 
 # candidates, split, rows per domain -> their scores
@@ -53,6 +65,21 @@ def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Cand
         else replace(candidate, inputs=str(layout.inputs(candidate.name)), beside=beside)
         for candidate in candidates
     ]  # fmt: skip
+
+
+def with_own_rows(candidates: Sequence[Candidate], layout: RunLayout) -> list[Candidate]:
+    """The same candidates; what each variant among them feeds the modules on its own rows is measured as well."""
+    standing = read_json(layout.population_manifest)["variants"]
+
+    def asked(candidate: Candidate) -> Candidate:
+        row = standing.get(candidate.name) if candidate.folder is not None else None
+        if row is None:
+            return candidate
+        variant = row["variant"]
+        rows = int(row["chunks"]) * int(variant["chunk_steps"]) * int(variant["rows_per_step"])
+        return replace(candidate, own=OwnRows(str(layout.whole_inputs(candidate.name)), variant, rows))
+
+    return [asked(candidate) for candidate in candidates]
 
 
 # Questions: rows whose answers are listened to, prompts that are gone on with ------------------------------------------

@@ -17,5 +17,5 @@ def dare(config: DareMerge, block: Block) -> Tensor:
     """
     kept_Nbl = torch.where(uniform_draws(block) < config.density, block.entries_Nbl / config.density, 0.0)
     if config.signs == "elected":
-        return elected_mean(block, kept_Nbl, config.scale)
+        return elected_mean(block, kept_Nbl, config.scale, config.agreeing)
     return config.scale * torch.einsum("n,nbl->bl", block.weights_N, kept_Nbl)

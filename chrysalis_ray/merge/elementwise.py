@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chrysalis_ray.config.merges import Agreeing
 from chrysalis_ray.merge.core_space import Factors, canonical_basis, double
 
 BLOCK_ENTRIES = 1 << 17  # of all members together, 512 KiB in fp32: with what a rule makes of them, what a core keeps at hand
@@ -47,6 +48,7 @@ class Block:
     thresholds_N: Tensor
     generators: Sequence[torch.Generator]
     units_N: Tensor | None = None
+    ceilings_N: Tensor | None = None  # from there on, entries are outliers
 
     @property
     def rounding(self) -> float:
@@ -61,14 +63,17 @@ def ruled_core(rule: Rule, config: Any, weights_N: Tensor, increments_NPQ: Tenso
     """The rule in the canonical core, back in the coordinates of the core: [P, Q]. `draw` is the module's own random number."""
     left_Pk, right_Ql = canonical_basis(increments_NPQ)
     c_Nkl = left_Pk.T @ increments_NPQ @ right_Ql
-    density = trim_density(config)
-    thresholds_N = torch.zeros(len(c_Nkl), dtype=torch.float64)
-    if density < 1.0 and c_Nkl[0].numel():
-        kept = kept_entries(density, c_Nkl[0].numel())
-        thresholds_N = c_Nkl.abs().flatten(1).topk(kept, dim=1).values[:, -1]
     places = _places(torch.linalg.matrix_norm(increments_NPQ))
-    block = Block(c_Nkl, weights_N, thresholds_N, [_generator(draw, place, 0) for place in places])
+    block = whole_block(config, c_Nkl, weights_N, [_generator(draw, place, 0) for place in places])
     return left_Pk @ rule(config, block) @ right_Ql.T
+
+
+def whole_block(config: Any, entries_Nbl: Tensor, weights_N: Tensor, generators: Sequence[torch.Generator]) -> Block:
+    """A block that is a whole module, with thresholds and ceilings where the rule has any."""
+    above, kept = window(config, entries_Nbl[0].numel())
+    largest_Nk = entries_Nbl.abs().flatten(1).topk(kept, dim=1).values
+    thresholds_N = largest_Nk[:, -1] if kept else torch.zeros(len(entries_Nbl), dtype=torch.float64)
+    return Block(entries_Nbl, weights_N, thresholds_N, generators, None, largest_Nk[:, above - 1] if above else None)
 
 
 class RuledRows:
@@ -98,14 +103,16 @@ class RuledRows:
         self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
         self.places = _places(norms_N)
         self.rows = max(1, (DRAWN_ENTRIES if self.draws else BLOCK_ENTRIES) // (self.in_size * len(changes)))
-        density = trim_density(config)
+        above, kept = window(config, self.out_size * self.in_size)
         self.thresholds_N = torch.zeros(len(changes), dtype=self.dtype)
-        if density < 1.0:
-            kept = kept_entries(density, self.out_size * self.in_size)
+        if kept:
             self.thresholds_N = torch.stack([self._threshold(number, kept) for number in range(len(changes))])
+        self.ceilings_N = torch.stack([self._threshold(number, above) for number in range(len(changes))]) if above else None
         self.units_N = None
         moved_N = norms_N > 0.0
-        if bool((self.thresholds_N * FAR > norms_N)[moved_N].all()):  # in units of thresholds, all are trimmed at once
+        if config.method == "ties" and bool(
+            (self.thresholds_N * FAR > norms_N)[moved_N].all()
+        ):  # in units of thresholds, all are trimmed at once
             self.units_N = torch.where(moved_N, self.thresholds_N, 1.0)
             self.b_NOR = self.b_NOR / self.units_N[:, None, None]
 
@@ -119,7 +126,7 @@ class RuledRows:
             torch.bmm(self.b_NOR[:, rows], self.a_NRI, out=entries_NbI)
             generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
             own_N = self.thresholds_N if self.units_N is None else torch.ones_like(self.thresholds_N)
-            block = Block(entries_NbI, self.weights_N, own_N, generators, self.units_N)
+            block = Block(entries_NbI, self.weights_N, own_N, generators, self.units_N, self.ceilings_N)
             merged_bI = self.rule(self.config, block)
             if self.anchor is not None:
                 merged_bI = torch.addmm(merged_bI, self.anchor[1][rows], self.anchor[0])
@@ -202,9 +209,14 @@ def _evenly(squares_L: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.argsort(squares_L.numpy()))[places]
 
 
-def trim_density(config: Any) -> float:
-    """The share of a delta that `ties` keeps by magnitude; the other rules need no threshold."""
-    return float(config.density) if config.method == "ties" else 1.0
+def window(config: Any, entries: int) -> tuple[int, int]:
+    """How many of the largest entries a rule drops, and up to which place by magnitude it keeps them, from that on; 0 and 0 for
+    rules that go by no place. As mergekit counts them: what is kept comes before what is dropped."""
+    if config.method not in ("ties", "breadcrumbs") or config.density >= 1.0 or not entries:
+        return 0, 0
+    kept = kept_entries(config.density, entries)
+    above = min(int(config.outliers * entries), entries - kept) if config.method == "breadcrumbs" else 0
+    return above, above + kept
 
 
 def kept_entries(density: float, entries: int) -> int:
@@ -223,8 +235,9 @@ def trimmed(block: Block) -> Tensor:
     return entries_Nbl
 
 
-def elected_mean(block: Block, kept_Nbl: Tensor, scale: float) -> Tensor:
-    """TIES after its trimming: the sign with more weight, and `scale` times the weighted mean of the kept entries that have it.
+def elected_mean(block: Block, kept_Nbl: Tensor, scale: float, agreeing: Agreeing = "mean") -> Tensor:
+    """TIES after its trimming: the sign with more weight, and `scale` times the weighted mean of the kept entries that have it,
+    or their weighted sum.
 
     For the elected sign e that is e sum_i w_i (|x_i| + e x_i) / sum_i w_i (|sign x_i| + e sign x_i): entries of the other sign
     cancel. Where both signs weigh the same, or nothing was kept, zero. Members without weight were removed before. `kept_Nbl`
@@ -239,6 +252,8 @@ def elected_mean(block: Block, kept_Nbl: Tensor, scale: float) -> Tensor:
     tiny = torch.finfo(kept_Nbl.dtype).tiny
     elected_1L = torch.hardshrink(sum_1L / size_1L.clamp(min=tiny), block.rounding).sign_()
     agreeing_1L = torch.addcmul(size_1L, elected_1L, sum_1L).mul_(elected_1L)
+    if agreeing == "sum":
+        return agreeing_1L.div_(2.0).view(kept_Nbl.shape[1:])
     their_weight_1L = torch.addcmul(voters_1L, elected_1L, balance_1L).clamp_(min=tiny)
     return agreeing_1L.div_(their_weight_1L).view(kept_Nbl.shape[1:])
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.core.errors import ChrysalisError, MergeError
 from chrysalis_ray.core.records import canonical_json
 from chrysalis_ray.merge.core_space import Cut, is_finite
 
@@ -62,14 +62,15 @@ def finished_modules(folder: Path, request_sha256: str, layout: Layout | None = 
     with (folder / LINES).open("a+b") as lines:
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MergeError(
-                f"another process is making this merge in {folder}", "wait for it, or give another --out"
-            ) from error
+            gone = not (folder / LINES).exists() or not os.path.samestat(os.fstat(lines.fileno()), (folder / LINES).stat())
+        except (BlockingIOError, FileNotFoundError):
+            gone = True  # or taken by another process, which may end at any moment
+        if gone:
+            raise MergeError(f"another process is making this merge in {folder}", "wait for it, or give another --out")
         with _own_file(folder / BYTES) as content:
             try:
                 yield FinishedModules(lines, content, request_sha256, layout)
-            except MergeError:
+            except ChrysalisError:
                 shutil.rmtree(folder)  # it would be refused again
                 raise
     shutil.rmtree(folder)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.merge.core_space import NULL, CoreSpace, Cut
-from chrysalis_ray.merge.elementwise import Block, Rule, _generator, _places, kept_entries, rule_tallies, trim_density
+from chrysalis_ray.merge.elementwise import Rule, _generator, _places, rule_tallies, whole_block
 
 FAINT = 1e-6  # singular values this much weaker than the strongest are the rounding of stored adapters
 
@@ -31,18 +31,14 @@ def ruled_knots(
     heard = int((values > FAINT * values[0]).sum())
     v_Nkq = right_t[:heard].unflatten(1, (len(increments_NPQ), -1)).permute(1, 0, 2)
     v_NkI = v_Nkq @ right_IQ.T
-    density = trim_density(config)
-    thresholds_N = torch.zeros(len(v_NkI), dtype=torch.float64)
-    if density < 1.0 and v_NkI[0].numel():
-        thresholds_N = v_NkI.abs().flatten(1).topk(kept_entries(density, v_NkI[0].numel()), dim=1).values[:, -1]
     places = _places(torch.linalg.matrix_norm(increments_NPQ))
-    block = Block(v_NkI, weights_N, thresholds_N, [_generator(draw, place, 0) for place in places])
+    block = whole_block(config, v_NkI, weights_N, [_generator(draw, place, 0) for place in places])
     change_PI = (left[:, :heard] * values[:heard]) @ rule(config, block)
     mean_PI = torch.einsum("n,npq->pq", weights_N, increments_NPQ) @ right_IQ.T
-    return _cut_rows(space, space.anchor_PQ @ right_IQ.T + change_PI, rank), rule_tallies(change_PI, mean_PI)
+    return cut_rows(space, space.anchor_PQ @ right_IQ.T + change_PI, rank), rule_tallies(change_PI, mean_PI)
 
 
-def _cut_rows(space: CoreSpace, merged_PI: Tensor, rank: int) -> Cut:
+def cut_rows(space: CoreSpace, merged_PI: Tensor, rank: int) -> Cut:
     """`cut_to_rank` of Q_B merged, whose input side is in input coordinates already."""
     left, values, right_t = torch.linalg.svd(merged_PI, full_matrices=False)
     available = int((values > NULL * values[0]).sum()) if len(values) else 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.merges import DareMerge, DellaMerge, Merge, TallMerge, TiesMerge
+from chrysalis_ray.config.merges import ElementwiseMerge, Merge, RegmeanMerge, SlerpMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import Cut, Factors, check_finite, check_shapes, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
@@ -25,13 +25,15 @@ from chrysalis_ray.merge.elementwise import (
 )
 from chrysalis_ray.merge.finished import FinishedModules, MergedModule
 from chrysalis_ray.merge.gram import Adapter, Stack, cosines, gram_of_changes, minus_the_last, stack
-from chrysalis_ray.merge.inputs import Inputs, moments_in_core
-from chrysalis_ray.merge.knots import ruled_knots
+from chrysalis_ray.merge.inputs import Inputs, moments_in_core, whole_moment
+from chrysalis_ray.merge.knots import cut_rows, ruled_knots
 from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.side_by_side import in_order
+from chrysalis_ray.merge.slerp import turned_rows
 from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
+from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs, nearest_outputs_of_whole_inputs
 
 CHANGED = 1e-6  # of the squared lengths of member and anchor: a change below that is computed from the cores, not from theirs
 MEASURE = "give `chrysalis merge` the --base and a --text for each adapter, or use `wudi`, which needs no data"
@@ -155,7 +157,8 @@ def _each_module(
         return finished.add(module, merged) if finished else merged
 
     modules = population.modules()
-    for module, merged in zip(modules, in_order(merged_or_found, modules), strict=True):
+    walk = map if looks_at_whole_inputs(config) else in_order  # whole inputs are large: those of one module at a time
+    for module, merged in zip(modules, walk(merged_or_found, modules), strict=True):
         if finished:
             finished.hash_along(module, merged)
         yield module, merged
@@ -166,6 +169,9 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
     check_shapes(module, [*blocks, seed])
+    if isinstance(config, SlerpMerge) and config.along != "module" and len(blocks) > 1:
+        check_finite(module, [*blocks, seed])
+        return turned_rows(config, population.weights_N, blocks, population.scales, seed, population.anchor_scale, rank)
     alone = blocks[0] if len(blocks) == 1 and blocks[0] is not None and (rank is None or len(blocks[0][0]) <= rank) else None
     if rank is not None and alone is None and config.method in AS_A_SUM:
         summed = _summed_module(config, population, blocks, seed, rank)
@@ -174,7 +180,7 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     check_finite(module, [*blocks, seed])
     if alone is not None:
         return MergedModule(_as_it_is(alone, population.scales[0], rank), {}, torch.zeros(1, 1, dtype=torch.float64))
-    if rank is not None and getattr(config, "space", "core") == "dense":
+    if rank is not None and config.method in BY_ENTRY and getattr(config, "space", "core") == "dense":
         gram_NN = _clear_gram(population, blocks, seed)[1]
         if gram_NN is not None and _differ(gram_NN):
             return _dense_module(config, population, blocks, seed, gram_NN, rank, module)
@@ -189,10 +195,15 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     if config.method in BY_INPUTS:
         if population.inputs is None:
             raise MergeError(f"`{config.method}` weighs every member by its own inputs, and nobody measured them", MEASURE)
+        if isinstance(config, RegmeanMerge) and looks_at_whole_inputs(config):
+            size = next(block[0].shape[1] for block in (*blocks, seed) if block is not None)
+            moment_of = partial(whole_moment, module, size, population.inputs)
+            merged_PI, counted = nearest_outputs_of_whole_inputs(config, weights_N, space, moment_of)
+            return MergedModule(cut_rows(space, merged_PI, min(merged_PI.shape) if rank is None else rank), counted, gram_NN)
         moments_NQQ = moments_in_core(space, module, population.inputs)
         change_PQ, counted = BY_INPUTS[config.method](config, weights_N, increments_NPQ, moments_NQQ)
         return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
-    assert isinstance(config, TiesMerge | DareMerge | DellaMerge | TallMerge)
+    assert isinstance(config, ElementwiseMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
     if all_equal(increments_NPQ):
         change_PQ = mean_PQ

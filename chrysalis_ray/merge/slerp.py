@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from chrysalis_ray.config.merges import SlerpMerge
 from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.merge.core_space import Factors, core_space, cut_to_rank
+from chrysalis_ray.merge.elementwise import changes_from
+from chrysalis_ray.merge.finished import MergedModule
 
 ROUNDS = 200
 SETTLED = 1e-13
@@ -21,10 +26,40 @@ def spherical_counts(config: SlerpMerge, weights_N: Tensor, gram_NN: Tensor) -> 
     return _chord_counts(weights_N, gram_NN) if config.mean == "chord" else _karcher_counts(weights_N, gram_NN)
 
 
-def _pair_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:
-    """sin((1-t) a)/sin(a) of the first, sin(t a)/sin(a) of the second, a the angle between them and t what the second weighs.
+def turned_rows(
+    config: SlerpMerge, weights_N: Tensor, blocks: Sequence[Factors | None], scales: Sequence[float], anchor: Factors | None,
+    anchor_scale: float, rank: int | None,
+) -> MergedModule:  # fmt: skip
+    """The formula for two in every row of the deltas, or in every column, each with the angle of its own; `rank` None: exact.
 
-    mergekit's nuslerp around a base (merge_methods/nuslerp.py, flattened). Parallel and opposite deltas are mixed evenly.
+    mergekit's nuslerp with nuslerp_flatten: false, where nuslerp_row_wise says columns. A row of B_i A_i is that of B_i times
+    A_i, so that what a row counts goes into B_i: no dense delta is formed, and nothing is lost at the sum of the ranks. Raises
+    MergeError for any other number than two.
+    """
+    changes, seed = changes_from(blocks, scales, anchor, anchor_scale)
+    spoken = [(a, b) if config.along == "rows" else (b.T, a.T) for a, b in (change for change in changes if change is not None)]
+    owners = [number for number, change in enumerate(changes) if change is not None]
+    size = len(spoken[0][1])
+    gram_DNN = torch.zeros(size, len(blocks), len(blocks), dtype=torch.float64)
+    for one, (a_RI, b_DR) in zip(owners, spoken, strict=True):
+        for other, (a_SI, b_DS) in zip(owners, spoken, strict=True):
+            gram_DNN[:, one, other] = ((b_DR @ (a_RI @ a_SI.T)) * b_DS).sum(1)
+    counts_DN = _pair_counts(weights_N, gram_DNN)
+    parts = [(a, counts_DN[:, n : n + 1] * b) for n, (a, b) in zip(owners, spoken, strict=True)]
+    if config.along == "columns":
+        parts = [(b.T, a.T) for a, b in parts]
+    parts += [seed] if seed is not None else []
+    summed = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], dim=1))
+    space = core_space([summed], [1.0], None, 1.0)
+    whole_PQ = space.increments_NPQ[0]
+    return MergedModule(cut_to_rank(space, whole_PQ, min(whole_PQ.shape) if rank is None else rank), {}, gram_DNN.sum(0))
+
+
+def _pair_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:
+    """sin((1-t) a)/sin(a) of the first, sin(t a)/sin(a) of the second, a the angle between them and t what the second weighs;
+    [.., 2] for Gram matrices [.., 2, 2].
+
+    mergekit's nuslerp around a base (merge_methods/nuslerp.py). Parallel and opposite deltas are mixed evenly.
     """
     if len(weights_N) == 1:
         return torch.ones_like(weights_N)
@@ -33,11 +68,13 @@ def _pair_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:
             f"`mean: pair` is for two adapters, and {len(weights_N)} count", "leave it out, or write `mean: chord`"
         )
     shares_N = weights_N / weights_N.sum()
-    norms_N = gram_NN.diagonal().clamp(min=0.0).sqrt()
-    size = float(norms_N[0] * norms_N[1])
-    angle = torch.arccos((gram_NN[0, 1] / size).clamp(-1.0, 1.0)) if size else torch.tensor(torch.pi / 2, dtype=torch.float64)
+    norms_N = gram_NN.diagonal(dim1=-2, dim2=-1).clamp(min=0.0).sqrt()
+    size = norms_N.prod(-1)
+    cosine = torch.where(size > 0.0, gram_NN[..., 0, 1] / torch.where(size > 0.0, size, 1.0), 0.0)
+    angle = torch.arccos(cosine.clamp(-1.0, 1.0))[..., None]
     sine = torch.sin(angle)
-    return shares_N if float(sine) < PARALLEL else torch.sin(shares_N * angle) / sine
+    turned_N = torch.sin(shares_N * angle) / torch.where(sine < PARALLEL, 1.0, sine)
+    return torch.where(sine < PARALLEL, shares_N, turned_N)
 
 
 def _chord_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:

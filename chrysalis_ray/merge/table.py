@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from chrysalis_ray.merge.breadcrumbs import breadcrumbs
 from chrysalis_ray.merge.consensus import agreed_mean, consensus_summary
 from chrysalis_ray.merge.dare import dare
 from chrysalis_ray.merge.della import della
@@ -47,6 +48,7 @@ BY_ENTRY: dict[str, Rule] = {
     "ties": ties,
     "dare": dare,
     "della": della,
+    "breadcrumbs": breadcrumbs,
     "tall": consensus_mask,
 }
 
@@ -62,5 +64,6 @@ SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
     "ties": rule_summary,
     "dare": rule_summary,
     "della": rule_summary,
+    "breadcrumbs": rule_summary,
     "tall": rule_summary,
 }

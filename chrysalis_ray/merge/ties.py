@@ -14,4 +14,4 @@ def ties(config: TiesMerge, block: Block) -> Tensor:
     Members vote with their weights, and the mean divides by the weights of those that agree, so that a member without weight
     neither votes nor counts. The threshold is that of the whole module.
     """
-    return elected_mean(block, trimmed(block), config.scale)
+    return elected_mean(block, trimmed(block), config.scale, config.agreeing)

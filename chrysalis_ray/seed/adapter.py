@@ -276,7 +276,8 @@ def _geometry(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, bool
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 65536:
         raise MergeError(f"{folder}: r is {rank!r}, not a whole number from 1 on")
     if not is_finite_number(alpha) or alpha <= 0:
-        raise MergeError(f"{folder}: lora_alpha is {alpha!r}, not a positive number")
+        nothing = "leave that adapter out: it adds nothing to its base" if alpha == 0 else None
+        raise MergeError(f"{folder}: lora_alpha is {alpha!r}, not a positive number", nothing)
     if not isinstance(use_rslora, bool):
         raise MergeError(f"{folder}: use_rslora is {use_rslora!r}, not true or false")
     return rank, float(alpha), use_rslora

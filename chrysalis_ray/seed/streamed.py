@@ -170,6 +170,8 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
             )
         if len(place.shape) != 2:
             raise MergeError(f"{folder}: tensor {name!r} has shape {place.shape}, not two dimensions")
+        if 0 in place.shape:  # as of a model whose parameters were sharded and never gathered
+            raise MergeError(f"{folder}: tensor {name!r} has shape {place.shape}: there is nothing in it", "save it again")
         sides.setdefault(match["module"], {})[match["side"]] = place
     for module, found in sides.items():
         missing = {"A", "B"} - set(found)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from chrysalis_ray.config.merges import EnsembleMerge, TiesMerge, read_merge
 from chrysalis_ray.core.errors import ConfigError, MergeError
-from chrysalis_ray.evaluate.folders import MANIFEST, audit_folders, merge_folders
+from chrysalis_ray.evaluate.destination import MANIFEST
+from chrysalis_ray.evaluate.folders import audit_folders, merge_folders
 from chrysalis_ray.seed.adapter import CONFIG, WEIGHTS, AdapterWeights, read_adapter, write_adapter
 
 ENSEMBLE = EnsembleMerge(method="ensemble")

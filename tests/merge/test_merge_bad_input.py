@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from chrysalis_ray.config.merges import EnsembleMerge, TiesMerge
 from chrysalis_ray.core.errors import MergeError
@@ -253,6 +254,15 @@ def test_adapters_that_bring_other_tokenizers_are_refused(two):
     merge_folders([str(two / "a0"), str(two / "a1")], PLAIN, two / "padded")
     (two / "a1" / TOKENIZER).unlink()
     merge_folders([str(two / "a0"), str(two / "a1")], PLAIN, two / "silent")
+
+
+def test_tensors_of_nothing_are_refused(two):
+    """A ZeRO-3 run that never gathered its adapter saves such."""
+    module = "base_model.model.layers.1.q"
+    for a_shape, b_shape in (((2, 0), (6, 2)), ((2, 8), (0, 2)), ((0, 8), (6, 0)), ((0,), (0,))):
+        tensors = {f"{module}.lora_A.weight": torch.ones(a_shape), f"{module}.lora_B.weight": torch.ones(b_shape)}
+        save_file(tensors, two / "a1" / WEIGHTS)
+        assert_refused(two)
 
 
 def test_other_shapes_are_named(two):

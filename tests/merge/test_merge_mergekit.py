@@ -56,11 +56,15 @@ def assert_same(found, expected):
 
 
 # mergekit 0.1.5, merge_methods/generalized_task_arithmetic.py and sparsify.py, written out on dense deltas
-def generalized(delta, weight, density=1.0, elect=False, normalize=False, reach=1.0):
+def generalized(delta, weight, density=1.0, elect=False, normalize=False, reach=1.0, gamma=None):
     kept = torch.zeros_like(delta)
     for n in range(len(delta)):
-        k = max(1, int(density * delta[n].numel()))
+        size = delta[n].numel()
+        k = max(1, int(density * size))
         places = delta[n].abs().reshape(-1).argsort(descending=True)[:k]
+        if gamma is not None and density < 1:
+            least = max(0, size - k - int(gamma * size))
+            places = delta[n].abs().reshape(-1).sort().indices[least : least + k]
         kept[n].view(-1)[places] = delta[n].reshape(-1)[places]
     w = torch.tensor(weight, dtype=torch.float64)[:, None, None]
     weighted = kept * w
@@ -151,6 +155,31 @@ def test_dare_that_drops_nothing_is_the_sum_or_the_elected_mean(three):
     assert_same(found, {m: generalized(d, WEIGHTS, elect=True, normalize=True) for m, d in deltas(three).items()})
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_those_that_agree_are_added_up_where_nothing_is_normalised(three, method):
+    """What `dare_ties` does as it comes: no weight of those that disagree goes to the others."""
+    density = {"ties": 0.4, "dare_ties": 1.0}[method]
+    found, _ = merged(three, config(method, per_model=f", density: {density}", lambda_=0.7, normalize="false"), rank="9")
+    assert_same(found, {m: generalized(d, WEIGHTS, density, True, False, 0.7) for m, d in deltas(three).items()})
+
+
+@pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.1), (0.9, 0.3), (0.2, 0.0), (1.0, 0.1)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_breadcrumbs_are_mergekits(three, density, gamma, normalize):
+    for method, elect in (("breadcrumbs", False), ("breadcrumbs_ties", True)):
+        per_model, flag = f", density: {density}, gamma: {gamma}", str(normalize).lower()
+        found, _ = merged(three, config(method, per_model=per_model, lambda_=1.2, normalize=flag), rank="9")
+        assert_same(
+            found, {m: generalized(d, WEIGHTS, density, elect, normalize, 1.2, gamma) for m, d in deltas(three).items()}
+        )
+        shutil.rmtree(three / "out")
+
+
+def test_breadcrumbs_as_they_come_drop_a_hundredth(three):
+    found, _ = merged(three, config("breadcrumbs", per_model=", density: 0.6"), rank="9")
+    assert_same(found, {m: generalized(d, WEIGHTS, 0.6, gamma=0.01) for m, d in deltas(three).items()})
+
+
 def test_model_stock_around_a_seed_is_mergekits(three):
     text = "merge_method: model_stock\nbase_model: org/base+seed\nmodels:\n" + "".join(
         f"  - model: org/base+a{n}\n" for n in range(3)
@@ -176,6 +205,25 @@ def test_nuslerp_and_multislerp_turn_the_deltas_as_mergekit_does(three, rank):
         if rank == "4":
             assert all(torch.linalg.matrix_rank(found[m], rtol=1e-5) <= 4 for m in MODULES)
             expected = {m: best_of(d, 4) for m, d in expected.items()}
+        assert_same(found, expected)
+        shutil.rmtree(three / "out")
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("rank", ["exact", "3"])
+def test_nuslerp_turns_rows_and_columns_each_by_its_own_angle(three, columns, rank):
+    """And around a seed the changes from it; exactly, at the sum of the ranks."""
+    for seed_name in (None, "seed"):
+        base = "org/base+seed" if seed_name else "org/base"
+        text = config("nuslerp", (2.0, 0.5), base, nuslerp_flatten="false", nuslerp_row_wise=str(columns).lower())
+        found, _ = merged(three, text, rank)
+        seed = read_adapter(three / "seed") if seed_name else None
+        expected = {}
+        for m, d in deltas(three, ("a0", "a1"), seed_name).items():
+            lines = d.transpose(1, 2) if columns else d
+            turned = torch.stack([nuslerp(lines[:, n], (2.0, 0.5)) for n in range(lines.shape[1])])
+            whole = (turned.T if columns else turned) + (seed.delta(m).double() if seed else 0.0)
+            expected[m] = whole if rank == "exact" else best_of(whole, 3)
         assert_same(found, expected)
         shutil.rmtree(three / "out")
 
@@ -223,8 +271,7 @@ REFUSED = {
     "our word": (config("consensus"), "merge_method", "--strategy consensus"),
     "nuslerp of whole weights": (config("nuslerp", (1.0, 1.0), base=None), "base_model", "adds to a base"),
     "nuslerp of three": (config("nuslerp"), "models", "for two models"),
-    "nuslerp by rows": (config("nuslerp", (1.0, 1.0), nuslerp_flatten="false"), "nuslerp_flatten", "whole module"),
-    "nuslerp by columns": (config("nuslerp", (1.0, 1.0), nuslerp_row_wise="true"), "nuslerp_row_wise", "whole module"),
+    "nuslerp by word": (config("nuslerp", (1.0, 1.0), nuslerp_flatten="rows"), "nuslerp_flatten", "neither true nor false"),
     "multislerp of no shares": (config("multislerp", normalize_weights="false"), "normalize_weights", "shares of a whole"),
     "no base": (config("ties", base=None), "base_model", "adds to a base"),
     "slices": ("slices: []\nmerge_method: linear\n", "slices", "under `models`"),
@@ -240,8 +287,12 @@ REFUSED = {
     "a gradient": (config("linear", ([0, 1], 1.0)), "models.0.parameters.weight", "gradient"),
     "a gradient of densities": (config("ties", per_model=", density: [0.1, 1]"), "density", "gradient"),
     "sums that scale the base": (config("linear", normalize="false"), "parameters.normalize", "scale the base"),
-    "ties unnormalised": (config("ties", normalize="false"), "parameters.normalize", "divides"),
-    "dare_ties as it comes": (config("dare_ties"), "parameters.normalize", "divides"),
+    "breadcrumbs rescaled": (config("breadcrumbs", rescale="true"), "parameters.rescale", "as they are"),
+    "two gammas": (
+        "merge_method: breadcrumbs\nbase_model: b\nmodels: [{model: a0, parameters: {weight: 1, gamma: 0.1}},"
+        " {model: a1, parameters: {weight: 1}}]\n", "models.1.parameters.gamma", "gammas differ",
+    ),
+    "a gamma of all": (config("breadcrumbs", gamma=2), "parameters.gamma", "out of reach"),
     "ties rescaled": (config("ties", rescale="true"), "parameters.rescale", "as they are"),
     "dare not rescaled": (config("dare_linear", rescale="false"), "parameters.rescale", "rescales"),
     "a density of nothing": (config("ties", density=0), "parameters.density", "above 0"),
@@ -250,7 +301,7 @@ REFUSED = {
     "another method's parameter": (config("linear", density=0.5), "parameters.density", "unknown here"),
     "filter-wise": (
         "merge_method: model_stock\nbase_model: b\nmodels: [{model: a0}]\nparameters: {filter_wise: true}\n",
-        "filter_wise", "whole module",
+        "filter_wise", "away from each other",
     ),
     "two densities": (
         "merge_method: ties\nbase_model: b\nmodels: [{model: a0, parameters: {weight: 1, density: 0.5}},"
@@ -311,8 +362,10 @@ def test_dense_rules_have_a_rank_and_adapters_of_another_base_are_refused(three)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "model_stock", "multislerp"]
-)
+    "method",
+    ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "model_stock",
+     "multislerp", "nuslerp rows", "nuslerp columns"],
+)  # fmt: skip
 def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     """Its own operators, fed with base + delta; mergekit is no dependency of ours, and this says so where it is absent."""
     pytest.importorskip("mergekit", reason="mergekit is not installed: pip install mergekit into an environment of its own")
@@ -323,20 +376,28 @@ def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     weights = {} if method == "model_stock" else {"weight": dict(enumerate(WEIGHTS))}
     settings = {
         "ties": {"density": dict.fromkeys(range(3), 0.4), "lambda": 1.3}, "task_arithmetic": {"lambda": 0.6},
-        "dare_ties": {"normalize": True},
+        "breadcrumbs": {"density": dict.fromkeys(range(3), 0.6), "gamma": dict.fromkeys(range(3), 0.1)},
+        "breadcrumbs_ties": {"density": dict.fromkeys(range(3), 0.6), "gamma": dict.fromkeys(range(3), 0.1)},
+        "nuslerp rows": {"nuslerp_flatten": False},
+        "nuslerp columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
     }.get(method, {})  # fmt: skip
-    expected = {}
-    for m, d in deltas(three).items():
+    expected, own = {}, method.split()[0]
+    names = ("a0", "a1") if own == "nuslerp" else ("a0", "a1", "a2")
+    weights = {key: dict(list(value.items())[: len(names)]) for key, value in weights.items()}
+    for m, d in deltas(three, names).items():
         if method == "linear":
             group = TensorGroup.from_tensors([base + x for x in d])
         else:
-            group = TensorGroup.from_tensors([base, *(base + x for x in d)], ids=["base", 0, 1, 2], base_index=0)
-        (whole,) = get(method)([group], parameters={**weights, **settings})
+            group = TensorGroup.from_tensors([base, *(base + x for x in d)], ids=["base", *range(len(d))], base_index=0)
+        (whole,) = get(own)([group], parameters={**weights, **settings})
         expected[m] = whole - base
     text = {
         "ties": config("ties", per_model=", density: 0.4", lambda_=1.3),
         "task_arithmetic": config("task_arithmetic", lambda_=0.6),
-        "dare_ties": config("dare_ties", normalize="true"),
+        "breadcrumbs": config("breadcrumbs", per_model=", density: 0.6, gamma: 0.1"),
+        "breadcrumbs_ties": config("breadcrumbs_ties", per_model=", density: 0.6, gamma: 0.1"),
+        "nuslerp rows": config("nuslerp", (2.0, 1.0), nuslerp_flatten="false"),
+        "nuslerp columns": config("nuslerp", (2.0, 1.0), nuslerp_flatten="false", nuslerp_row_wise="true"),
         "model_stock": "merge_method: model_stock\nbase_model: org/base\nmodels: [{model: a0}, {model: a1}, {model: a2}]\n",
     }.get(method) or config(method)
     assert_same(merged(three, text, rank="9")[0], expected)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from chrysalis_ray.config.merges import (
     METHOD_NAMES,
+    BreadcrumbsMerge,
     ConsensusMerge,
     DareMerge,
     DellaMerge,
@@ -58,6 +59,8 @@ METHOD_CONFIGS = [
     WudiMerge(method="wudi", ridge=0.01, weights="softmax", temperature=0.1),
     RegmeanMerge(method="regmean"),
     RegmeanMerge(method="regmean", ridge=1.0, weights="softmax", temperature=0.1),
+    RegmeanMerge(method="regmean", space="dense"),
+    RegmeanMerge(method="regmean", space="dense", off_diagonal=0.5, ridge=0.0, weights="softmax", temperature=0.1),
     EnsembleMerge(method="ensemble", weights="geometric_median", per="module"),
     ConsensusMerge(method="consensus", per="module"),
     TiesMerge(method="ties", density=0.5),
@@ -69,12 +72,17 @@ METHOD_CONFIGS = [
     DareMerge(method="dare", space="dense", signs="elected", rng_seed=3),
     DellaMerge(method="della"),
     DellaMerge(method="della", space="dense", spread=0.3),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.6, outliers=0.1),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.5, outliers=0.2, space="dense", weights="softmax", temperature=0.1),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.7, space="knots", signs="elected", agreeing="sum"),
+    TiesMerge(method="ties", density=0.5, agreeing="sum", weights="softmax", temperature=0.1),
     TallMerge(method="tall"),
     TallMerge(method="tall", space="dense", votes=1, threshold=0.2),
 ]
 ids = ["-".join(f"{key}={value}" for key, value in config.model_dump(exclude_unset=True).items()) for config in METHOD_CONFIGS]
 every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
-oracle = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+both_regimes = pytest.mark.parametrize("shared", [True, False], ids=["shared", "independent"])
+oracle = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 class Population(typing.NamedTuple):
@@ -84,27 +92,28 @@ class Population(typing.NamedTuple):
     anchor_scale: float
     scores: list
 
-    def merge(self, config, rank=99) -> MergeResult:
+    def merge(self, config, rank=99, given=None) -> MergeResult:
         names = [f"v{number}" for number in range(len(self.members))]
         return merge_adapters(
-            config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank, inputs=self.inputs()
-        )
+            config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank, given,
+            inputs=self.inputs(config),
+        )  # fmt: skip
 
-    def inputs(self):
+    def inputs(self, config):
         """What each member feeds its modules: made of what it changed, so that twins have the same and no factoring matters."""
         seed = dense(self.anchor, self.anchor_scale)
         changes = [{m: d - seed[m] for m, d in dense(*pair).items()} for pair in zip(self.members, self.scales, strict=True)]
-        return [{m: root_of_inputs(change) for m, change in member.items()} for member in changes]
+        roots = [{m: root_of_inputs(change) for m, change in member.items()} for member in changes]
+        return [{m: symmetric(root @ root.T) for m, root in member.items()} for member in roots] if whole(config) else roots
 
     def mean(self, module, weights):
         return sum(w * dense(m, s)[module] for w, m, s in zip(weights, self.members, self.scales, strict=True))
 
 
 @st.composite
-def populations(draw, sizes=(1, 5)):
+def populations(draw, shared, sizes=(1, 5)):
     """1 to 5 adapters of mixed ranks and scales: branched from one seed (trained or fresh), or drawn independently."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    shared = draw(st.booleans())
     trained = draw(st.booleans())
     count = draw(st.integers(*sizes))
 
@@ -131,6 +140,15 @@ def root_of_inputs(change):
     return noise + 2.0 * change.T @ change @ noise / max(float((change**2).sum()), 1e-9)
 
 
+def whole(config):
+    """Whether a method goes by the whole moments of the inputs."""
+    return config.method == "regmean" and config.space == "dense"
+
+
+def symmetric(matrix):
+    return (matrix + matrix.T) / 2
+
+
 def dense(adapter, scale=1.0):
     return {module: scale * (b.double() @ a.double()) for module, (a, b) in adapter.items()}
 
@@ -144,27 +162,33 @@ def assert_same(result: MergeResult, expected: dict, tolerance=2e-6):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 1)))
-def test_o1_a_single_adapter_is_itself(config, population):
+@given(data=st.data())
+def test_o1_a_single_adapter_is_itself(config, shared, data):
+    population = data.draw(populations(shared, (1, 1)))
     result = population.merge(config)
     assert_same(result, dense(population.members[0], population.scales[0]))
     assert result.weights == [1.0]
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 1)), count=st.integers(2, 5))
-def test_o2_equal_adapters_are_the_adapter(config, population, count):
+@given(data=st.data(), count=st.integers(2, 5))
+def test_o2_equal_adapters_are_the_adapter(config, shared, data, count):
+    population = data.draw(populations(shared, (1, 1)))
     many = Population(
         population.members * count, population.scales * count, population.anchor, population.anchor_scale, [1.0] * count
     )
     assert_same(many.merge(config), dense(population.members[0], population.scales[0]))
 
 
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 5)))
-def test_o3_one_hot_weights_are_the_winner(population):
+@given(data=st.data())
+def test_o3_one_hot_weights_are_the_winner(shared, data):
+    population = data.draw(populations(shared, (2, 5)))
     best = min(range(len(population.scores)), key=population.scores.__getitem__)
     expected = dense(population.members[best], population.scales[best])
     cold = EnsembleMerge(method="ensemble", weights="softmax", temperature=1e-7)
@@ -176,9 +200,25 @@ def test_o3_one_hot_weights_are_the_winner(population):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 5)), order=st.randoms(use_true_random=False))
-def test_o4_the_order_of_members_does_not_matter(config, population, order):
+@given(data=st.data())
+def test_o3_whoever_counts_alone_is_what_comes_out_of_every_method(config, shared, data):
+    """Members without weight neither vote nor trim nor divide."""
+    population = data.draw(populations(shared, (2, 4)))
+    own = data.draw(st.integers(0, len(population.members) - 1))
+    given_weights = [float(number == own) for number in range(len(population.members))]
+    alone = config if config.method == "winner" else config.model_copy(update={"per": "adapter"})
+    result = population.merge(alone, given=given_weights)
+    assert_same(result, dense(population.members[own], population.scales[own]))
+
+
+@every_method
+@both_regimes
+@oracle
+@given(data=st.data(), order=st.randoms(use_true_random=False))
+def test_o4_the_order_of_members_does_not_matter(config, shared, data, order):
+    population = data.draw(populations(shared, (2, 5)))
     places = list(range(len(population.members)))
     order.shuffle(places)
     members, scales, scores = (
@@ -189,9 +229,11 @@ def test_o4_the_order_of_members_does_not_matter(config, population, order):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 4)), rng_seed=st.integers(0, 999), c=st.sampled_from([1e-3, 3.0, 1e3]))
-def test_o5_the_factoring_of_an_adapter_does_not_matter(config, population, rng_seed, c):
+@given(data=st.data(), rng_seed=st.integers(0, 999), c=st.sampled_from([1e-3, 3.0, 1e3]))
+def test_o5_the_factoring_of_an_adapter_does_not_matter(config, shared, data, rng_seed, c):
+    population = data.draw(populations(shared, (1, 4)))
     generator = torch.Generator().manual_seed(rng_seed)
 
     def gauge(a_ri, b_or):
@@ -207,9 +249,11 @@ def test_o5_the_factoring_of_an_adapter_does_not_matter(config, population, rng_
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 4)), c=st.sampled_from([0.25, 3.0, 16.0]))
-def test_o6_alpha_can_be_rewritten_into_b(config, population, c):
+@given(data=st.data(), c=st.sampled_from([0.25, 3.0, 16.0]))
+def test_o6_alpha_can_be_rewritten_into_b(config, shared, data, c):
+    population = data.draw(populations(shared, (1, 4)))
     other = population._replace(
         members=[{m: (a, b / c) for m, (a, b) in member.items()} for member in population.members],
         scales=[scale * c for scale in population.scales],
@@ -218,9 +262,11 @@ def test_o6_alpha_can_be_rewritten_into_b(config, population, c):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 4)), extra=st.integers(1, 4))
-def test_o7_padding_a_rank_changes_nothing(config, population, extra):
+@given(data=st.data(), extra=st.integers(1, 4))
+def test_o7_padding_a_rank_changes_nothing(config, shared, data, extra):
+    population = data.draw(populations(shared, (1, 4)))
     pad = torch.nn.functional.pad
     members = [
         {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in member.items()} for member in population.members
@@ -229,16 +275,20 @@ def test_o7_padding_a_rank_changes_nothing(config, population, extra):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 4)), c=st.sampled_from([-1.0, 0.25, -3.0]))
-def test_o8_longer_deltas_have_a_longer_merge_and_opposite_ones_the_opposite(config, population, c):
+@given(data=st.data(), c=st.sampled_from([-1.0, 0.25, -3.0]))
+def test_o8_longer_deltas_have_a_longer_merge_and_opposite_ones_the_opposite(config, shared, data, c):
+    population = data.draw(populations(shared, (2, 4)))
     other = population._replace(scales=[c * scale for scale in population.scales], anchor_scale=c * population.anchor_scale)
     assert_same(other.merge(config), {m: c * delta for m, delta in dense(population.merge(config).factors).items()})
 
 
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 5)), rank=st.integers(1, 14))
-def test_o9_the_mean_is_exact_and_the_residual_is_the_measured_one(population, rank):
+@given(data=st.data(), rank=st.integers(1, 14))
+def test_o9_the_mean_is_exact_and_the_residual_is_the_measured_one(shared, data, rank):
+    population = data.draw(populations(shared, (2, 5)))
     config = EnsembleMerge(method="ensemble")
     expected = {m: population.mean(m, [1 / len(population.members)] * len(population.members)) for m in SHAPES}
     result = population.merge(config, rank)
@@ -255,10 +305,34 @@ def test_o9_the_mean_is_exact_and_the_residual_is_the_measured_one(population, r
     assert_same(population.merge(config, 99), expected)
 
 
-@every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 4)))
-def test_o10_merging_a_merge_with_itself_is_idempotent(config, population):
+@given(data=st.data())
+def test_o9_a_mean_of_means_is_the_mean(shared, data):
+    """However it is bracketed, as long as nothing is cut in between; and weights that are multiples are the same weights."""
+    population = data.draw(populations(shared, (3, 5)))
+    members = len(population.members)
+    weights = [float(data.draw(st.integers(1, 4))) for _ in range(members)]
+    config = EnsembleMerge(method="ensemble", rank="exact")
+    flat = population.merge(config, given=weights)
+    assert_same(population.merge(config, given=[7.0 * weight for weight in weights]), dense(flat.factors))
+    cut = data.draw(st.integers(1, members - 1))
+    parts = []
+    for own in (slice(0, cut), slice(cut, None)):
+        part = population._replace(
+            members=population.members[own], scales=population.scales[own], scores=population.scores[own]
+        )
+        parts.append(part.merge(config, given=weights[own]).factors)
+    pair = population._replace(members=parts, scales=[1.0, 1.0], scores=[1.0, 1.0])
+    assert_same(pair.merge(config, given=[sum(weights[:cut]), sum(weights[cut:])]), dense(flat.factors), tolerance=4e-6)
+
+
+@every_method
+@both_regimes
+@oracle
+@given(data=st.data())
+def test_o10_merging_a_merge_with_itself_is_idempotent(config, shared, data):
+    population = data.draw(populations(shared, (2, 4)))
     once = population.merge(config)
     again = Population([once.factors] * 2, [1.0, 1.0], population.anchor, population.anchor_scale, [1.0, 1.0])
     assert_same(again.merge(config), dense(once.factors), tolerance=4e-6)
@@ -286,9 +360,11 @@ def test_o11_what_only_one_member_holds_returns_to_the_seed(rng_seed, trained):
     assert result.notes["survived_energy"] < 1e-12
 
 
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 5)))
-def test_consensus_of_no_demands_is_the_exact_mean(population):
+@given(data=st.data())
+def test_consensus_of_no_demands_is_the_exact_mean(shared, data):
+    population = data.draw(populations(shared, (1, 5)))
     config = ConsensusMerge(method="consensus", support=0.0, coherence=0.0)
     result = population.merge(config)
     assert_same(result, {m: population.mean(m, result.weights) for m in SHAPES})
@@ -296,9 +372,11 @@ def test_consensus_of_no_demands_is_the_exact_mean(population):
         assert result.notes["survived_energy"] == pytest.approx(1.0)
 
 
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 1)))
-def test_opposite_changes_return_to_the_seed(population):
+@given(data=st.data())
+def test_opposite_changes_return_to_the_seed(shared, data):
+    population = data.draw(populations(shared, (1, 1)))
     seed, member = dense(population.anchor, population.anchor_scale), dense(population.members[0], population.scales[0])
     opposite = {m: low_rank(2 * seed[m] - member[m]) for m in SHAPES}
     pair = Population(
@@ -308,9 +386,11 @@ def test_opposite_changes_return_to_the_seed(population):
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(1, 4)))
-def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, population):
+@given(data=st.data())
+def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, shared, data):
+    population = data.draw(populations(shared, (1, 4)))
     seed = dense(population.anchor, population.anchor_scale)
     changes = []
     for member, scale in zip(population.members, population.scales, strict=True):
@@ -321,16 +401,18 @@ def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, 
         changes.append(change)
     names = [str(number) for number in range(len(changes))]
     from_base = merge_adapters(
-        config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs()
+        config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs(config)
     )
     moved = dense(from_base.factors)
     assert_same(population.merge(config), {m: moved[m] + seed[m] for m in SHAPES}, tolerance=5e-6)
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 4)), rank=st.integers(1, 6))
-def test_o14_the_same_merge_has_the_same_bits(config, population, rank):
+@given(data=st.data(), rank=st.integers(1, 6))
+def test_o14_the_same_merge_has_the_same_bits(config, shared, data, rank):
+    population = data.draw(populations(shared, (2, 4)))
     one, two = population.merge(config, rank), population.merge(config, rank)
     assert one.to_json() == two.to_json()
     for module, factors in one.factors.items():
@@ -399,10 +481,12 @@ def test_a_population_that_did_not_move_is_its_seed():
 
 
 @every_method
+@both_regimes
 @oracle
-@given(population=populations(sizes=(2, 3)))
-def test_a_member_that_is_the_seed_draws_towards_it_and_turns_nothing(config, population):
+@given(data=st.data())
+def test_a_member_that_is_the_seed_draws_towards_it_and_turns_nothing(config, shared, data):
     """However the seed is factored: what is left of it by rounding has no direction that a method could follow."""
+    population = data.draw(populations(shared, (2, 3)))
     pad = torch.nn.functional.pad
     stayed = [
         {m: (pad(a, (0, 0, 0, extra)), pad(b, (0, extra))) for m, (a, b) in population.anchor.items()} for extra in (0, 2)

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.ray
 
 MERGES = (
     "merge=[{method: winner}, {method: regmean, best_share: 1.0}, {method: regmean, name: searched, best_share: 1.0, weights: "
-    "searched, budget: 10}, {method: ensemble, name: layered, best_share: 1.0, weights: greedy_layers, layer_groups: 2}]"
+    "searched, budget: 10}, {method: regmean, name: whole, space: dense, best_share: 1.0}, "
+    "{method: ensemble, name: layered, best_share: 1.0, weights: greedy_layers, layer_groups: 2}]"
 )
 PROBES = (
     "evaluate.probes=[{name: written, kind: regex, max_new_tokens: 5, stop: [zzz], items: [{prompt: def, pattern: '(?s).'}]}, "
@@ -22,10 +23,12 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
     run = garden.run("merges", MERGES, PROBES, "population.scheduler={type: fifo}")
     made = json.loads((run / "merges" / "merges.json").read_text())
     assert made["failed"] == {}
-    assert set(made["candidates"]) == {"winner", "regmean", "searched", "layered"}
+    assert set(made["candidates"]) == {"winner", "regmean", "searched", "whole", "layered"}
     names = sorted(population(run))
-    assert sorted(path.stem for path in (run / "evaluation" / "inputs").iterdir()) == names
-    assert 0.0 < made["candidates"]["regmean"]["notes"]["error_to_mean"] < 1.0
+    kept = sorted(path.name for path in (run / "evaluation" / "inputs").iterdir())
+    assert kept == sorted(f"{name}{kind}.safetensors" for name in names for kind in ("", ".whole"))
+    for name in ("regmean", "whole"):
+        assert 0.0 < made["candidates"][name]["notes"]["error_to_mean"] < 1.0
     search = made["candidates"]["searched"]["search"]
     state = json.loads((run / "evaluation" / "search-searched.json").read_text())
     assert search["judged"] == state["judged"] <= 10
@@ -43,7 +46,7 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
     assert [path.name for path in (run / "merges").iterdir() if path.name.startswith(".")] == []
     asked = json.loads((run / "evaluation" / "probes.json").read_text())["report"]
     verdict = json.loads((run / "verdict.json").read_text())
-    everyone = ["seed", *names, "regmean", "searched", "layered"]
+    everyone = ["seed", *names, "regmean", "searched", "whole", "layered"]
     assert set(asked["written"]["right"]) == set(asked["known"]["right"]) == set(everyone)
     assert all(asked["written"]["right"][name] == [1] for name in everyone)  # everybody writes something
     assert len({text for (text,) in asked["written"]["said"].values()}) > 1  # and not all the same
