@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import PLAIN, Kind
 from chrysalis_ray.core.records import Hyperparameters, Variant
 from chrysalis_ray.seed.kinds import CONSTANT
 from chrysalis_ray.seed.solo import NAME, Moved, SoloAdapter, Wardrobe, form_of
@@ -42,7 +43,8 @@ class RowBank(Bank):
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.targets, self.slots, self.rank, self.widest, self.live = (), 1, 1, 0, 1
         self.ranks, self.scratch = [0], None
-        self.scale_S = torch.zeros(1, dtype=dtype, device=device)
+        self.patterns, self.kinds, self.kind_of = PLAIN, (Kind(),), {}
+        self.scale_KS = torch.zeros(1, 1, dtype=dtype, device=device)
         self.flat_SP = self.gflat_SP = torch.zeros(1, ALIGNMENT, dtype=dtype, device=device)
         self.row_size, self.first_b = ALIGNMENT, 0
         self._places: dict[str, tuple[slice, torch.Size]] = {}

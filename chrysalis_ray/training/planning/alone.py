@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from chrysalis_ray.config.adapters import PeftAdapter
@@ -42,8 +41,7 @@ def adapter_parameters(shape: ModelShape, blueprint: Blueprint, rank: int) -> in
     """Parameters of one variant of this rank: all that its optimizer moves."""
     worn = blueprint.worn
     if isinstance(worn, Lora):
-        adapted = shape if worn.layers is None else replace(shape, layers=len(set(worn.layers)))
-        return adapted.lora_parameters(rank, worn.targets) + _beside(shape, worn)
+        return shape.lora_parameters(rank, worn.targets, worn.layers, worn.patterns) + _beside(shape, worn)
     saved = sum(_saved(shape, name) for name in worn.modules_to_save)
     if not worn.linear:
         return saved + sum(_saved(shape, name) for name in worn.targets or ())
