@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from chrysalis_ray.config.adapters import Adapter, PeftAdapter, refuse_other_kinds
 from chrysalis_ray.config.written import Count, Fraction, Names, Positive, Written
-from chrysalis_ray.core.patterns import PLAIN, Patterns, hidden_key
+from chrysalis_ray.core.patterns import PLAIN, Patterns, hidden_key, means
 
 
 class EmbeddedBase(Written):
@@ -85,8 +85,8 @@ class Lora(Written):
     )  # fmt: skip
     exclude: Names = ()
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    rank_pattern: dict[str, Rank] = {}
-    alpha_pattern: dict[str, Positive] = {}
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     use_dora: bool = False
     lora_bias: bool = False
     modules_to_save: Names = ()  # trained whole, by the end of the name
@@ -104,13 +104,16 @@ class Lora(Written):
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
-    def _names_that_count(cls, pattern: dict[str, float]) -> dict[str, float]:
+    def _names_that_count(cls, pattern: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        targets: tuple[str, ...] = info.data.get("targets", ())
         for key in pattern:
             if not _NAME.fullmatch(key):
                 raise ValueError(
-                    f"{key!r} is a regular expression or no name; write names of modules or the ends of them, such as q_proj or "
-                    "layers.0.self_attn.q_proj"
+                    f"{key!r} is a regular expression or no name; write names of modules or the ends of them, such as q_proj "
+                    "or layers.0.self_attn.q_proj"
                 )
+            if targets and not any(means(target, key) or means(key, target) for target in targets):
+                raise ValueError(f"{key!r} means none of lora.targets ({', '.join(targets)}); leave it out")
         if found := hidden_key(pattern):
             raise ValueError(f"{found[0]!r} means all that {found[1]!r} means, and the first that fits counts; write it after")
         return pattern

@@ -46,11 +46,12 @@ def _patterns(loaded: LoadedExperiment) -> Iterator[Finding]:
         if pattern and (why := lora.solo):
             yield at, f"is for variants that share a base, and these cannot: {why}; leave it out"
         for key in pattern:
-            if not any(means(target, key) or means(key, target) for target in lora.targets):
-                yield (*at, key), f"means none of lora.targets ({', '.join(lora.targets)}); leave it out"
             widest = smallest_target(base, (key.rpartition(".")[2],))
             if field == "rank_pattern" and widest is not None and pattern[key] > widest:
                 yield (*at, key), f"rank {pattern[key]:g} is above {widest}, the smaller side of that matrix; write less"
         drawn = field.removesuffix("_pattern")
         if getattr(search, drawn) is not None and all(any(means(key, target) for key in pattern) for target in lora.targets):
-            yield ("population", "search", drawn), f"blueprint.lora.{field} gives every target its own; leave one of the two out"
+            yield (
+                ("population", "search", drawn),
+                f"blueprint.lora.{field} gives every target its own; leave one of the two out",
+            )

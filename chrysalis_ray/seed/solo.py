@@ -313,8 +313,8 @@ def read_solo(folder: Path, worn: Lora | PeftAdapter) -> tuple[Hyperparameters, 
 
 
 def release_adapter(source: Path, folder: Path, card: str | None = None) -> str:
-    """The adapter of `source` in a folder of its own, with a card; returns its sha256. What is no plain LoRA is copied, as is one
-    with ranks or alphas of some modules."""
+    """The adapter of `source` in a folder of its own, with a card; returns its sha256. What is no plain LoRA is copied, as is
+    one with ranks or alphas of some modules."""
     config = read_config(source)
     if is_plain(source) and not (config.get("rank_pattern") or config.get("alpha_pattern")):
         return write_adapter(folder, read_adapter(source), card=card)

@@ -223,7 +223,9 @@ class Bank:
         for name, (a_ri, b_or) in factors.items():
             width, rank = self.offsets[name, "lora_A"][1][0] if name in self.kind_of else len(a_ri), len(a_ri)
             if not _ends_at(width, a_ri, b_or):
-                raise ModelError(f"{name}: rank {rank} does not fit this target's {width}", "judge it as a blend of itself alone")
+                raise ModelError(
+                    f"{name}: rank {rank} does not fit this target's {width}", "judge it as a blend of itself alone"
+                )
             more = max(width - rank, 0)
             fitted[name] = nn.functional.pad(a_ri[:width], (0, 0, 0, more)), nn.functional.pad(b_or[:, :width], (0, more))
         return fitted

@@ -232,7 +232,6 @@ OTHER_TRAINERS = [
             ("rank", "another module", "{k_proj: 2}", "means none of lora.targets (q_proj, v_proj)"),
             ("rank", "zero", "{q_proj: 0}", "q_proj"),
             ("rank", "half", "{q_proj: 1.5}", "q_proj"),
-            ("rank", "more than the matrix", "{v_proj: 48}", "above 32"),
             ("alpha", "nothing", "{q_proj: 0}", "q_proj"),
             ("rank", "a list", "[4]", "rank_pattern"),
             ("rank", "hidden", "{q_proj: 2, layers.0.self_attn.q_proj: 4}", "'q_proj' means all", "write it after"),
