@@ -8,8 +8,9 @@ from typing import Any
 from chrysalis_ray.report.reading import mapping
 
 NAMES = {
-    "lora": "LoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "vera": "VeRA", "oft": "OFT", "boft": "BOFT", "hra": "HRA",
-    "miss": "MiSS", "fourierft": "FourierFT", "road": "RoAd", "delora": "DeLoRA", "ln_tuning": "LN tuning",
+    "lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "vera": "VeRA", "oft": "OFT",
+    "boft": "BOFT", "hra": "HRA", "miss": "MiSS", "fourierft": "FourierFT", "road": "RoAd", "delora": "DeLoRA",
+    "ln_tuning": "LN tuning",
 }  # fmt: skip
 BESIDE = ("lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
 

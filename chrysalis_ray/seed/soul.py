@@ -7,8 +7,9 @@ rank but those modules to which the ``patterns`` of `meta` give another. The res
 bytes. Format 1, written when every optimizer was adamw, is read as well.
 
 A variant whose adapter no pack can hold (`solo.py`) has ``weight/<name>`` and moments under the names of peft's own files, of
-any shape, ``initial/<name>`` for what was moved out of the base, and ``constant/<name>`` for what its kind keeps beside what is
-trained (`kinds.py`); its `meta` says of which kind it is under ``solo``.
+any shape, ``initial/<name>`` for what was moved out of the base, ``constant/<name>`` for what its kind keeps beside what is
+trained (`kinds.py`) and ``running/<name>`` for what it remembers of its steps (`adalora.py`); its `meta` says of which kind it
+is under ``solo``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
 FORMAT = "chrysalis.seed/2"
 ADAMW_ONLY = "chrysalis.seed/1"
 KINDS = ("weight", *sorted({name for names in MOMENTS.values() for name in names}))
-SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial|constant)/(?P<name>{MODULE.pattern})")
+SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial|constant|running)/(?P<name>{MODULE.pattern})")
 KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
 
 
@@ -88,6 +89,7 @@ def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | 
         kinds.setdefault(match["kind"], {})[match["name"]] = tensor.shape
     weights, initial = kinds.pop("weight", {}), kinds.pop("initial", {})
     kinds.pop("constant", None)
+    kinds.pop("running", None)
     if not weights:
         return "it holds no weights"
     if kinds and sorted(kinds) != sorted(moments):

@@ -204,7 +204,7 @@ OTHER_TRAINERS = [
     ),
     blue("another kind", "  rank: 8", "  rank: 8\n  peft_type: VERA", "peft_type", "written as adapter: {type: ...}"),
     adapter("unknown kind", "{type: lohaa}", "'lohaa' is not known", "did you mean 'loha'"),
-    adapter("adalora", "{type: adalora}", "which no seed here holds", "ia3, loha"),
+    adapter("adalora", "{type: adalora, deltaT: 0}", "deltaT"),
     adapter("prefix tuning", "{type: prefix-tuning}", "several documents"),
     adapter("lora as adapter", "{type: lora}", "is what a blueprint means by lora"),
     adapter("kind misspelt field", "{type: loha, alhpa: 4}", "adapter.alhpa", "did you mean 'alpha'"),

@@ -40,6 +40,7 @@ def test_a_plan_counts_the_parameters_that_patterns_leave(good: Path) -> None:
     """hidden 64, q 64, k and v 32, two layers; the first layer's v has rank 4, the second's 16."""
     setting = "blueprint.lora.rank_pattern={layers.1.self_attn.v_proj: 16, v_proj: 4}"
     planned = [plan(load_experiment(good, settings), Hardware.local()) for settings in ([], [setting])]
+    assert "in all variants of their own rank or alpha: layers.1.self_attn.v_proj 16, v_proj 4" in planned[1].notes
     whole, own = (each.lora_parameters for each in planned)
     assert (whole, own) == (2 * 8 * (64 + 64 + 64 + 32), 2 * 8 * (64 + 64) + (4 + 16) * (64 + 32))
     assert load_experiment(good, [setting]).blueprint.patterns.largest(8) == 16
