@@ -6,7 +6,10 @@ the order in which Tune hears of them can be chosen, and with it what such a sch
 * **halving**, for ASHA (arXiv 1810.05934): of n results first the one of rank floor(n / reduction factor), then those that are
   worse, each worse than all before, then those that are better, each better than all before. Every worse one lies below
   ASHA's cut-off when it comes and every better one above, so that exactly the best floor(n / factor), at least one, go on:
-  what synchronous successive halving (arXiv 1502.07943) does. In the order of their names the first would always go on;
+  what synchronous successive halving (arXiv 1502.07943) does. In the order of their names the first would always go on. With
+  several brackets, which are drawn inside Tune and compare among themselves alone, the best floor(n / factor) of all go on too,
+  and at most one more of each other bracket, the best of its rest: ASHA never stops the first that it hears of in a bracket, so
+  that no order could keep exactly the best;
 * **best first**, for PBT, PB2 and median stopping, which compare with what the others have: who is to be stopped, or to copy,
   comes when all others are known;
 * **by variant**, for those that wait for everybody themselves, or stop nobody.

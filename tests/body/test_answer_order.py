@@ -1,5 +1,6 @@
 """The order of answers, asked of Ray Tune's own ASHA: who goes on is who is best, whatever the variants are called."""
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,61 @@ def go_on(order, losses, factor):
         for item in heard
     }
     return {index for index, decision in decisions.items() if decision == "CONTINUE"}
+
+
+def heard_in_brackets(heard, losses, brackets, factor, reports, report):
+    """Indices of those whom Ray's own brackets let go on at `report`, if they are heard of in this order."""
+    from ray.tune.schedulers.async_hyperband import _Bracket
+
+    theirs = [_Bracket(min_t=1, max_t=reports, reduction_factor=factor, s=s) for s in range(max(brackets) + 1)]
+    return {
+        index
+        for index in heard
+        if theirs[brackets[index]].on_result(SimpleNamespace(trial_id=str(index)), report, -losses[index]) == "CONTINUE"
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(LOSSES, st.data(), st.sampled_from([2.0, 3.0]))
+def test_of_several_brackets_the_best_go_on_and_hardly_anybody_else(losses, data, factor):
+    """At a rung that three brackets share. Whoever is first in a bracket is never stopped, so that one more each may go on."""
+    brackets = data.draw(st.lists(st.integers(0, 2), min_size=len(losses), max_size=len(losses)))
+    order = AnswerOrder("halving", factor)
+    heard = [
+        item.variant.index
+        for item in order.sort([ask(index) for index in range(len(losses))], lambda item: losses[item.variant.index])
+    ]
+    rung = int(factor**2)
+    gone_on = heard_in_brackets(heard, losses, brackets, factor, rung * 2, rung)
+    ranked = sorted(range(len(losses)), key=losses.__getitem__)
+    best, others = ranked[: max(1, int(len(losses) / factor))], ranked[max(1, int(len(losses) / factor)) :]
+    assert set(best) <= gone_on
+    assert len(gone_on) <= len(best) + len(set(brackets)) - 1
+    for index in gone_on - set(best):
+        assert index == next(other for other in others if brackets[other] == brackets[index])  # the best of the rest there
+
+
+@settings(deadline=None, max_examples=50)
+@given(LOSSES, st.data())
+def test_the_best_go_on_at_a_rung_that_one_bracket_alone_has(losses, data):
+    brackets = data.draw(st.lists(st.integers(0, 1), min_size=len(losses), max_size=len(losses)))
+    order = AnswerOrder("halving", 2.0)
+    heard = [
+        item.variant.index
+        for item in order.sort([ask(index) for index in range(len(losses))], lambda item: losses[item.variant.index])
+    ]
+    gone_on = heard_in_brackets(heard, losses, brackets, 2.0, 8, 1)
+    best = sorted(range(len(losses)), key=losses.__getitem__)[: max(1, len(losses) // 2)]
+    assert set(best) <= gone_on
+    assert {index for index in range(len(losses)) if brackets[index] == 1} <= gone_on  # its first rung comes later
+
+
+def test_no_order_keeps_exactly_the_best_of_several_brackets():
+    """The worst of four, alone in its bracket, goes on in every order there is."""
+    losses, brackets = [1.0, 2.0, 3.0, 4.0], [0, 0, 0, 1]
+    kept = {order: heard_in_brackets(order, losses, brackets, 2.0, 4, 2) for order in permutations(range(4))}
+    assert all(3 in gone_on for gone_on in kept.values())
+    assert min(map(len, (gone_on for gone_on in kept.values() if {0, 1} <= gone_on))) == 3  # the best two, and one more
 
 
 @settings(deadline=None, max_examples=150)
