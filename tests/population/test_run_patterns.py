@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-FEW = ("population.reports=2", "population.scheduler={type: fifo}", "population.variants=2")
+FEW = ("population.reports=2", "population.scheduler={type: fifo}")
 RANKS = {"layers.1.mlp.down_proj": 16, "down_proj": 1, "v_proj": 2}
 PATTERNS = (
     f"blueprint.lora.rank_pattern={json.dumps(RANKS)}",
@@ -21,6 +21,7 @@ PATTERNS = (
 ADALORA = (
     "blueprint.adapter={type: adalora, rank: 6, alpha: 12, target_r: 2, tinit: 4, tfinal: 16, deltaT: 4}",
     "population.search={learning_rate: {type: grid, values: [1e-2, 1e-3]}}",
+    "population.variants=2",
     "body={slots: 1}",
     "merge=[{method: winner}, {method: ensemble}, {method: consensus}]",
     *FEW,
