@@ -230,7 +230,8 @@ def write_seed(run: Run, base: dict[str, Any]) -> str:
 
     if (run.layout.seed / WEIGHTS).exists():
         return adapter_sha256(run.layout.seed)
-    folder, worn, rank, rng_seed = Path(base["path"]), run.loaded.blueprint.worn, bank_rank(run.loaded), run.experiment.rng_seed
+    folder, worn, rng_seed = Path(base["path"]), run.loaded.blueprint.worn, run.experiment.rng_seed
+    rank = run.loaded.blueprint.patterns.largest(bank_rank(run.loaded))
     directions, is_eva = None, isinstance(worn, Lora) and worn.init == "eva"
     if isinstance(worn, Lora) and is_eva:
         from chrysalis_ray.training.eva import read_directions
@@ -300,6 +301,7 @@ def bodies_for(
         omega_name=f"omega-{run.run_id}",
         namespace="",
         solo=loaded.blueprint.worn if loaded.blueprint.worn.solo else None,
+        patterns=loaded.blueprint.patterns,
     )
     tell = partial(run.story.stage, "body")
     return awakened(plan, layout, loaded.experiment.population, variants, address, tell)

@@ -38,7 +38,9 @@ def order_for(population: Population) -> AnswerOrder:
     scheduler = population.scheduler
     if isinstance(scheduler, Asha):
         return AnswerOrder("halving", scheduler.reduction_factor)
-    return AnswerOrder("best_first" if isinstance(scheduler, Pbt | Pb2 | MedianStopping) else "by_variant")
+    if isinstance(scheduler, MedianStopping):
+        return AnswerOrder("median", grace_reports=scheduler.grace_reports, min_variants=scheduler.min_variants)
+    return AnswerOrder("best_first" if isinstance(scheduler, Pbt | Pb2) else "by_variant")
 
 
 def awaken_omega(

@@ -20,6 +20,7 @@ from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.body.turn import Judged, Outcome, Turn, Work
 from chrysalis_ray.core.errors import ChrysalisError, VariantLost
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class BodyPlan:
     namespace: str
     number: int = 0  # which of the run's bodies
     solo: Lora | PeftAdapter | None = None  # of what kind the adapters are, where no pack can hold them
+    patterns: Patterns = PLAIN  # modules whose ranks and alphas are their own
 
     def in_namespace(self, namespace: str) -> BodyPlan:
         """The same plan for workers that look for omega in this Ray namespace."""
@@ -145,6 +147,7 @@ def grow(plan: BodyPlan) -> Flesh:
             threads=shards,
             gradients=gradients,
             tokens_per_pass=held,
+            patterns=plan.patterns,
         )
     if morphology.compile:
         from chrysalis_ray.training.compiled import compile_layers  # it loads the compiler, which takes a second

@@ -7,7 +7,7 @@ and what would leave the base changed (bias) is not among them; a test holds eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -27,6 +27,7 @@ class PeftAdapter(Written):
     usual: ClassVar[tuple[str, ...]] = ()  # targets where the blueprint names none, if those of LoRA would not suit
     linear: ClassVar[bool] = True  # whether its targets are linear modules
     reason: ClassVar[str] = ""  # why a pack cannot hold it
+    renamed: ClassVar[Mapping[str, str]] = RENAMED
     is_low_rank: ClassVar[bool] = False
 
     def aimed_at(self, targets: Sequence[str]) -> Self:
@@ -38,15 +39,44 @@ class PeftAdapter(Written):
         """Why a variant of this kind cannot share a base with others."""
         return self.reason
 
-    def settings(self, rank: int, alpha: float) -> dict[str, Any]:
-        """The arguments of peft's config class, of a variant of this rank and alpha."""
+    def settings(self, rank: int, alpha: float, steps: int | None = None) -> dict[str, Any]:
+        """The arguments of peft's config class, of a variant of this rank and alpha that trains so many steps."""
         own = self.model_dump(exclude={"type", "rank", "alpha"})
         if "rank" in type(self).model_fields:
             own["rank"] = rank
         if "alpha" in type(self).model_fields:
             own["alpha"] = alpha
-        told = {RENAMED.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+        told = {self.renamed.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return {**told, "modules_to_save": list(self.modules_to_save) or None}
+
+
+Average = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class AdaLora(PeftAdapter):
+    """Singular values that are taken away where they matter least, arXiv 2303.10512: from `rank` in every module to `target_r`
+    on average. `tinit` steps at the beginning and `tfinal` at the end take nothing away, between them every `deltaT`-th does.
+
+    What is left is a plain LoRA, whose modules have different ranks.
+    """
+
+    type: Literal["adalora"]
+    rank: Count = 12
+    alpha: Positive = 8.0
+    target_r: Count = 8
+    tinit: Annotated[int, Field(ge=0)] = 0
+    tfinal: Annotated[int, Field(ge=0)] = 0
+    deltaT: Count = 1
+    beta1: Average = 0.85
+    beta2: Average = 0.85
+    orth_reg_weight: Annotated[float, Field(ge=0.0)] = 0.5
+
+    reason = "AdaLoRA adds to each variant's loss and takes ranks away from its modules, and rows of a pack have one shape"
+    is_low_rank = True
+    renamed: ClassVar[Mapping[str, str]] = {**RENAMED, "rank": "init_r", "alpha": "lora_alpha"}
+
+    def settings(self, rank: int, alpha: float, steps: int | None = None) -> dict[str, Any]:
+        return {**super().settings(rank, alpha), "total_step": steps or self.tinit + self.tfinal + 1}
 
 
 class Ia3(PeftAdapter):
@@ -156,7 +186,7 @@ class FourierFt(PeftAdapter):
 
     reason = "FourierFT adds a matrix that its spectrum gives, and a pack adds a product of factors"
 
-    def settings(self, rank: int, alpha: float) -> dict[str, Any]:
+    def settings(self, rank: int, alpha: float, steps: int | None = None) -> dict[str, Any]:
         return {**super().settings(rank, alpha), "init_weights": True}
 
 
@@ -191,12 +221,13 @@ class LnTuning(PeftAdapter):
 
 
 KINDS: dict[str, type[PeftAdapter]] = {
-    "ia3": Ia3, "loha": LoHa, "lokr": LoKr, "vera": Vera, "oft": Oft, "boft": Boft, "hra": Hra, "miss": Miss,
-    "fourierft": FourierFt, "road": Road, "delora": Delora, "ln_tuning": LnTuning,
+    "adalora": AdaLora, "ia3": Ia3, "loha": LoHa, "lokr": LoKr, "vera": Vera, "oft": Oft, "boft": Boft, "hra": Hra,
+    "miss": Miss, "fourierft": FourierFt, "road": Road, "delora": Delora, "ln_tuning": LnTuning,
 }  # fmt: skip
 
 Adapter = Annotated[
-    Ia3 | LoHa | LoKr | Vera | Oft | Boft | Hra | Miss | FourierFt | Road | Delora | LnTuning, Field(discriminator="type")
+    AdaLora | Ia3 | LoHa | LoKr | Vera | Oft | Boft | Hra | Miss | FourierFt | Road | Delora | LnTuning,
+    Field(discriminator="type"),
 ]
 
 # Kinds of peft that are not among them, and why.
@@ -205,7 +236,6 @@ _MIXES = "chooses between adapters that were trained before, for each input; tra
 _UNTRIED = "was not tried here"
 OTHER_KINDS = {
     "lora": "is what a blueprint means by lora; write it there",
-    "adalora": "takes ranks away by what it remembers of every gradient, which no seed here holds, and adds a term to the loss",
     "prompt_tuning": _TOKENS, "multitask_prompt_tuning": _TOKENS, "p_tuning": _TOKENS, "prefix_tuning": _TOKENS,
     "adaption_prompt": _TOKENS, "cpt": _TOKENS, "cartridge": _TOKENS,
     "xlora": _MIXES, "poly": _MIXES,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from chrysalis_ray.config.adapters import Adapter, PeftAdapter, refuse_other_kinds
 from chrysalis_ray.config.written import Count, Fraction, Names, Positive, Written
+from chrysalis_ray.core.patterns import PLAIN, Patterns, hidden_key, means
 
 
 class EmbeddedBase(Written):
@@ -54,21 +55,26 @@ OTHER_INITS = {
 MOVED_INITS = {"pissa": "the leading part", "olora": "a part"}
 
 
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number in a module's name
+
+
+Rank = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Lora(Written):
     """`init` draws the A of adapter zero as peft does, or takes it from the data (EVA, arXiv 2410.07170); B is zero.
 
     Of the modules that `targets` mean those are left out that `exclude` means (names or their ends), and those of other layers
-    than `layers`, counted from 0: peft's exclude_modules and layers_to_transform.
+    than `layers`, counted from 0: peft's exclude_modules and layers_to_transform. Modules that `rank_pattern` and
+    `alpha_pattern` mean, by their names or the ends of them, have ranks and alphas of their own, in all variants.
 
     `use_dora` (arXiv 2402.09353), `lora_bias`, `modules_to_save` and the inits `pissa` (arXiv 2404.02948) and `olora` (arXiv
     2406.01775) are those of peft; such variants train one after another, each alone on the base.
     """
 
     init: Literal["kaiming", "gaussian", "eva", "pissa", "olora"] = "kaiming"
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    rank: Rank = 8
     alpha: Positive = 16.0
     use_rslora: bool = False
     plus_ratio: Positive = 1.0  # LoRA+: how many times as fast as A does B learn
@@ -79,6 +85,8 @@ class Lora(Written):
     )  # fmt: skip
     exclude: Names = ()
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     use_dora: bool = False
     lora_bias: bool = False
     modules_to_save: Names = ()  # trained whole, by the end of the name
@@ -93,6 +101,26 @@ class Lora(Written):
         if iterations and name in MOVED_INITS:
             raise ValueError(f"{init!r} draws at random where it looks; write {name}, which is exact, or eva or kaiming")
         return init
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _names_that_count(cls, pattern: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        targets: tuple[str, ...] = info.data.get("targets", ())
+        for key in pattern:
+            if not _NAME.fullmatch(key):
+                raise ValueError(
+                    f"{key!r} is a regular expression or no name; write names of modules or the ends of them, such as q_proj "
+                    "or layers.0.self_attn.q_proj"
+                )
+            if targets and not any(means(target, key) or means(key, target) for target in targets):
+                raise ValueError(f"{key!r} means none of lora.targets ({', '.join(targets)}); leave it out")
+        if found := hidden_key(pattern):
+            raise ValueError(f"{found[0]!r} means all that {found[1]!r} means, and the first that fits counts; write it after")
+        return pattern
+
+    @property
+    def patterns(self) -> Patterns:
+        return Patterns(self.rank_pattern, self.alpha_pattern)
 
     @property
     def solo(self) -> str | None:
@@ -280,6 +308,11 @@ class Blueprint(Written):
         if self.adapter is None:
             return self.lora
         return self.adapter.aimed_at(self.lora.targets)
+
+    @property
+    def patterns(self) -> Patterns:
+        """Modules of its variants whose ranks and alphas are their own."""
+        return self.lora.patterns if self.adapter is None else PLAIN
 
     @property
     def adapter_type(self) -> str:

@@ -122,7 +122,14 @@ def _lone_body(blueprint: Blueprint, tree: Node) -> Iterator[Finding]:
     yield from _truth_as_number(tree)
     offload = blueprint.body.offload
     if offload in ("cpu", "nvme") and blueprint.body.zero_stage == 0:
-        yield ("body", "offload"), f"{offload} offload is part of zero_stage 3; set zero_stage: 3 or leave offload out"
+        yield ("body", "offload"), f"{offload} offload is part of zero_stage 3; {_without_stage_3(blueprint)}"
+
+
+def _without_stage_3(blueprint: Blueprint) -> str:
+    """What to do where what is written is part of stage 3."""
+    if reason := blueprint.worn.solo:
+        return f"leave offload and nvme_path out, since variants here train by plain peft, on a base that is whole ({reason})"
+    return "set zero_stage: 3, or leave offload out"
 
 
 def _truth_as_number(tree: Node) -> Iterator[Finding]:
@@ -145,7 +152,8 @@ def _body(loaded: LoadedExperiment) -> Iterator[Finding]:
     if body.offload in ("cpu", "nvme") and body.zero_stage != 3 and "zero_stage" not in loaded.open:
         yield (
             ("body", "offload"),
-            f"{body.offload} offload is part of zero_stage 3; zero_stage is {body.zero_stage}: set zero_stage: 3",
+            f"{body.offload} offload is part of zero_stage 3; zero_stage is {body.zero_stage}: "
+            + _without_stage_3(loaded.blueprint),
         )
     if body.offload == "cpu" and gpus == 0:
         yield (

@@ -266,7 +266,7 @@ def _mutated_levels(scheduler: Pbt | Pb2, epigenomes: Epigenomes, at: Location) 
 def _merges(loaded: LoadedExperiment) -> Iterator[Finding]:
     population = loaded.experiment.population
     top = largest_rank(loaded)
-    total = top * population.variants
+    total = loaded.blueprint.patterns.largest(top) * population.variants
     widest = smallest_target(loaded.base, loaded.blueprint.lora.targets) if loaded.blueprint.adapter is None else None
     for position, merge in enumerate(loaded.experiment.merge):
         at = ("merge", position, "rank")

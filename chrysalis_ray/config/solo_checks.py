@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from chrysalis_ray.config.adapters import Boft, Hra, PeftAdapter
+from chrysalis_ray.config.adapters import AdaLora, Boft, Hra, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.config.population import Choice, Grid
+from chrysalis_ray.config.population_checks import step_sizes
 from chrysalis_ray.config.problems import Finding
 from chrysalis_ray.config.resolve import LoadedExperiment
 
@@ -68,10 +69,27 @@ def _adapter(loaded: LoadedExperiment, worn: PeftAdapter) -> Iterator[Finding]:
     for inner in getattr(worn, "feedforward_modules", None) or ():
         if inner not in (worn.targets or ()):
             yield ("adapter", "feedforward_modules"), f"{inner!r} is none of its targets ({', '.join(worn.targets or ())})"
+    if isinstance(worn, AdaLora):
+        yield from _adalora(loaded, worn, ranks or [worn.rank])
     if getattr(worn, "boft_block_num", 0) and getattr(worn, "boft_block_size", 0):
         yield ("adapter", "boft_block_num"), "boft_block_size x boft_block_num is the width; write one, and 0 for the other"
     elif isinstance(worn, Boft) and not (worn.boft_block_num or worn.boft_block_size):
         yield ("adapter", "boft_block_size"), "boft_block_size and boft_block_num are 0; write one of them"
+
+
+def _adalora(loaded: LoadedExperiment, worn: AdaLora, ranks: Sequence[int]) -> Iterator[Finding]:
+    """Ranks must be there to be taken away, and steps to do it in."""
+    population, lanes = loaded.experiment.population, loaded.blueprint.lanes
+    steps = population.tokens_per_variant // (step_sizes(population.search, lanes)[-1] * lanes.sequence_length)
+    if worn.target_r >= min(ranks):
+        yield ("adapter", "target_r"), f"{worn.target_r} of {min(ranks)} ranks are to be left: nothing is taken; write fewer"
+    if worn.tinit + worn.tfinal >= steps:
+        yield (
+            ("adapter", "tinit"),
+            f"tinit ({worn.tinit}) and tfinal ({worn.tfinal}) leave none of {steps} steps to take ranks away in; write fewer",
+        )
+    if worn.modules_to_save:
+        yield ("adapter", "modules_to_save"), "what is left of AdaLoRA is a plain LoRA, which has none; leave it out"
 
 
 def _body(loaded: LoadedExperiment, reason: str) -> Iterator[Finding]:

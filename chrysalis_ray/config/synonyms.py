@@ -124,7 +124,6 @@ CONVERSIONS: dict[str, str] = {
 
 _OTHER_KIND = "a kind of adapter other than LoRA is written as adapter: {type: ...} in the blueprint, beside lora"
 _DROPOUT = "peft draws it anew at every look, and a variant that goes on from its seed would see another; leave it out"
-_PATTERN = "variants of a pack have one rank and one scale each, for all targets; leave it out"
 
 # Known elsewhere, deliberately absent here.
 ABSENT: dict[str, str] = {
@@ -138,8 +137,6 @@ ABSENT: dict[str, str] = {
     "boft_dropout": _DROPOUT,
     "miss_dropout": _DROPOUT,
     "layers_pattern": "the first number in a module's name is its layer; leave it out, and name modules in full if it is not",
-    "rank_pattern": _PATTERN,
-    "alpha_pattern": _PATTERN,
     "boft_n_butterfly_factor": "peft takes more than one only with CUDA code that it compiles itself, else silently one",
     "output_dir": "a run is written to runs/NAME; choose `name`",
     "include": "one experiment is one file; there are no includes",

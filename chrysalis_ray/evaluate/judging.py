@@ -107,7 +107,9 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
         return
     slots, fitting, blended = pack.bank.slots, list[Candidate](), list[Candidate]()
     for each in candidates:
-        high = each.folder is not None and open_adapter(find(each.folder)).rank > pack.bank.rank
+        high = each.folder is not None and open_adapter(find(each.folder)).rank > pack.bank.room
+        if each.folder is not None and high and pack.bank.patterns:  # a variant's own fits, whatever its largest rank
+            high = not pack.bank.holds(read_adapter(find(each.folder)).factors)
         (blended if high or each.made == "blend" else fitting).append(each)
     for group in _groups(fitting, slots):
         for slot, each in enumerate(group):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.core.errors import VariantLost
 from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.core.store import Store
 
@@ -42,10 +43,13 @@ def _write_folder(layout: RunLayout, variant_id: str, row: Mapping[str, Any], ze
     settings = Variant.from_json(row["variant"]).hyperparameters
     if "solo" in meta:
         return write_solo(layout.adapter(variant_id), tensors, meta, settings, layout.seed)
-    return write_adapter(layout.adapter(variant_id), adapter_of(tensors, settings, zero), like=layout.seed)
+    adapter = adapter_of(tensors, settings, zero, Patterns.from_json(meta.get("patterns", {})))
+    return write_adapter(layout.adapter(variant_id), adapter, like=layout.seed)
 
 
-def adapter_of(tensors: Mapping[str, Tensor], settings: Hyperparameters, zero: AdapterWeights) -> AdapterWeights:
+def adapter_of(
+    tensors: Mapping[str, Tensor], settings: Hyperparameters, zero: AdapterWeights, patterns: Patterns = PLAIN
+) -> AdapterWeights:
     """The adapter in the tensors of a packed variant's seed."""
     from chrysalis_ray.seed.adapter import AdapterWeights
 
@@ -63,6 +67,7 @@ def adapter_of(tensors: Mapping[str, Tensor], settings: Hyperparameters, zero: A
         factors=factors,
         fan_in_fan_out=zero.fan_in_fan_out,
         dropout=settings.dropout,
+        patterns=patterns,
     )
 
 

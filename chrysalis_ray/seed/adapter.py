@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, write_bytes
 from chrysalis_ray.seed.placing import put_in_place, sync_and_hash, take
 from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, unique_keys, write_floats
@@ -70,6 +71,7 @@ class AdapterWeights:
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     fan_in_fan_out: bool = False
     dropout: float = 0.0  # in training; peft's lora_dropout, which says nothing about the delta
+    patterns: Patterns = PLAIN  # only while it is written: what is read has one rank and one scale for all modules
 
     @property
     def scale(self) -> float:
@@ -147,10 +149,11 @@ def _checked_shapes(weights: AdapterWeights) -> dict[str, tuple[int, ...]]:
     for module, (a_ri, b_or) in weights.factors.items():
         if not MODULE.fullmatch(module):
             raise MergeError(f"{module!r} is not the name of a module")
-        if a_ri.ndim != 2 or b_or.ndim != 2 or a_ri.shape[0] != weights.rank or b_or.shape[1] != weights.rank:
+        rank = weights.patterns.rank_of(module, weights.rank)
+        if a_ri.ndim != 2 or b_or.ndim != 2 or a_ri.shape[0] != rank or b_or.shape[1] != rank:
             raise MergeError(
-                f"module {module}: A {tuple(a_ri.shape)} and B {tuple(b_or.shape)} do not fit rank {weights.rank}",
-                f"A must be [{weights.rank}, in] and B [out, {weights.rank}]",
+                f"module {module}: A {tuple(a_ri.shape)} and B {tuple(b_or.shape)} do not fit rank {rank}",
+                f"A must be [{rank}, in] and B [out, {rank}]",
             )
         if not any(module == target or module.endswith(f".{target}") for target in weights.targets):
             raise MergeError(f"module {module} is none of the targets {', '.join(sorted(weights.targets))}")
@@ -169,6 +172,7 @@ def _config_bytes(weights: AdapterWeights, like: Path | Mapping[str, Any] | None
         "target_modules": sorted(weights.targets),
         "lora_dropout": weights.dropout,
         "fan_in_fan_out": weights.fan_in_fan_out,
+        **weights.patterns.written(weights.factors),
     }
     known = _peft_config() if like is None else read_config(like) if isinstance(like, Path) else like
     plain = {**known, **own}

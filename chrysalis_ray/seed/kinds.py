@@ -28,13 +28,14 @@ def form_of_kind(adapter: PeftAdapter) -> dict[str, Any]:
     return adapter.model_dump(mode="json", exclude={"rank", "alpha"})
 
 
-def peft_config(adapter: PeftAdapter, own: Hyperparameters) -> Any:
-    """The config of a variant, by peft's class for the kind. Raises ValueError or TypeError for what peft refuses."""
+def peft_config(adapter: PeftAdapter, own: Hyperparameters, steps: int | None = None) -> Any:
+    """The config of a variant of so many steps, by peft's class for the kind. Raises ValueError or TypeError for what peft
+    refuses."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import PeftType
 
     make: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(adapter.type.upper())]
-    return make(task_type="CAUSAL_LM", **adapter.settings(own.rank, own.alpha))
+    return make(task_type="CAUSAL_LM", **adapter.settings(own.rank, own.alpha, steps))
 
 
 def constants_of(model: Any, trained: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chrysalis_ray.config.adapters import PeftAdapter
+from chrysalis_ray.config.adapters import AdaLora, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import MergeError, ModelError
 from chrysalis_ray.core.records import Hyperparameters, canonical_json
+from chrysalis_ray.seed.adalora import Allocation, plain_adapter
 from chrysalis_ray.seed.adapter import (
     CARD,
     CONFIG,
@@ -68,12 +69,17 @@ class Wardrobe:
         self._kept: list[tuple[Any, Tensor]] = []  # modules whose weights are moved, and those weights
 
     def wear(
-        self, worn: Lora | PeftAdapter, hyperparameters: Hyperparameters, moved: Moved | None = None, draw: int = 0
+        self,
+        worn: Lora | PeftAdapter,
+        hyperparameters: Hyperparameters,
+        moved: Moved | None = None,
+        draw: int = 0,
+        steps: int | None = None,
     ) -> SoloAdapter:
         """Let peft put a fresh adapter on the base, or for one that moves the base and is no more fresh, move that again.
 
-        What peft draws follows from `draw`; the A of a LoRA is replaced. Raises ModelError for what peft cannot do with this
-        base.
+        What peft draws follows from `draw`; the A of a LoRA is replaced. `steps` is for kinds that plan theirs. Raises
+        ModelError for what peft cannot do with this base.
         """
         from peft import get_peft_model
 
@@ -84,9 +90,10 @@ class Wardrobe:
             if moves or moved is not None:
                 self._keep(worn)
             try:
-                config = (
-                    _lora_config(worn, hyperparameters, moves) if isinstance(worn, Lora) else peft_config(worn, hyperparameters)
-                )
+                if isinstance(worn, Lora):
+                    config = _lora_config(worn, hyperparameters, moves)
+                else:
+                    config = peft_config(worn, hyperparameters, steps)
                 model = get_peft_model(self.model, config)
             except (TypeError, ValueError, UserWarning) as error:
                 self.undress()
@@ -95,7 +102,8 @@ class Wardrobe:
                     f"peft refuses this adapter on the base: {error}", f"look at {where} in the blueprint"
                 ) from error
             self.model.eval()
-            adapter = SoloAdapter(self.model, worn, hyperparameters.scale)
+            allocation = Allocation(model.base_model) if isinstance(worn, AdaLora) else None
+            adapter = SoloAdapter(self.model, worn, hyperparameters, allocation)
             if not isinstance(worn, Lora):
                 adapter.constants = constants_of(model, adapter.parameters)
         self._check(worn)
@@ -162,7 +170,9 @@ class SoloAdapter:
     """One adapter on a base: what peft trains of it, by name, and the modules that carry A and B, by theirs. `constants` is
     what its kind keeps beside (`kinds.py`)."""
 
-    def __init__(self, model: PreTrainedModel, worn: Lora | PeftAdapter, scale: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, worn: Lora | PeftAdapter, own: Hyperparameters, allocation: Allocation | None = None
+    ) -> None:
         from peft.tuners.lora import LoraLayer
         from peft.tuners.lycoris_utils import LycorisLayer
 
@@ -170,10 +180,11 @@ class SoloAdapter:
         self.worn = worn
         self.moved: Moved | None = None
         self.constants: dict[str, Tensor] = {}
+        self.allocation = allocation
         self.layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
         self._scaled: list[Any] = [*self.layers.values(), *(m for m in model.modules() if isinstance(m, LycorisLayer))]
         self.parameters = {state_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-        self.rescale(scale)
+        self.rescale(own)
 
     @property
     def head(self) -> nn.Module:
@@ -181,10 +192,10 @@ class SoloAdapter:
         head: Any = self.model.get_output_embeddings()
         return head.modules_to_save[NAME] if hasattr(head, "modules_to_save") else head
 
-    def rescale(self, scale: float) -> None:
-        """Count B A, or what a kind with an alpha has in its place, so many times."""
+    def rescale(self, own: Hyperparameters) -> None:
+        """Count B A, or what a kind with an alpha has in its place, as often as its rank and alpha say."""
         for layer in self._scaled:
-            layer.scaling[NAME] = scale
+            layer.scaling[NAME] = own.alpha if isinstance(self.worn, AdaLora) else own.scale  # it divides by the rank itself
 
     def move(self, moved: Moved) -> None:
         """Take the moved part out of the base's weights, by the arithmetic with which peft's inits did."""
@@ -254,6 +265,8 @@ def write_solo(
     folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], hyperparameters: Hyperparameters, seed: Path
 ) -> str:
     """The adapter in a solo seed as a PEFT folder; returns its sha256. `seed` is the folder of adapter zero."""
+    if meta["solo"].get("type") == "adalora":
+        return write_adapter(folder, plain_adapter(tensors, hyperparameters, read_adapter(seed)), like=seed)
     if "type" in meta["solo"]:
         return write_kind(folder, tensors, meta["solo"], hyperparameters, seed)
     zero, own = read_adapter(seed), hyperparameters
@@ -313,8 +326,10 @@ def read_solo(folder: Path, worn: Lora | PeftAdapter) -> tuple[Hyperparameters, 
 
 
 def release_adapter(source: Path, folder: Path, card: str | None = None) -> str:
-    """The adapter of `source` in a folder of its own, with a card; returns its sha256. What is no plain LoRA is copied."""
-    if is_plain(source):
+    """The adapter of `source` in a folder of its own, with a card; returns its sha256. What is no plain LoRA is copied, as is
+    one with ranks or alphas of some modules."""
+    config = read_config(source)
+    if is_plain(source) and not (config.get("rank_pattern") or config.get("alpha_pattern")):
         return write_adapter(folder, read_adapter(source), card=card)
     files = {name: (source / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     return write_folder(folder, {**files, **({CARD: card.encode()} if card is not None else {})})

@@ -1,13 +1,15 @@
 """The seed of a variant as bytes: everything needed to go on training it, in one safetensors blob.
 
 Tensors are logical and unpadded: ``weight/<module>.lora_A`` [rank, in], ``weight/<module>.lora_B`` [out, rank], and the
-moments of the optimizer that `meta` names (``exp_avg/...`` and ``exp_avg_sq/...`` of adamw), of the same shapes. The rest
+moments of the optimizer that `meta` names (``exp_avg/...`` and ``exp_avg_sq/...`` of adamw), of the same shapes. All have one
+rank but those modules to which the ``patterns`` of `meta` give another. The rest
 (position, step, hyperparameters, epigenome ...) is one canonical JSON string in the metadata, so that equal seeds have equal
 bytes. Format 1, written when every optimizer was adamw, is read as well.
 
 A variant whose adapter no pack can hold (`solo.py`) has ``weight/<name>`` and moments under the names of peft's own files, of
-any shape, ``initial/<name>`` for what was moved out of the base, and ``constant/<name>`` for what its kind keeps beside what is
-trained (`kinds.py`); its `meta` says of which kind it is under ``solo``.
+any shape, ``initial/<name>`` for what was moved out of the base, ``constant/<name>`` for what its kind keeps beside what is
+trained (`kinds.py`) and ``running/<name>`` for what it remembers of its steps (`adalora.py`); its `meta` says of which kind it
+is under ``solo``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 from chrysalis_ray.core.errors import StoreCorrupt, VariantLost
+from chrysalis_ray.core.patterns import Patterns
 from chrysalis_ray.core.records import MOMENTS, canonical_json
 from chrysalis_ray.seed.adapter import MODULE
 from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
@@ -27,7 +30,7 @@ from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
 FORMAT = "chrysalis.seed/2"
 ADAMW_ONLY = "chrysalis.seed/1"
 KINDS = ("weight", *sorted({name for names in MOMENTS.values() for name in names}))
-SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial|constant)/(?P<name>{MODULE.pattern})")
+SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial|constant|running)/(?P<name>{MODULE.pattern})")
 KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
 
 
@@ -63,7 +66,13 @@ def unpack_seed(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
 
 def _problem_of(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], optimizer: Any) -> str | None:
     """What is wrong with a seed, or None."""
-    return _solo_problem(tensors, optimizer) if "solo" in meta else _problem(tensors, optimizer)
+    if "solo" in meta:
+        return _solo_problem(tensors, optimizer)
+    try:
+        patterns = Patterns.from_json(meta.get("patterns", {}))
+        return _problem(tensors, optimizer, patterns)
+    except (AttributeError, TypeError):
+        return f"its patterns {meta['patterns']!r} are none"
 
 
 def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:
@@ -80,6 +89,7 @@ def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | 
         kinds.setdefault(match["kind"], {})[match["name"]] = tensor.shape
     weights, initial = kinds.pop("weight", {}), kinds.pop("initial", {})
     kinds.pop("constant", None)
+    kinds.pop("running", None)
     if not weights:
         return "it holds no weights"
     if kinds and sorted(kinds) != sorted(moments):
@@ -92,13 +102,13 @@ def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | 
     return None
 
 
-def _problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:
+def _problem(tensors: Mapping[str, torch.Tensor], optimizer: Any, patterns: Patterns) -> str | None:
     """What is wrong with the names, types and shapes of a seed, or None."""
     moments = MOMENTS.get(optimizer) if isinstance(optimizer, str) else None
     if moments is None:
         return f"its optimizer {optimizer!r} is none of {', '.join(MOMENTS)}"
     kinds: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    ranks: set[int] = set()
+    ranks: set[int] = set()  # of modules without one of their own
     for name, tensor in tensors.items():
         match = KEY.fullmatch(name)
         if match is None:
@@ -107,7 +117,11 @@ def _problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:
             return f"tensor {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, not a float matrix"
         own = name.removeprefix(f"{match['kind']}/")
         kinds[match["kind"]].add(own)
-        ranks.add(tensor.shape[0 if match["side"] == "A" else 1])
+        rank = tensor.shape[0 if match["side"] == "A" else 1]
+        if (fixed := patterns.kind_of(match["module"]).rank) is None:
+            ranks.add(rank)
+        elif rank != fixed:
+            return f"tensor {name!r} has rank {rank}, by its patterns it is {fixed}"
         weight = tensors.get(f"weight/{own}")
         if weight is None or weight.shape != tensor.shape:
             return f"tensor {name!r} has no weight of its shape beside it"

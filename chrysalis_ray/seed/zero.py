@@ -16,6 +16,7 @@ import torch
 from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import means
 from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
 
 
@@ -135,6 +136,7 @@ def _target_shapes(
             shapes[own] = linear[own]
     if isinstance(worn, Lora):
         _check_narrowing(worn, linear, shapes)
+        _check_patterns(worn, shapes)
     return shapes, not transposed.isdisjoint(shapes)
 
 
@@ -158,3 +160,14 @@ def _check_narrowing(lora: Lora, linear: Mapping[str, tuple[int, int]], shapes: 
         if not any(alone.takes(name) for name in meant):
             raise ModelError(f"lora.layers names layer {layer}, and the base has no such targets", "layers count from 0")
     assert set(shapes) == {name for name in meant if lora.takes(name)}, "peft and this package mean the same modules"
+
+
+def _check_patterns(lora: Lora, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Every key must mean a module, and no rank be larger than a matrix."""
+    for field, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for key in pattern:
+            if not any(means(key, name) for name in shapes):
+                raise ModelError(f"lora.{field} names {key!r}, and lora.targets mean no such module", "leave it out")
+    for name, sides in shapes.items():
+        if lora.patterns.rank_of(name, 1) > min(sides):
+            raise ModelError(f"lora.rank_pattern gives {name} a rank above {min(sides)}, its smaller side", "write less")

@@ -10,6 +10,9 @@ snapshot. Per-target views are strided and share the storage, and so do their gr
 A slot of smaller rank than the bank leaves the other rows of A and columns of B at zero. Their gradients are products with
 those zeros, and no optimizer here moves what has no gradient, no moments and no value: they stay exactly zero. Where ranks
 differ much a window leaves those zeros out: neighbouring rows of like rank are a bucket, computed as wide as that rank needs.
+
+Targets that a pattern gives a rank of their own are so wide in every row, and no wider. Targets of one pattern are a kind, and
+a slot has one scale for each kind (`scale_KS`, kinds x slots; kind 0 are those without a pattern).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import PLAIN, Geometry, Kind, Patterns
 from chrysalis_ray.training.blend import Blend
 from chrysalis_ray.training.dropout import Passage
 from chrysalis_ray.training.limbs import shared_zeros
@@ -79,6 +83,7 @@ class Bank:
 
     With `shared` they lie in memory that a fork of this process goes on sharing. `spare` rows more, after the others, are for
     copies that forks work on. With `layers`, the names of the base's, the gradients of one of them at a time have room.
+    Targets that `patterns` mean have ranks or alphas of their own.
     """
 
     def __init__(
@@ -91,7 +96,9 @@ class Bank:
         shared: bool = False,
         spare: int = 0,
         layers: Sequence[str] = (),
+        patterns: Patterns = PLAIN,
     ) -> None:
+        self.patterns = patterns
         self.targets = tuple(targets)
         self.slots = slots
         self.rank = rank
@@ -99,21 +106,39 @@ class Bank:
         self.offsets: dict[tuple[str, str], tuple[int, tuple[int, int]]] = {}
         end = 0
         for target in self.targets:
-            self.offsets[target.name, "lora_A"] = (end, (rank, target.in_features))
-            end += rank * target.in_features
+            width = self.reach(target.name, rank)
+            self.offsets[target.name, "lora_A"] = (end, (width, target.in_features))
+            end += width * target.in_features
         self.first_b = end  # in a row everything before it is A, everything from it on is B
         for target in self.targets:
-            self.offsets[target.name, "lora_B"] = (end, (target.out_features, rank))
-            end += rank * target.out_features
+            width = self.reach(target.name, rank)
+            self.offsets[target.name, "lora_B"] = (end, (target.out_features, width))
+            end += width * target.out_features
         self.row_size = math.ceil(end / ALIGNMENT) * ALIGNMENT
         make = shared_zeros if shared else partial(torch.zeros, device=device)
         rows = slots + spare
         self.flat_SP = make((rows, self.row_size), dtype=dtype)
         self.scratch = Scratch(self.spans(layers), slots, dtype, device) if layers else None
         self.gflat_SP = make((0 if layers else rows, self.row_size), dtype=dtype)
-        self.scale_S = make((rows,), dtype=dtype)
+        self.kinds = tuple(dict.fromkeys([Kind(), *(patterns.kind_of(target.name) for target in self.targets)]))
+        self.kind_of = {target.name: self.kinds.index(patterns.kind_of(target.name)) for target in self.targets}
+        self.scale_KS = make((len(self.kinds), rows), dtype=dtype)
         self.ranks = [0] * rows
         self.live = slots
+
+    def reach(self, name: str, rank: int) -> int:
+        """The rank of a target in an adapter of `rank`."""
+        return self.patterns.rank_of(name, rank)
+
+    @property
+    def room(self) -> int:
+        """The largest rank of an adapter, the same for all targets, that a slot has room for."""
+        return min(height for (_, side), (_, (height, _)) in self.offsets.items() if side == "lora_A")
+
+    def weigh(self, row: int, own: Geometry) -> None:
+        """Count a row's B A as often as a variant's rank and alpha say, target by target."""
+        for kind, of in enumerate(self.kinds):
+            self.scale_KS[kind, row] = of.scale(own)
 
     def block(self, rows: Tensor, name: str, side: str) -> Tensor:
         """The part of row-shaped vectors that holds one factor of one target, as a matrix each."""
@@ -149,23 +174,24 @@ class Bank:
         return slice(start, last + height * width)
 
     def neighbours(self, names: Sequence[str]) -> bool:
-        """Whether the A of these targets stand side by side in a row and have the same width."""
+        """Whether the A of these targets stand side by side in a row, have the same width and are of one kind."""
         starts = [self.offsets[name, "lora_A"] for name in names if (name, "lora_A") in self.offsets]
         ends = [start + height * width for start, (height, width) in starts]
         together = all(end == start for end, (start, _) in zip(ends, starts[1:], strict=False))
-        return len(starts) == len(names) and together and len({shape for _, shape in starts}) == 1
+        alike = len({shape for _, shape in starts}) == 1 and len({self.kind_of[name] for name in names}) == 1
+        return len(starts) == len(names) and together and alike
 
     def unpack(self, row_P: Tensor, rank: int) -> dict[str, Tensor]:
         """Logical views of a row-shaped vector (weights, a moment): ``<module>.lora_A`` [rank, in], ``lora_B`` [out, rank]."""
         tensors = {}
         for name, side in self.offsets:
-            tensors[f"{name}.{side}"] = _narrow(self.block(row_P, name, side), side, rank)
+            tensors[f"{name}.{side}"] = _narrow(self.block(row_P, name, side), side, self.reach(name, rank))
         return tensors
 
     def pack(self, tensors: Mapping[str, Tensor], rank: int, row_P: Tensor) -> None:
         """Write logical tensors into a row-shaped vector, padding with zeros.
 
-        Of tensors of a higher rank than `rank` the first `rank` rows of A and columns of B are taken. Raises ModelError for
+        Of tensors of a higher rank than the target's the first rows of A and columns of B are taken. Raises ModelError for
         missing modules, wrong shapes and a rank that is too small or does not fit the bank.
         """
         if rank > self.rank:
@@ -180,8 +206,9 @@ class Bank:
             )
         row_P.zero_()
         for name, side in self.offsets:
-            value = _cut(tensors.get(f"{name}.{side}"), f"{name}.{side}", side, rank)
-            block = _narrow(self.block(row_P, name, side), side, rank)
+            own = self.reach(name, rank)
+            value = _cut(tensors.get(f"{name}.{side}"), f"{name}.{side}", side, own)
+            block = _narrow(self.block(row_P, name, side), side, own)
             if value.shape != block.shape:
                 raise ModelError(
                     f"{name}.{side} has shape {list(value.shape)}, the base needs {list(block.shape)}",
@@ -189,28 +216,48 @@ class Bank:
                 )
             block.copy_(value)
 
+    def fitted(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        """An adapter of one rank for all targets, with as many rows of A and columns of B as each has room for here. Raises
+        ModelError where more than zeros would be cut off."""
+        fitted = {}
+        for name, (a_ri, b_or) in factors.items():
+            width, rank = self.offsets[name, "lora_A"][1][0] if name in self.kind_of else len(a_ri), len(a_ri)
+            if not _ends_at(width, a_ri, b_or):
+                raise ModelError(
+                    f"{name}: rank {rank} does not fit this target's {width}", "judge it as a blend of itself alone"
+                )
+            more = max(width - rank, 0)
+            fitted[name] = nn.functional.pad(a_ri[:width], (0, 0, 0, more)), nn.functional.pad(b_or[:, :width], (0, more))
+        return fitted
+
+    def holds(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> bool:
+        """Whether an adapter fits a slot to the last number."""
+        wide = ((self.offsets[name, "lora_A"][1][0], *pair) for name, pair in factors.items() if name in self.kind_of)
+        return all(_ends_at(*each) for each in wide)
+
     def swap(self, first: int, second: int) -> None:
         """Exchange two rows with their ranks and scales; gradients are scratch and stay where they are."""
         self.flat_SP[[first, second]] = self.flat_SP[[second, first]]
-        self.scale_S[[first, second]] = self.scale_S[[second, first]]
+        self.scale_KS[:, [first, second]] = self.scale_KS[:, [second, first]]
         self.ranks[first], self.ranks[second] = self.ranks[second], self.ranks[first]
 
     def copy(self, source: int, target: int) -> None:
         """Make row `target` what row `source` is, with its rank and its scale."""
         self.flat_SP[target] = self.flat_SP[source]
-        self.scale_S[target] = self.scale_S[source]
+        self.scale_KS[:, target] = self.scale_KS[:, source]
         self.ranks[target] = self.ranks[source]
 
     def clear(self, row: int) -> None:
         """Make a row the adapter that changes nothing."""
         self.flat_SP[row].zero_()
-        self.scale_S[row] = 0.0
+        self.scale_KS[:, row] = 0.0
         self.ranks[row] = 0
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring rows of a window whose A is computed to its first `rank` rows, B to as many columns: the rest is zero."""
+    """Neighbouring rows of a window whose A is computed to its first `rank` rows, B to as many columns: the rest is zero.
+    Targets with a rank of their own are computed to that."""
 
     rows: slice
     rank: int
@@ -280,9 +327,13 @@ class Window:
         return [self._stacked_of(bucket, names) for bucket in self.buckets]
 
     @property
-    def scale_S(self) -> Tensor:
-        """The scale of every row in sight."""
-        return self.bank.scale_S[self.rows]
+    def variants(self) -> int:
+        """How many rows are in sight."""
+        return self.rows.stop - self.rows.start
+
+    def scale_S(self, name: str) -> Tensor:
+        """How many times B A of a target counts, in every row in sight."""
+        return self.bank.scale_KS[self.bank.kind_of[name], self.rows]
 
     def _place(self, bucket: Bucket) -> slice:
         """The rows of the bank that a bucket means."""
@@ -296,31 +347,36 @@ class Window:
         return self._leaves[key]
 
     def _leaf(self, name: str, side: str, place: slice, rank: int) -> nn.Parameter:
-        bank = self.bank
-        leaf = nn.Parameter(_narrow(bank.block(bank.flat_SP[place], name, side), side, rank))
-        leaf.grad = _narrow(bank.gradient_block(place, name, side), side, rank)
+        bank, own = self.bank, self.bank.reach(name, rank)
+        leaf = nn.Parameter(_narrow(bank.block(bank.flat_SP[place], name, side), side, own))
+        leaf.grad = _narrow(bank.gradient_block(place, name, side), side, own)
         return leaf
 
     def _stacked_of(self, bucket: Bucket, names: Sequence[str]) -> Stacked:
         place, rank = self._place(bucket), bucket.rank
         key = (place.start, place.stop, self.rows.start, rank, names[0])
         if key not in self._stacked:
-            bank = self.bank
+            bank, own = self.bank, self.bank.reach(names[0], rank)
             start, (height, width) = bank.offsets[names[0], "lora_A"]
             end = start + len(names) * height * width
             a_smri, grad_a_smri = (
-                part.unflatten(-1, (len(names), height, width))[:, :, :rank]
+                part.unflatten(-1, (len(names), height, width))[:, :, :own]
                 for part in (bank.flat_SP[place, start:end], bank.gradient_part(place, start, end))
             )
-            b_sor = tuple(_narrow(bank.block(bank.flat_SP[place], name, "lora_B"), "lora_B", rank) for name in names)
-            grad_b_sor = tuple(_narrow(bank.gradient_block(place, name, "lora_B"), "lora_B", rank) for name in names)
-            self._stacked[key] = Stacked(bucket.rows, rank, a_smri, b_sor, grad_a_smri, grad_b_sor)
+            b_sor = tuple(_narrow(bank.block(bank.flat_SP[place], name, "lora_B"), "lora_B", own) for name in names)
+            grad_b_sor = tuple(_narrow(bank.gradient_block(place, name, "lora_B"), "lora_B", own) for name in names)
+            self._stacked[key] = Stacked(bucket.rows, own, a_smri, b_sor, grad_a_smri, grad_b_sor)
         return self._stacked[key]
 
 
 def _narrow(block_shw: Tensor, side: str, rank: int) -> Tensor:
     """The first `rank` rows of every A, or columns of every B."""
     return block_shw[..., :rank, :] if side == "lora_A" else block_shw[..., :rank]
+
+
+def _ends_at(width: int, a_ri: Tensor, b_or: Tensor) -> bool:
+    """Whether nothing of B A lies beyond the first `width` rows of A and columns of B."""
+    return not (a_ri[width:].any() and b_or[:, width:].any())
 
 
 def _cut(value: Tensor | None, name: str, side: str, rank: int) -> Tensor:

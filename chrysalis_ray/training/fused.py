@@ -39,7 +39,7 @@ class Group:
 
     def output(self, name: str, x: Tensor) -> Tensor:
         """The output of one member. The first that is called computes all; the others, called with the same x, take theirs."""
-        if folds(self.bases[0].weight, x, x.numel() // x.shape[-1] // len(self.window.scale_S)):
+        if folds(self.bases[0].weight, x, x.numel() // x.shape[-1] // self.window.variants):
             return self._folded(name, x)
         if self._x is not x or name not in self._outputs:
             bank_A = self.window.factors(self.names[0])[0][0]
@@ -52,11 +52,11 @@ class Group:
     def _folded(self, name: str, x: Tensor) -> Tensor:
         """The output of one member, each variant's change added to the frozen weights."""
         base, window = self.bases[self.names.index(name)], self.window
-        x_ski = x.reshape(len(window.scale_S), -1, x.shape[-1])
+        scale_s, x_ski = window.scale_S(name), x.reshape(window.variants, -1, x.shape[-1])
         y_sko = x.new_empty(*x_ski.shape[:2], base.out_features)
         for bucket, (a_sri, b_sor) in zip(window.buckets, window.factors(name), strict=True):
             for place, row in enumerate(range(bucket.rows.start, bucket.rows.stop)):
-                fold_into(y_sko[row], base, x_ski[row], a_sri[place], b_sor[place], window.scale_S[row])
+                fold_into(y_sko[row], base, x_ski[row], a_sri[place], b_sor[place], scale_s[row])
         return y_sko.view(*x.shape[:-1], -1)
 
 
@@ -66,7 +66,7 @@ class FusedLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bank_A: Tensor, group: Group) -> tuple[Tensor, ...]:
         window = group.window
-        scale_s, buckets = window.scale_S, window.stacked(group.names)
+        scale_s, buckets = window.scale_S(group.names[0]), window.stacked(group.names)
         x_ski = x.reshape(len(scale_s), -1, x.shape[-1])
         passages = [window.passage.part(weights.rows) if window.passage else None for weights in buckets]
         hidden = []

@@ -36,10 +36,11 @@ def make_pack(order: Order, device: torch.device) -> Pack:
     targets = [target.name for target in find_targets(model, worn.targets) if worn.takes(target.name)]
     lanes: Literal["fixed", "compacted"] = "fixed" if order.compile else "compacted"
     shards, held = 1 if order.compile else order.threads, order.tokens_per_pass
-    gradients = order.gradients
+    gradients, rank = order.gradients, order.rank
     pack = Pack(
-        model, targets, order.slots, order.rank, engine, lanes, threads=shards, gradients=gradients, tokens_per_pass=held
-    )
+        model, targets, order.slots, rank, engine, lanes, threads=shards, gradients=gradients, tokens_per_pass=held,
+        patterns=worn.patterns,
+    )  # fmt: skip
     if order.compile:
         from chrysalis_ray.training.compiled import compile_layers
 

@@ -176,10 +176,11 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         tensors = {}
         targets = self.pack.targets if isinstance(self.pack, SoloPack) else self.pack.bank.targets
+        rank = self.pack.bank.patterns.largest(self.order.rank)
         for target in targets:
-            a_ri = torch.randn(self.order.rank, target.in_features, generator=generator) / target.in_features**0.5
+            a_ri = torch.randn(rank, target.in_features, generator=generator) / target.in_features**0.5
             tensors[f"weight/{target.name}.lora_A"] = a_ri
-            tensors[f"weight/{target.name}.lora_B"] = torch.zeros(target.out_features, self.order.rank)
+            tensors[f"weight/{target.name}.lora_B"] = torch.zeros(target.out_features, rank)
         for slot in range(variants):
             self.pack.place(slot, self.variant(slot, lane, microsteps), tensors, {"optimizer_step": 0})
         self.pack.zero_gradients()

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.blend import Blend, Factors
@@ -76,8 +77,8 @@ class Pack:
 
     `targets` are leaf names ("q_proj") or dotted endings. `dtype` is that of the adapters and moments, `threads` how many
     of them this worker may compute with on a CPU, `tokens_per_pass` how many tokens of several variants one pass may hold
-    (None: those of all). Every worker of a body calls the same methods in the same order. Raises ModelError for a base or
-    targets that do not suit.
+    (None: those of all), `patterns` which targets have ranks and alphas of their own. Every worker of a body calls the same
+    methods in the same order. Raises ModelError for a base or targets that do not suit.
     """
 
     def __init__(
@@ -92,13 +93,14 @@ class Pack:
         threads: int = 1,
         gradients: Literal["whole", "sharded"] = "whole",
         tokens_per_pass: int | None = None,
+        patterns: Patterns = PLAIN,
     ) -> None:
         self.engine = engine
         self.lanes = lanes
         layers = layer_names(model) if gradients == "sharded" and engine.world > 1 else []
         shared = engine.device.type == "cpu" and threads > 1
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
-        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers)
+        self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers, patterns)
         window = Window(self.bank)
         if engine.copyable and engine.device.type == "cpu":
             quicken(model)
@@ -129,6 +131,7 @@ class Pack:
         returned. Raises ModelError for what does not fit.
         """
         row, rank = self._row_of[slot], variant.hyperparameters.rank
+        self._check_patterns(meta)
         self.bank.pack(_part(tensors, "weight"), rank, self.bank.flat_SP[row])
         optimizer = SlotOptimizer(variant.hyperparameters, self.bank.flat_SP[row], self._gradient(slot), self.bank.first_b)
         owner = owner_of(slot, self.engine.world)
@@ -144,6 +147,14 @@ class Pack:
             skipped_in_a_row=int(meta.get("skipped_in_a_row", 0)),
             domain_tokens=dict(meta.get("domain_tokens", {})),
         )
+
+    def _check_patterns(self, meta: Mapping[str, Any]) -> None:
+        """A seed that was trained has the ranks of its own patterns."""
+        if "optimizer" in meta and meta.get("patterns", {}) != self.bank.patterns.to_json():
+            raise ModelError(
+                f"a seed of {meta.get('patterns') or 'no patterns'} does not fit {self.bank.patterns.to_json() or 'none'}",
+                "write the rank_pattern and alpha_pattern that it was trained with",
+            )
 
     def _remember(
         self, optimizer: SlotOptimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], rank: int, owner: int | None
@@ -187,14 +198,16 @@ class Pack:
 
     def load_adapter(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:
         """Put factors A [r, in], B [out, r] per module into a slot, for evaluation only. A scale of 0 gives the bare base."""
+        rank = next((a_ri.shape[0] for a_ri, _ in factors.values()), 0)
+        if self.bank.patterns:
+            factors, rank = self.bank.fitted(factors), min(rank, self.bank.rank)
         tensors = {}
         for module, (a_ri, b_or) in factors.items():
             tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"] = a_ri, b_or
-        rank = next((a_ri.shape[0] for a_ri, _ in factors.values()), 0)
         row = self._row_of[slot]
         self.bank.pack(tensors, rank, self.bank.flat_SP[row])
         self.bank.ranks[row] = rank
-        self.bank.scale_S[row] = scale
+        self.bank.scale_KS[:, row] = scale
         self._occupants.pop(slot, None)
 
     def clear(self, slot: int) -> None:
@@ -279,7 +292,7 @@ class Pack:
     def _occupy(self, slot: int, variant: Variant) -> None:
         row = self._row_of[slot]
         self.bank.ranks[row] = variant.hyperparameters.rank
-        self.bank.scale_S[row] = variant.hyperparameters.scale
+        self.bank.weigh(row, variant.hyperparameters)
 
     def _snapshot(self, slot: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Logical views of a slot's weights and moments, and its meta."""
@@ -292,7 +305,8 @@ class Pack:
             for part, row_P in parts.items()
             for name, tensor in self.bank.unpack(row_P, self.bank.ranks[row]).items()
         }
-        return tensors, {**occupant.to_json(), **({"scalars": scalars} if scalars else {})}
+        beside = {"scalars": scalars, "patterns": self.bank.patterns.to_json()}
+        return tensors, {**occupant.to_json(), **{name: value for name, value in beside.items() if value}}
 
     def _move(self, slot: int, row: int) -> None:
         """Bring a slot into a row; what stood there takes the row it leaves."""

@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         if self.group is not None:
             return self.group.output(self.name, x)
         y = self.base(x)
-        factors, scale_S, passage = self.window.factors(self.name), self.window.scale_S, self.window.passage
+        factors, scale_S, passage = self.window.factors(self.name), self.window.scale_S(self.name), self.window.passage
         if len(factors) == 1:
             return LowRank.apply(y, x, *factors[0], scale_S, passage, self.name)
         rows = [bucket.rows for bucket in self.window.buckets]

@@ -89,6 +89,12 @@ class Shard:
         with self.engine.gather(self.head.parameters):
             return head_cross_entropy(hidden_ND, self.head.weight, self.head.bias, labelled, arithmetic=self.head.arithmetic)
 
+    def summed(self) -> None:
+        """A variant's gradient is complete, here where its step is made; a kind may add what no token brings."""
+
+    def moved(self, step: int) -> None:
+        """Optimizer step number `step` of a variant was made here; its gradient is still there."""
+
     @torch.no_grad()
     def token_scores(self, batch: MicroBatch) -> TokenScores:
         """Losses [N x T] in nats of every token, 0 where there is no label, and hits; for evaluation."""

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import PLAIN, Kind
 from chrysalis_ray.core.records import Hyperparameters, Variant
+from chrysalis_ray.seed.adalora import RUNNING
 from chrysalis_ray.seed.kinds import CONSTANT
 from chrysalis_ray.seed.solo import NAME, Moved, SoloAdapter, Wardrobe, form_of
 from chrysalis_ray.training.bank import ALIGNMENT, Bank, Target, Window
@@ -42,7 +44,8 @@ class RowBank(Bank):
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.targets, self.slots, self.rank, self.widest, self.live = (), 1, 1, 0, 1
         self.ranks, self.scratch = [0], None
-        self.scale_S = torch.zeros(1, dtype=dtype, device=device)
+        self.patterns, self.kinds, self.kind_of = PLAIN, (Kind(),), {}
+        self.scale_KS = torch.zeros(1, 1, dtype=dtype, device=device)
         self.flat_SP = self.gflat_SP = torch.zeros(1, ALIGNMENT, dtype=dtype, device=device)
         self.row_size, self.first_b = ALIGNMENT, 0
         self._places: dict[str, tuple[slice, torch.Size]] = {}
@@ -136,6 +139,14 @@ class SoloShard(Shard):
                 layer.training = batch.passage is not None
         return super().hidden(batch, past)
 
+    def summed(self) -> None:
+        if self.adapter is not None and self.adapter.allocation is not None:
+            self.adapter.allocation.penalty().backward()
+
+    def moved(self, step: int) -> None:
+        if self.adapter is not None and self.adapter.allocation is not None:
+            self.adapter.allocation.allocate(step)
+
     def loss(self, hidden_ND: Tensor, labelled: Labelled) -> tuple[Tensor, Tensor]:
         """As for a frozen head; one that is trained needs its own gradient."""
         if not any(parameter.requires_grad for parameter in self.head.parameters):
@@ -200,16 +211,19 @@ class SoloPack(Pack):
             if meta["solo"] != form_of(self.worn):
                 raise ModelError(f"a seed of the kind {meta['solo']} is not of this blueprint's", "use a seed of this run")
             moved = moved_in(tensors, meta)
-        self._put_on(self.worn, variant.hyperparameters, moved, int(variant.seed_sha256[:15], 16))
+        self._put_on(self.worn, variant.hyperparameters, moved, int(variant.seed_sha256[:15], 16), variant.steps)
         if "solo" in meta:
-            self._recall({n.removeprefix(CONSTANT): t for n, t in tensors.items() if n.startswith(CONSTANT)})
+            self._recall(_part(tensors, CONSTANT), _part(tensors, RUNNING))
         else:
             tensors = self._begun(tensors, variant.hyperparameters.rank)
         super().place(slot, variant, tensors, meta)
 
-    def _recall(self, constants: Mapping[str, Tensor]) -> None:
-        """Have the constants of a seed or a folder in the place of those that peft drew. Raises ModelError for others."""
+    def _recall(self, constants: Mapping[str, Tensor], running: Mapping[str, Tensor]) -> None:
+        """Have the constants of a seed or a folder in the place of those that peft drew, and what a seed remembers of steps.
+        Raises ModelError for others."""
         assert self._shard.adapter is not None
+        if self._shard.adapter.allocation is not None:
+            self._shard.adapter.allocation.recall(running)
         own = self._shard.adapter.constants
         if own.keys() != constants.keys() or any(own[name].shape != value.shape for name, value in constants.items()):
             raise ModelError("a seed and the blueprint's adapter differ in what is not trained", "use a seed of this run")
@@ -248,16 +262,21 @@ class SoloPack(Pack):
         self._put_on(worn, geometry)
         assert self._shard.adapter is not None
         constants = self._shard.adapter.constants
-        self._recall({name: tensor for name, tensor in tensors.items() if name in constants})
+        self._recall({name: tensor for name, tensor in tensors.items() if name in constants}, {})
         trained = {name: tensor for name, tensor in tensors.items() if name not in constants}
         self.bank.pack(trained, geometry.rank, self.bank.flat_SP[0])
         self._occupants.pop(slot, None)
 
     def _put_on(
-        self, worn: Lora | PeftAdapter, hyperparameters: Hyperparameters, moved: Moved | None = None, draw: int = 0
+        self,
+        worn: Lora | PeftAdapter,
+        hyperparameters: Hyperparameters,
+        moved: Moved | None = None,
+        draw: int = 0,
+        steps: int | None = None,
     ) -> None:
         self._take_off()
-        adapter = self._wardrobe.wear(worn, hyperparameters, moved, draw)
+        adapter = self._wardrobe.wear(worn, hyperparameters, moved, draw, steps)
         for name, layer in adapter.layers.items():
             layer.lora_dropout[NAME] = LaneDropout(name, self._shard.window)
         assert isinstance(self.bank, RowBank)
@@ -275,7 +294,7 @@ class SoloPack(Pack):
     def _occupy(self, slot: int, variant: Variant) -> None:
         super()._occupy(slot, variant)
         if self._shard.adapter is not None:
-            self._shard.adapter.rescale(variant.hyperparameters.scale)
+            self._shard.adapter.rescale(variant.hyperparameters)
 
     def _snapshot(self, slot: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, meta = super()._snapshot(slot)
@@ -283,11 +302,17 @@ class SoloPack(Pack):
         adapter = self._shard.adapter
         if adapter is not None:
             tensors |= {f"{CONSTANT}{name}": tensor for name, tensor in adapter.constants.items()}
+            if adapter.allocation is not None:
+                tensors |= {f"{RUNNING}{name}": tensor for name, tensor in adapter.allocation.running().items()}
         if adapter is not None and adapter.moved is not None:
             meta["initial_scale"] = adapter.moved.scale
             for module, (a_ri, b_or) in adapter.moved.factors.items():
                 tensors[f"initial/{module}.lora_A.weight"], tensors[f"initial/{module}.lora_B.weight"] = a_ri, b_or
         return tensors, meta
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def moved_in(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Moved | None:

@@ -189,6 +189,9 @@ def move(
     engine, bank, first = shard.engine, shard.window.bank, shard.window.rows.start
     due = [member for member, step in zip(members, complete, strict=True) if member and step]
     owned = any(member.owner is not None for member in due)
+    for member in due:
+        if member.owner in (None, engine.rank):
+            shard.summed()
     if owned or engine.in_order:  # each by itself, so that neither place nor company can touch the bits
         norms = torch.zeros(len(seats), dtype=torch.float64, device=engine.device)
         for row, owner, gradient_P in due:
@@ -202,7 +205,11 @@ def move(
     moved: dict[int, int] = {}  # rows that one of several workers moved, and which
     for row, (seat, step, finite) in enumerate(zip(seats, complete, torch.isfinite(norms).tolist(), strict=True)):
         moves = seat is not None and step is not None and step_variant(seat.occupant, step, finite, engine.rank)
-        if seat is not None and moves and seat.occupant.owner is not None:
+        if seat is None or not moves:
+            continue
+        if seat.occupant.owner in (None, engine.rank):
+            shard.moved(seat.occupant.optimizer_step - 1)
+        if seat.occupant.owner is not None:
             moved[row] = seat.occupant.owner
     if moved:
         share([bank.flat_SP[first + row] for row in moved], list(moved.values()))

@@ -204,7 +204,7 @@ OTHER_TRAINERS = [
     ),
     blue("another kind", "  rank: 8", "  rank: 8\n  peft_type: VERA", "peft_type", "written as adapter: {type: ...}"),
     adapter("unknown kind", "{type: lohaa}", "'lohaa' is not known", "did you mean 'loha'"),
-    adapter("adalora", "{type: adalora}", "which no seed here holds", "ia3, loha"),
+    adapter("adalora", "{type: adalora, deltaT: 0}", "deltaT"),
     adapter("prefix tuning", "{type: prefix-tuning}", "several documents"),
     adapter("lora as adapter", "{type: lora}", "is what a blueprint means by lora"),
     adapter("kind misspelt field", "{type: loha, alhpa: 4}", "adapter.alhpa", "did you mean 'alpha'"),
@@ -224,7 +224,19 @@ OTHER_TRAINERS = [
     blue("loftq init", "  rank: 8", "  rank: 8\n  init: loftq", "init:", "quantises the base's weights"),
     blue("peft's layers", "  rank: 8", "  rank: 8\n  layers_to_transform: [0]", "layers_to", "the name here is lora.layers"),
     blue("peft's exclude", "  rank: 8", "  rank: 8\n  exclude_modules: [k_proj]", "exclude_m", "the name here is lora.exclude"),
-    blue("rank pattern", "  rank: 8", "  rank: 8\n  rank_pattern: {q_proj: 2}", "rank_pattern", "one rank and one scale each"),
+    *(
+        blue(f"{field} pattern: {what}", "  rank: 8", f"  rank: 8\n  {field}_pattern: {written}", f"{field}_pattern", *words)
+        for field, what, written, *words in (
+            ("rank", "a regular expression", '{"(a+)+$": 2}', "regular expression", "q_proj"),
+            ("alpha", "a dot too many", "{.q_proj: 2}", "no name"),
+            ("rank", "another module", "{k_proj: 2}", "means none of lora.targets (q_proj, v_proj)"),
+            ("rank", "zero", "{q_proj: 0}", "q_proj"),
+            ("rank", "half", "{q_proj: 1.5}", "q_proj"),
+            ("alpha", "nothing", "{q_proj: 0}", "q_proj"),
+            ("rank", "a list", "[4]", "rank_pattern"),
+            ("rank", "hidden", "{q_proj: 2, layers.0.self_attn.q_proj: 4}", "'q_proj' means all", "write it after"),
+        )
+    ),
     blue("peft init", "  rank: 8", "  rank: 8\n  init_lora_weights: eva", "init_lora", "the name here is lora.init"),
     blue("four bits", "workers: 1", "workers: 1\n  load_in_4bit: true", "load_in", "body.quantization", "quantization: nf4"),
     blue("remote code", "  layers: 2", "  trust_remote_code: true", "trust_remote_code", "never run"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chrysalis_ray.config.loading import load_experiment
+from chrysalis_ray.config.loading import load_blueprint, load_experiment
 from chrysalis_ray.core.errors import ConfigError
 from chrysalis_ray.training.planning.hardware import Hardware
 from chrysalis_ray.training.planning.planner import plan
@@ -45,9 +45,14 @@ def test_a_pack_of_dora_is_refused_with_the_reason(good: Path) -> None:
             ("blueprint.adapter={type: hra}", "population.search.rank={type: choice, values: [4, 5]}"),
             "an odd number of reflections",
         ),
+        (("blueprint.adapter={type: adalora, target_r: 4}",), "4 of 4 ranks are to be left"),
+        (("blueprint.adapter={type: adalora, target_r: 2, tinit: 9, tfinal: 7}",), "leave none of 16 steps"),
+        (("blueprint.adapter={type: adalora, target_r: 2, modules_to_save: [norm]}",), "a plain LoRA, which has none"),
         (("blueprint.adapter={type: boft, boft_block_num: 4}",), "write one, and 0 for the other"),
         (("blueprint.adapter={type: hra, targets: [q_proj, q_proj]}",), "'q_proj' is named twice"),
         ((DORA, "body={slots: 1, workers: 2, zero_stage: 3}"), "peft puts what is trained into its modules"),
+        ((DORA, "body={slots: 1, offload: nvme, nvme_path: /nvme}"), "leave offload and nvme_path out"),
+        ((KIND, "body={slots: 1, offload: cpu}"), "on a base that is whole (LoHa multiplies two products"),
         ((DORA, "body={slots: 1, quantization: nf4}"), "peft is given the base's linear modules as they are"),
     ],
 )
@@ -116,3 +121,16 @@ def test_layers_and_one_rank_for_all_make_a_smaller_plan_and_may_be_gaussian(goo
     blueprint.write_text(blueprint.read_text().replace("  rank: 8\n", "  rank: 8\n  init: gaussian\n"))
     good.write_text(good.read_text().replace("    rank: {type: choice, values: [4, 8]}\n", ""))
     assert load_experiment(good).blueprint.lora.init == "gaussian"
+
+
+def test_a_solo_body_is_never_told_to_shard_the_base(good: Path) -> None:
+    """Every way to ask for what is part of stage 3 is answered by what can be written, in the blueprint alone as well."""
+    for stage in ("", ", zero_stage: 0", ", zero_stage: 3"):
+        for offload in ("cpu", "nvme, nvme_path: /nvme"):
+            said = refused(good, DORA, WINNER, f"body={{slots: 1, offload: {offload}{stage}}}")
+            assert "set zero_stage: 3" not in said
+    blueprint = good.with_name("blueprint.yaml")
+    text = blueprint.read_text().replace("  rank: 8\n", "  rank: 8\n  use_dora: true\n")
+    blueprint.write_text(text.replace("  slots: 4", "  slots: 1\n  zero_stage: 0\n  offload: cpu"))
+    with pytest.raises(ConfigError, match="leave offload and nvme_path out"):
+        load_blueprint(blueprint)

@@ -26,7 +26,7 @@ def test_every_variant_keeps_its_own_batch_and_all_report_after_equally_many_tok
     for row in metrics:
         variant = variants[row["variant"]]
         assert row["step"] == row["report"] * variant.chunk_steps
-        assert row["tokens"] == row["report"] * 4 * 32
+        assert row["tokens"] == row["report"] * 6144 // 6
     known = {target: entry for _, body in Store(run / "store").cuts() for target, entry in body["results"].items()}
     between = [
         (entry["variant_id"], known[entry["origin"]]["variant_id"]) for entry in known.values() if entry["origin"] in known

@@ -41,6 +41,7 @@ def test_another_kind_is_named_everywhere(judged: RunLayout) -> None:
     [
         ({"use_dora": True, "modules_to_save": ["norm"]}, "DoRA with modules_to_save"),
         ({"lora_bias": True}, "LoRA with lora_bias"),
+        ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {}}, "LoRA with rank_pattern"),
         ({"init": "kaiming", "use_dora": False, "modules_to_save": []}, "LoRA"),
     ],
 )

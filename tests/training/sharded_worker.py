@@ -2,8 +2,8 @@
 
 python sharded_worker.py OUT_FOLDER RANK WORLD CASE=BASE ...
 
-CASE: whole | sharded | offloaded | nvme | batches | fixed | strict | strict-sharded | solo; all but the last three also with
-"-layered" after it. What an nvme case keeps on disk lies in OUT_FOLDER.
+CASE: whole | sharded | offloaded | nvme | batches | fixed | patterns | strict | strict-sharded | solo | adalora; all but the
+last four also with "-layered" after it. What an nvme case keeps on disk lies in OUT_FOLDER.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from training_texts import PROJECTIONS, new_pack, place_fresh, text_tokens, variant
 
+from chrysalis_ray.config.adapters import AdaLora
 from chrysalis_ray.config.blueprint import Lora
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import ReplicatedEngine, ShardedEngine
 from chrysalis_ray.training.owners import sum_to_owners
@@ -27,12 +29,12 @@ from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import train_chunk
 
 
-def train_solo(base: Path) -> dict[str, torch.Tensor]:
-    """The seed of a DoRA variant after a few steps, resumed once in between."""
+def train_solo(base: Path, worn: Lora | AdaLora) -> dict[str, torch.Tensor]:
+    """The seed of a variant that no pack can hold after a few steps, resumed once in between."""
     torch.set_num_threads(1)
     model = load_base(base, "fp32")
-    lora = Lora(use_dora=True, modules_to_save=("norm",), targets=PROJECTIONS)
-    pack, own = SoloPack(model, lora, ReplicatedEngine(torch.device("cpu"))), variant(0, rank=4, epsilon=1e-4)
+    pack, own = SoloPack(model, worn, ReplicatedEngine(torch.device("cpu"))), variant(0, rank=4, epsilon=1e-4)
+    own = replace(own, steps=6)
     shapes = {target.name: target for target in find_targets(load_base(base, "fp32"), PROJECTIONS)}
     zero = {f"weight/{name}.lora_A": torch.full((4, shape.in_features), 0.01) for name, shape in shapes.items()}
     tokens = text_tokens(base)
@@ -41,6 +43,7 @@ def train_solo(base: Path) -> dict[str, torch.Tensor]:
         train_chunk(pack, [0], tokens, 3)  # type: ignore[arg-type]
         tensors, meta = pack.harvest(0)
         pack.place(0, own, tensors, meta)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("running/")}  # the owner's alone
     return {**tensors, "scores": pack.score([0], tokens.batch([("code", 0)], "select")), "moments": own_moments(pack)}
 
 
@@ -69,21 +72,24 @@ def own_moments(pack: Pack) -> torch.Tensor:
 def train_case(case: str, base: Path, disk: Path | None = None) -> dict[str, torch.Tensor]:
     """Gradients, losses, scores and seeds of three variants after a few steps, together and apart."""
     if case == "solo":
-        return train_solo(base)
+        return train_solo(base, Lora(use_dora=True, modules_to_save=("norm",), targets=PROJECTIONS))
+    if case == "adalora":
+        return train_solo(base, AdaLora(type="adalora", targets=PROJECTIONS, rank=4, target_r=2, tinit=1, tfinal=1))
     if case == "sums":
         return owned_sums()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     layered, case = case.endswith("-layered"), case.removesuffix("-layered")
     offload = {"offloaded": "cpu", "nvme": "nvme"}.get(case, "none")
-    replicated = case in ("whole", "batches", "fixed", "strict")
+    replicated = case in ("whole", "batches", "fixed", "patterns", "strict")
     virtual = 4 if case.startswith("strict") else None
     if replicated:
         engine = ReplicatedEngine(cpu, virtual)
     else:
         engine = ShardedEngine(cpu, offload, "fp32", persist=0, virtual_workers=virtual, nvme_path=str(disk))
     lanes, gradients = "fixed" if case == "fixed" or virtual else "compacted", "sharded" if layered else "whole"
-    pack = new_pack(base, 3, engine=engine, lanes=lanes, gradients=gradients)
+    patterns = Patterns({"down_proj": 12, "layers.0.self_attn.q_proj": 1}, {"v_proj": 3.0}) if case == "patterns" else PLAIN
+    pack = new_pack(base, 3, engine=engine, lanes=lanes, gradients=gradients, patterns=patterns)
     sizes, at_once = ((1, 2, 5), 2) if case in ("batches", "fixed") else ((3, 6, 5), 5) if virtual else ((2, 2, 2), None)
     for index in range(3):
         # AdamW divides by the gradient's size: with a tiny epsilon the rounding of a gradient that is nearly zero is blown up

@@ -33,20 +33,24 @@ def train_alone(
     tokens: TextTokens,
     dtype: torch.dtype,
     prepared: Callable[[Any], Any] = lambda model: model,
+    **settings: Any,
 ) -> dict[str, torch.Tensor]:
-    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW, on `prepared` of the base."""
+    """All steps of a variant by PEFT, full logits, torch's cross entropy, clip and AdamW, on `prepared` of the base; `settings`
+    are further ones of its LoraConfig."""
     from peft import LoraConfig, get_peft_model
 
     hyper = variant.hyperparameters
     config = LoraConfig(
-        r=hyper.rank, lora_alpha=hyper.alpha, use_rslora=hyper.use_rslora, target_modules=list(PROJECTIONS), lora_dropout=0.0
-    )
+        r=hyper.rank, lora_alpha=hyper.alpha, use_rslora=hyper.use_rslora, target_modules=list(PROJECTIONS), lora_dropout=0.0,
+        **settings,
+    )  # fmt: skip
     model = get_peft_model(prepared(load_base(base, {torch.float32: "fp32", torch.float64: "fp64"}[dtype])), config)
     start = fresh_adapter(pack, variant.index)
     layers = {name.removeprefix("base_model.model."): m for name, m in model.named_modules() if hasattr(m, "lora_A")}
     for name, layer in layers.items():
-        layer.lora_A["default"].weight.data = start[f"weight/{name}.lora_A"][: hyper.rank].to(dtype)
-        layer.lora_B["default"].weight.data = start[f"weight/{name}.lora_B"][:, : hyper.rank].clone().to(dtype)
+        rank = layer.r["default"]
+        layer.lora_A["default"].weight.data = start[f"weight/{name}.lora_A"][:rank].to(dtype)
+        layer.lora_B["default"].weight.data = start[f"weight/{name}.lora_B"][:, :rank].clone().to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(parameters, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon, weight_decay=hyper.weight_decay)
     feed = Feed(variant, tokens)

@@ -61,6 +61,9 @@ def two_workers(tiny_base: Path, tiny_untied_base: Path, tmp_path_factory: pytes
         f"sharded-layered={tiny_base}",
         f"batches-layered={tiny_base}",
         f"fixed-layered={tiny_base}",
+        f"patterns={tiny_base}",
+        f"patterns-layered={tiny_base}",
+        f"adalora={tiny_base}",
     )
 
 
@@ -84,6 +87,23 @@ def assert_equal(found: list[Result], expected: Result) -> None:
 
 def test_two_workers_equal_one(two_workers: list[list[Result]], tiny_base: Path) -> None:
     assert_equal(two_workers[0], train_case("whole", tiny_base))
+
+
+def test_modules_of_other_ranks_and_ranks_that_are_taken_away_are_the_same_on_two_workers(
+    two_workers: list[list[Result]], tiny_base: Path
+) -> None:
+    for place, case in ((12, "patterns"), (13, "patterns"), (14, "adalora")):
+        assert_equal(two_workers[place], train_case(case, tiny_base))
+
+
+@pytest.mark.slow
+def test_four_workers_equal_one_with_a_base_that_is_whole_sharded_or_offloaded(
+    tiny_base: Path, tiny_untied_base: Path, tmp_path: Path
+) -> None:
+    whole, sharded, offloaded = run(tmp_path, 4, f"whole={tiny_base}", f"sharded={tiny_base}", f"offloaded={tiny_untied_base}")
+    assert_equal(whole, train_case("whole", tiny_base))
+    assert_equal(sharded, train_case("whole", tiny_base))
+    assert_equal(offloaded, train_case("whole", tiny_untied_base))
 
 
 @pytest.mark.parametrize("case", ["batches", "fixed"])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import Engine, make_engine
@@ -121,6 +122,7 @@ def new_pack(
     quantization: str = "none",
     gradients: str = "whole",
     tokens_per_pass: int | None = None,
+    patterns: Patterns = PLAIN,
 ) -> Pack:
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     engine = engine or make_engine(0, "none", precision, "cpu")
@@ -128,16 +130,16 @@ def new_pack(
     if recompute:
         checkpoint_activations(model)
     shape = {"lanes": lanes, "dtype": dtype, "threads": threads, "gradients": gradients, "tokens_per_pass": tokens_per_pass}
-    return Pack(model, targets, slots, rank, engine, **shape)  # type: ignore[arg-type]
+    return Pack(model, targets, slots, rank, engine, patterns=patterns, **shape)  # type: ignore[arg-type]
 
 
 def fresh_adapter(pack: Pack, index: int) -> dict[str, torch.Tensor]:
-    """An adapter of the bank's rank drawn from `index`; B is not zero, so that A learns from the first step."""
-    generator = torch.Generator().manual_seed(index)
+    """An adapter of the bank's largest rank drawn from `index`; B is not zero, so that A learns from the first step."""
+    generator, rank = torch.Generator().manual_seed(index), pack.bank.patterns.largest(pack.bank.rank)
     tensors = {}
     for target in pack.bank.targets:
-        a_ri = torch.randn(pack.bank.rank, target.in_features, generator=generator) / target.in_features**0.5
-        b_or = torch.randn(target.out_features, pack.bank.rank, generator=generator) * 0.02
+        a_ri = torch.randn(rank, target.in_features, generator=generator) / target.in_features**0.5
+        b_or = torch.randn(target.out_features, rank, generator=generator) * 0.02
         tensors[f"weight/{target.name}.lora_A"], tensors[f"weight/{target.name}.lora_B"] = a_ri, b_or
     return tensors
 

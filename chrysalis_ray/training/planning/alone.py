@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from chrysalis_ray.config.adapters import PeftAdapter
+from chrysalis_ray.config.adapters import AdaLora, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Blueprint, Lora
 from chrysalis_ray.training.planning.shapes import ModelShape
 
@@ -20,6 +19,7 @@ NORMS_OF_A_LAYER = 4
 # Parameters of one target [in, out] for adapters of other kinds than LoRA, of a rank.
 _Count = Callable[[Any, int, int, int], float]
 KINDS: dict[str, _Count] = {
+    "adalora": lambda of, rank, inner, outer: rank * (inner + outer + 1),
     "ia3": lambda of, rank, inner, outer: max(inner, outer),
     "loha": lambda of, rank, inner, outer: 2 * rank * (inner + outer),
     "lokr": lambda of, rank, inner, outer: inner * outer / 4,  # the larger factor whole: 4 is the least that it is parted by
@@ -34,6 +34,8 @@ KINDS: dict[str, _Count] = {
 }
 # Kinds that make whole matrices of their targets, and how many the backward pass keeps of each.
 DENSE = {"loha": 3, "lokr": 2, "boft": 4, "hra": 4, "fourierft": 2, "delora": 2, "oft": 2}
+# What AdaLoRA remembers of every number that it trains, and works with.
+REMEMBERED = 4
 # What a token leaves beside, in units of a packed variant: what the other kinds keep of what their targets read and give.
 KIND_KEEPS = 2.0
 
@@ -42,8 +44,7 @@ def adapter_parameters(shape: ModelShape, blueprint: Blueprint, rank: int) -> in
     """Parameters of one variant of this rank: all that its optimizer moves."""
     worn = blueprint.worn
     if isinstance(worn, Lora):
-        adapted = shape if worn.layers is None else replace(shape, layers=len(set(worn.layers)))
-        return adapted.lora_parameters(rank, worn.targets) + _beside(shape, worn)
+        return shape.lora_parameters(rank, worn.targets, worn.layers, worn.patterns) + _beside(shape, worn)
     saved = sum(_saved(shape, name) for name in worn.modules_to_save)
     if not worn.linear:
         return saved + sum(_saved(shape, name) for name in worn.targets or ())
@@ -86,5 +87,7 @@ def held_beside(shape: ModelShape, blueprint: Blueprint) -> int:
     """Numbers the size of targets that are held beside the base: those of a base that is moved, so that it can be had back,
     and those that some kinds make of their targets and keep for the backward pass."""
     worn = blueprint.worn
+    if isinstance(worn, AdaLora):
+        return REMEMBERED * adapter_parameters(shape, blueprint, blueprint.rank)
     copies = int(worn.init in MOVED_INITS) if isinstance(worn, Lora) else DENSE.get(blueprint.adapter_type, 0)
     return copies * shape.layers * sum(inner * outer for inner, outer in _sides(shape, worn))

@@ -33,6 +33,7 @@ from chrysalis_ray.training.planning.shapes import shape_of
 REPORTS = 4  # of a candidate: what a killed probe loses at most is a quarter
 MIX = "mean"
 JUDGED_WHOLE = 262_144  # tokens of a domain
+PATTERNS = ("rank_pattern", "alpha_pattern")
 # Fields of a body that change no arithmetic beyond rounding: those of a heat are its first candidate's.
 _PLACEMENT = {"count", "workers", "cpus_per_worker", "slots", "zero_stage", "offload", "nvme_path", "activation_checkpointing",
               "compile", "threads"}  # fmt: skip
@@ -71,7 +72,7 @@ def question_of(heats: Sequence[Heat]) -> str:
 def _recipe(blueprint: Blueprint) -> dict[str, Any]:
     """What variants of a heat are trained by. What says nothing is left out: probes of before there was such a field go on."""
     told = blueprint.model_dump(mode="json", include={"lora", "adapter", "optimizer", "schedule", "lanes"})
-    for part, name in ((told, "adapter"), (told["lora"], "exclude"), (told["lora"], "layers")):
+    for part, name in ((told, "adapter"), *((told["lora"], name) for name in ("exclude", "layers", *PATTERNS))):
         if not part[name]:
             del part[name]
     return told
@@ -86,6 +87,7 @@ def _body_key(candidate: LoadedExperiment) -> str:
     body = candidate.written_body.model_dump(mode="json", exclude=_PLACEMENT)
     base = candidate.base.model_dump(mode="json") | {"chat_template": template and str(template.resolve())}
     modules = [sorted(lora.targets), sorted(lora.exclude), sorted(lora.layers or ()), lora.layers is None]
+    modules += [blueprint.patterns.to_json()] if blueprint.patterns else []
     return sha256_of([base, modules, lora.init, of_one_rank, alone, blueprint.lanes.sequence_length, body])
 
 

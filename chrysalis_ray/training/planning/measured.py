@@ -121,6 +121,7 @@ def question_of(loaded: LoadedExperiment, shape: ModelShape, hardware: Hardware)
         "targets": sorted(loaded.blueprint.worn.targets or ()),
         **({"exclude": sorted(lora.exclude), "layers": list(lora.layers or ())} if lora.is_narrowed else {}),
         "rank": largest_rank(loaded),
+        **({"patterns": patterns.to_json()} if (patterns := loaded.blueprint.patterns) else {}),
         "optimizer": loaded.blueprint.optimizer.type,
         "workers": body.workers,
         "zero_stage": body.zero_stage,

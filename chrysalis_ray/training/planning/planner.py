@@ -122,6 +122,9 @@ def _notes(
         )
     if reason := loaded.blueprint.worn.solo:
         notes.append(_solo_note(reason, variants, body.count or 1))
+    if patterns := loaded.blueprint.patterns:
+        told = [f"{name} {value:g}" for pattern in (patterns.ranks, patterns.alphas) for name, value in pattern.items()]
+        notes.append(f"in all variants of their own rank or alpha: {', '.join(told)}")
     notes.append(_search_note(loaded.experiment.population))
     domains = domains_of(loaded.experiment.genome)
     if silent := heard_by_default(loaded.experiment, domains, shape.parameters if shape else None)[1]:

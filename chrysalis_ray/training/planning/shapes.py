@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.config.blueprint import Base, EmbeddedBase, PretrainedBase
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.training.planning.decoders import DECODERS, LLAMA, SYNONYMS, UNSAID, Decoder, size_of
 
 
@@ -78,10 +79,18 @@ class ModelShape:
             "tie_word_embeddings": self.tied, "max_position_embeddings": self.positions, "sliding_window": self.window or None,
         }  # fmt: skip
 
-    def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
-        """Parameters of one adapter: rank x (in + out) for every target module of every layer."""
-        meant = [sides for name, sides in self.linears().items() if any(_means(target, name) for target in targets)]
-        return self.layers * rank * sum(inner + outer for inner, outer in meant)
+    def lora_parameters(
+        self, rank: int, targets: Sequence[str], layers: Iterable[int] | None = None, patterns: Patterns = PLAIN
+    ) -> int:
+        """Parameters of one adapter: rank x (in + out) for every target module of every layer, or of these."""
+        meant = {name: sum(sides) for name, sides in self.linears().items() if any(_means(t, name) for t in targets)}
+        if not patterns.ranks:
+            return (self.layers if layers is None else len(set(layers))) * rank * sum(meant.values())
+        return sum(
+            _rank_in(layer, name, rank, patterns.ranks) * sides
+            for layer in (range(self.layers) if layers is None else set(layers))
+            for name, sides in meant.items()
+        )
 
     def training_flops(self, lora_parameters: int, sequence_length: int) -> float:
         """FLOPs per token, forward and backward, of LoRA training over a frozen base.
@@ -106,6 +115,21 @@ class ModelShape:
         """
         attention = 3 * (self.heads + 2 * self.key_value_heads) * self.head_size
         return 8 * self.hidden + attention + (4 if self.decoder.gated else 3) * self.intermediate
+
+
+def _rank_in(layer: int, linear: str, rank: int, pattern: Mapping[str, int]) -> int:
+    """The rank that an adapter of `rank` has in a linear module of a layer."""
+    meant = [key for key in pattern if _reaches(key, layer, linear)]
+    return pattern[max(meant, key=len)] if meant else rank
+
+
+def _reaches(key: str, layer: int, linear: str) -> bool:
+    """Whether a key such as "q_proj" or "layers.0.self_attn.q_proj" means this linear module of this layer."""
+    parts = key.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return _means(key, linear)
+    return int(parts[numbers[0]]) == layer and _means(".".join(parts[numbers[-1] + 1 :]), linear)
 
 
 def _means(target: str, linear: str) -> bool:
