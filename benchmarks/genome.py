@@ -7,8 +7,9 @@ The repository is made here from the Python files of the standard library and of
 `--megabytes`. The baseline reads every blob of the commit through one `git cat-file --batch` and hashes it: no check of git's
 own ids, no licences, marks, sketches, splits, parquet. CPU seconds count all processes that were waited for, git's too.
 
-The objects lie as `git add` leaves them, a file each; then they are packed, as a clone has them, and the first steps are made
-again.
+Then each part that no build can do without is done alone: what they take together is the least that a build of these parts
+could take. The objects lie as `git add` leaves them, a file each; last, they are packed, as a clone has them, and the first
+steps are made again.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.genome import GenomeBuild, GitSource
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import Genome, build_genome, open_genome, refresh_genome, verify_genome
-from chrysalis_ray.genome.documents import decoded, hash_order
+from chrysalis_ray.genome.documents import Document, decoded, hash_order
 from chrysalis_ray.genome.framing import read_text, write_text
-from chrysalis_ray.genome.scanning import scan
+from chrysalis_ray.genome.marks import marks_of
+from chrysalis_ray.genome.scanning import batches, scan
+from chrysalis_ray.genome.similarity import in_one, kept_shingles, sketches_of
 from chrysalis_ray.genome.sources.git_source import read_git
+from chrysalis_ray.genome.splits import kinship
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WHO = {"GIT_AUTHOR_NAME": "b", "GIT_AUTHOR_EMAIL": "b@b", "GIT_COMMITTER_NAME": "b", "GIT_COMMITTER_EMAIL": "b@b"}
@@ -86,7 +90,9 @@ def _found(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
-def least(repository: Path, commit: str) -> int:
+def least(
+    repository: Path, commit: str, work: Callable[[bytes], Any] = lambda content: hashlib.sha256(content).digest()
+) -> int:
     """The baseline: sha256 of every blob of the commit. Returns the bytes hashed."""
     listed = subprocess.run(["git", "ls-tree", "-r", commit], cwd=repository, capture_output=True, check=True).stdout
     names = [line.split()[2] for line in listed.splitlines()]
@@ -102,7 +108,7 @@ def least(repository: Path, commit: str) -> int:
             process.stdin.flush()
             for _ in part:
                 length = int(process.stdout.readline().split()[2])
-                hashlib.sha256(process.stdout.read(length)).hexdigest()
+                work(process.stdout.read(length))
                 process.stdout.read(1)
                 size += length
         process.stdin.close()
@@ -122,6 +128,31 @@ def bytes_alone(objects: Path) -> None:
             codec.compress(b"".join(page))
             page = []
     codec.compress(b"".join(page))
+
+
+def parts_alone(objects: Path, documents: Sequence[Document]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name, work) of what is done with every byte, each apart from all else, in the order of a build. `objects` are loose;
+    what comes before a part is not in it."""
+    packed = [path.read_bytes() for path in objects.glob("??/*")]
+    yield "alone: inflate (zlib)", lambda: [zlib.decompress(content) and None for content in packed]
+    contents = [document.content for document in documents]
+    yield "alone: SHA-1", lambda: [hashlib.sha1(content, usedforsecurity=False).digest() for content in contents]
+    yield "alone: SHA-256", lambda: [hashlib.sha256(content).digest() for content in contents]
+    yield "alone: decode", lambda: [decoded(content) and None for content in contents]
+    yield "alone: marks", lambda: [marks_of(document) for document in documents]
+    parts = [[document.content for document in part] for part in batches(documents)]
+    yield "alone: shingles", lambda: [kept_shingles(*in_one(part)) and None for part in parts]
+    _, sketches = scan(documents, GenomeBuild(processes=1))
+    yield "alone: signatures", lambda: sketches_of(sketches.hashes, sketches.sizes)
+    yield "alone: kinship", lambda: kinship(documents, sketches)
+    codec = pa.Codec("zstd", compression_level=1)
+    pages = [b"".join(contents[begin : begin + 64]) for begin in range(0, len(contents), 64)]  # about a megabyte each
+    yield "alone: zstd", lambda: [codec.compress(page) and None for page in pages]
+
+
+def through_git(repository: Path, commit: str) -> int:
+    """Every blob of the commit through one `git cat-file --batch`, and nothing done with it. Returns the bytes."""
+    return least(repository, commit, lambda content: None)
 
 
 def measured(work: Callable[[], Any], megabytes: float) -> tuple[Any, dict[str, float]]:
@@ -161,12 +192,15 @@ def compare(folder: Path, megabytes: float, processes: int) -> dict[str, Any]:
     _, steps["rebuild, unchanged folder"] = measured(lambda: refresh_genome(of_folder, folder / "folder", folder), mb)
     _, steps["export"] = measured(lambda: write_text(genome, folder / "genome.txt"), mb)
     _, steps["read the export back"] = measured(lambda: sum(1 for _ in read_text(folder / "genome.txt")), mb)
+    for name, work in parts_alone(repository / ".git" / "objects", documents):
+        _, steps[name] = measured(work, mb)
     subprocess.run(["git", "repack", "-a", "-d", "-q"], cwd=repository, check=True)
     least(repository, commit)
     _, steps["packed: baseline"] = measured(lambda: least(repository, commit), mb)
     _, steps["packed: fetch, check, read"] = measured(lambda: sum(1 for _ in read_git(read, folder, Counter(), {})), mb)
     packed, steps["packed: build, one process"] = measured(lambda: build_genome(spec, folder / "packed", folder, 1), mb)
     assert packed.genome_id == genome.genome_id
+    _, steps["packed: through git, nothing else"] = measured(lambda: through_git(repository, commit), mb)
     marks = genome.manifest["content"]["marks"]["code"]
     kept = sum(shard["bytes"] for shard in genome.manifest["shards"].values()) / 1e6
     return {"files": files, "megabytes": round(mb, 1), "shards_megabytes": round(kept, 1), "marks": marks, "steps": steps}

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 SPLITS = ("train", "select", "report")
@@ -42,9 +43,9 @@ class Document:
         """The bytes that were read."""
         return self.text.encode(self.encoding)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """How many bytes were read."""
+        """How many bytes were read. Asked for many times, and not known without all of the text where that is not ASCII."""
         plain = self.text.isascii() and self.encoding != "utf-8-sig"
         return len(self.text) if plain else len(self.content)
 
@@ -59,7 +60,10 @@ class Document:
 
     def changed(self, **changes: Any) -> Document:
         """The document with other fields."""
-        return replace(self, **changes)
+        other = replace(self, **changes)
+        if "size" in self.__dict__ and not changes.keys() & {"text", "encoding"}:
+            other.__dict__["size"] = self.size
+        return other
 
 
 def make_document(
@@ -74,8 +78,12 @@ def make_document(
 ) -> Document:
     """A document named by its content: ``text.encode(encoding)``, which may be given as `content` where it is at hand. Raises
     UnicodeEncodeError when `text` holds a lone surrogate."""
-    doc_id = hashlib.sha256(text.encode(encoding) if content is None else content).hexdigest()
-    return Document(doc_id, path, source_key, domain, text, licence, encoding, evidence)
+    if content is None:
+        content = text.encode(encoding)
+    doc_id = hashlib.sha256(content).hexdigest()
+    document = Document(doc_id, path, source_key, domain, text, licence, encoding, evidence)
+    document.__dict__["size"] = len(content)
+    return document
 
 
 def decoded(content: bytes) -> tuple[str, str] | None:

@@ -150,8 +150,8 @@ def kept_shingles(together: bytes, ends: NDArray[np.int64], one_in: int = SAMPLE
     has. Of `one_in` (a power of two) one is kept."""
     words, begins = _word_hashes(together)
     owned = _shingles(words, np.searchsorted(begins, ends), one_in)
-    sizes = np.bincount((owned >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(ends))
-    return owned & np.uint64(2**HASH_BITS - 1), sizes
+    firsts = owned.searchsorted(np.arange(len(ends), dtype=np.uint64) << np.uint64(HASH_BITS))
+    return owned & np.uint64(2**HASH_BITS - 1), np.diff(firsts, append=len(owned))
 
 
 def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -37,13 +38,24 @@ def test_a_stored_document_is_the_document(tmp_path_factory, contents):
             len(document.text),
         )
         assert kept.in_memory() == document
-        made, values = kept.__reduce__()[:2] if content else (Document, tuple(vars(document).values()))
+        made, values = (
+            kept.__reduce__()[:2] if content else (Document, tuple(getattr(document, field.name) for field in fields(Document)))
+        )
         assert made(*values) == document
         changed = kept.changed(path="elsewhere", marks={"pii": "1"})
         assert changed.in_memory() == document.changed(path="elsewhere", marks={"pii": "1"})
         assert type(changed) is type(kept)
         assert kept.marks == {}
         assert store.keep(kept) is kept or not content
+
+
+def test_a_size_that_is_remembered_goes_with_the_text_and_with_nothing_else():
+    document = make_document("déjà vu", "p", "k", "d", "MIT")
+    assert document.size == document.changed(marks={"pii": "1"}).changed(path="q").size == 9
+    assert document.changed(encoding="latin-1").size == 7
+    assert document.changed(encoding="utf-8-sig").size == 12
+    assert document.changed(text="ë").size == 2
+    assert Document("", "p", "k", "d", "déjà", "MIT").changed(path="q").size == 6
 
 
 def test_what_fits_stays_in_memory(tmp_path):

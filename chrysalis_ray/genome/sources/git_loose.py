@@ -33,22 +33,25 @@ class LooseObjects:
 
     def holds(self, name: str) -> bool:
         """Whether there is a file for the object, whatever is in it."""
-        return name[:2] in self._shards and name[2:] in self._shard(name[:2])
+        return self._file_of(name) is not None
 
     def read(self, name: str, most: int) -> tuple[str, bytes] | None:
         """(kind, content) of the object, hashed; None where it is not there, not what its name says, or longer than `most`.
         Raises GenomeCorrupt where what is there is no file: git would wait for a pipe forever."""
-        if not self.holds(name):
-            return None
-        packed = _content(self._shard(name[:2])[name[2:]], most)
+        file = self._file_of(name)
+        packed = None if file is None else _content(file, most)
         return None if packed is None else unpacked(packed, name, most)
 
-    def _shard(self, digits: str) -> dict[str, str]:
+    def _file_of(self, name: str) -> str | None:
+        listed = self._listed.get(name[:2])
+        if listed is None:
+            listed = self._listed[name[:2]] = self._list(name[:2])
+        return listed.get(name[2:])
+
+    def _list(self, digits: str) -> dict[str, str]:
         """The rest of the name -> file, of the objects whose names begin with `digits`."""
-        if digits not in self._listed:
-            paths = [f"{folder}/{digits}" for folder in self._folders]
-            self._listed[digits] = {name: f"{path}/{name}" for path in paths for name in _names(path)}
-        return self._listed[digits]
+        paths = [f"{folder}/{digits}" for folder in self._folders] if digits in self._shards else []
+        return {name: f"{path}/{name}" for path in paths for name in _names(path)}
 
 
 def object_folders(store: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from chrysalis_ray.config.genome import PROTOCOLS
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
@@ -58,8 +58,7 @@ class GitObject:
     content: bytes | None
 
 
-@dataclass(frozen=True)
-class TreeEntry:
+class TreeEntry(NamedTuple):
     """One path of a commit: its mode, its name in bytes, the object it names."""
 
     mode: int
