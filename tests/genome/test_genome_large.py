@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -257,3 +258,47 @@ def test_ray_data_reads_what_it_reaches_and_is_handed_the_rest_in_blocks(tmp_pat
     assert all(int(line[-2]) <= 20 and int(line[-1]) >= 3 for line in lines)
     assert "streaming_executor" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from chrysalis_ray.config.experiment import GenomeSpec
+from chrysalis_ray.genome import sketch_store, splits, text_store
+from chrysalis_ray.genome.build import build_genome
+
+def build(name):
+    spec = GenomeSpec.model_validate({"sources": [{"type": "folder", "path": name, "domain": "d"}]})
+    genome = build_genome(spec, folder / f"genome {name} {sys.argv[2]}", folder, 1)
+    (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return genome.genome_id, int(peak) * 1024
+
+folder, sketch_store.IN_MEMORY = Path(sys.argv[1]), int(sys.argv[2])
+text_store.IN_MEMORY, splits.MOST_HASHES = 2_000_000, 100_000
+_, before = build("little")
+genome_id, after = build("much")
+print(genome_id, after - before)
+"""
+
+
+def test_the_memory_of_a_build_does_not_grow_with_its_sketches(tmp_path):
+    """The peak beyond that of a small genome: all the shingles where they stay in memory, a fraction where they do not."""
+    letters = bytes(b"abcdefghijklmnopqrstuvwxyz    \n"[number % 31] for number in range(256))
+
+    def write(name, count):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.txt").write_bytes(os.urandom(500_000).translate(letters))
+
+    write("little", 40)
+    write("much", 120)
+    found = []
+    for in_memory in (10**9, 2_000_000):
+        command = [sys.executable, "-c", MEASURE, str(tmp_path), str(in_memory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert found[0][0] == found[1][0]
+    kept = 80 * 500_000 * 5 / 31 * 0.8 / 2 * 8  # bytes of kept shingles, about: words, less those of no letters, every second
+    assert int(found[0][1]) > 0.8 * kept
+    assert int(found[1][1]) < 0.4 * kept
