@@ -143,7 +143,7 @@ def fastest(ways: dict[tuple[int, str], Score]) -> tuple[tuple[int, str], Score]
     return best, ways[best]
 
 
-def products(folder: Path, candidates: int, batch: RowBatch, threads: int) -> Callable[[], None]:
+def products(folder: Path, candidates: int, batch: RowBatch, threads: int) -> Callable[[], object]:
     """The products of every candidate's tokens with the frozen matrices, and nothing else, candidates dealt out to threads."""
     model: Any = load_base(folder, "fp32")
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
@@ -163,7 +163,7 @@ def products(folder: Path, candidates: int, batch: RowBatch, threads: int) -> Ca
                     torch.mm(x_KI[:count], module.weight.detach().mT, out=y_KO[:count])
 
     pool = ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(multiply, range(threads))) and None
+    return lambda: list(pool.map(multiply, range(threads)))
 
 
 def peft_making(folder: Path, members: Sequence[tuple[Factors, float]], rank: int) -> float:
