@@ -4,7 +4,7 @@
     evaluation/audit.json     what the variants look like beside each other, before anything is merged
     merges/                   the merges, `merges.json` last
     evaluation/probes.json    what all of them answer to questions, where the experiment has any
-    evaluation/report.json    seed, variants, what was chosen, and the mixture of all variants: these tell
+    evaluation/report.json    seed, variants, merges, and the mixture of all variants: these tell
     evaluation/lm_eval.json   what seed, best variant and the chosen one make of tasks of lm-eval, where any are named
 
 Who judges is a function from candidates to scores: the bodies of a run, or one process. What has its file is done.
@@ -69,8 +69,8 @@ def judge_and_merge(judging: Judging) -> None:
     merge_population(judging)
     judge_merges(judging)
     ask_probes(judging)
-    tell_report(judging)
     ask_named_tasks(judging)
+    tell_report(judging)  # the last: whoever has it is judged
 
 
 def judge_variants(judging: Judging) -> None:
@@ -168,14 +168,13 @@ def ask_probes(judging: Judging) -> None:
 
 
 def tell_report(judging: Judging) -> None:
-    """Score what will be told on the report split: the seed, every variant, the one that was chosen, and what the variants
-    say together."""
+    """Score what will be told on the report split: the seed, every variant, every merge that select has scores of, and what the
+    variants say together."""
     layout = judging.layout
     names = judged(layout, judging.variants)
     choice = choice_on_select(layout, names, judging.experiment.evaluate)
     candidates = judging.of_variants(names)
-    if choice.chosen not in {candidate.name for candidate in candidates}:
-        candidates.append(Candidate(choice.chosen, str(layout.merge(choice.chosen))))
+    candidates += [Candidate(name, str(layout.merge(name))) for name in choice.merges]
     together = [mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names])] if len(names) > 1 else []
     scores = judging.scores([*candidates, *together], "report")
     sound = sound_scores(layout, scores, "report", needed=["seed", choice.winner, choice.chosen])

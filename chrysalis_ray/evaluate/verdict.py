@@ -82,6 +82,21 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class MergeTold:
+    """A merge on report, whatever was chosen: its loss and how that differs from the best variant's, each with its interval."""
+
+    candidate: str
+    loss: float
+    low: float
+    high: float
+    against_winner: Difference
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"mean": self.loss, "low": self.low, "high": self.high}
+        return told | {"against_winner": _difference_json(self.against_winner)}
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Did merging help? `merging_helped` is yes, no or unclear; `sentences` say it in words.
 
@@ -103,6 +118,7 @@ class Verdict:
     documents: int
     tokens: int
     choice: Choice
+    merges: tuple[MergeTold, ...] = ()  # every merge that report has scores of, the best first
 
     def to_json(self) -> dict[str, Any]:
         """For people and for the comparison: what was chosen, every loss on select, what is told on report."""
@@ -125,6 +141,7 @@ class Verdict:
                 "roles": {t.candidate: t.role for t in self.told},
                 "bits_per_byte": {t.candidate: t.bits_per_byte for t in self.told if t.bits_per_byte is not None},
                 "accuracy": {t.candidate: t.accuracy for t in self.told if t.accuracy is not None},
+                "merges": {merge.candidate: merge.to_json() for merge in self.merges},
                 "difference": _difference_json(against_winner) if against_winner else None,
                 "differences": [_difference_json(d) for d in self.differences],
                 "domain_differences": [d.to_json() for d in self.domain_differences],
@@ -252,7 +269,24 @@ def make_verdict(
         documents=len(report.documents),
         tokens=sum(score.tokens for score in report.documents),
         choice=choice,
+        merges=_every_merge(report, choice, bootstrap_samples, confidence, corrected, rng_seed),
     )
+
+
+def _every_merge(
+    report: ReportScores, choice: Choice, samples: int, confidence: float, corrected: float, rng_seed: int
+) -> tuple[MergeTold, ...]:
+    """What came of every merge on report, by the draws that the verdict goes by."""
+    names = [name for name in choice.merges if name in report.candidates]
+    rows = {name: _losses(report, name) for name in (choice.winner, *names)}
+    drawn = {name: drawn_SD.mean(1) for name, drawn_SD in _draw(report, rows, samples, rng_seed).items()}
+    at_best = report.loss(choice.winner)
+    told = []
+    for name in names:
+        apart = interval(drawn[name] - drawn[choice.winner], corrected)
+        against = Difference(name, choice.winner, report.loss(name) - at_best, *apart)
+        told.append(MergeTold(name, report.loss(name), *interval(drawn[name], confidence), against))
+    return tuple(sorted(told, key=lambda merge: (merge.loss, merge.candidate)))
 
 
 def _draw(report: ReportScores, rows: Mapping[str, Floats], samples: int, rng_seed: int) -> dict[str, Floats]:

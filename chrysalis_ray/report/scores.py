@@ -39,7 +39,8 @@ class Scores:
         told = mapping(verdict.get("select")) if verdict else {}
         loss |= numbers(told.get("loss"))
         domains |= {name: numbers(value) for name, value in mapping(told.get("domains")).items()}
-        report = mapping(mapping(verdict.get("report")).get("loss")) if verdict else {}
+        on_report = mapping(verdict.get("report")) if verdict else {}
+        report = {**mapping(on_report.get("merges")), **mapping(on_report.get("loss"))}
         intervals = {name: interval for name, value in report.items() if (interval := _interval(value))}
         metrics = {
             name: {domain: numbers(values) for domain, values in mapping(by_domain).items()}

@@ -224,7 +224,7 @@ def merge_table(comparison: Comparison) -> str:
     """Merge candidates with what the rank cut cost and who went in."""
     if not comparison.merges:
         return ""
-    heads = ("merge", "method", "select", "rank", "residual", "energy kept", "weights", "notes")
+    heads = ("merge", "method", "select", "report", "rank", "residual", "energy kept", "weights", "notes")
     rows = []
     for row in comparison.merges:
         chosen = " class='chosen'" if comparison.verdict and row.name == comparison.verdict.chosen else ""
@@ -233,11 +233,15 @@ def merge_table(comparison: Comparison) -> str:
         rows.append(
             f"<tr{chosen}><th scope='row'>{escape(row.name)}</th>"
             f"<td class='word'>{'failed' if row.failure else escape(row.method)}</td>{_cell(row.select_loss)}"
-            f"{_cell(row.rank, 'd')}{_cell(row.residual)}{_cell(row.captured_energy, '.1%')}"
+            f"<td>{_told(row.report_loss)}</td>{_cell(row.rank, 'd')}{_cell(row.residual)}{_cell(row.captured_energy, '.1%')}"
             f"<td class='word'>{_weights(row.weights)}</td><td class='wrap'>{escape(notes)}</td></tr>"
         )
     note = "The residual is what the cut to one rank lost, relative to the exact merge (Frobenius norm of the deltas)."
     return _section("Merges", note, _table("Merge candidates", heads, rows))
+
+
+def _told(loss: Interval | None) -> str:
+    return "-" if loss is None else f"{loss.mean:.4f} ({loss.low:.4f} to {loss.high:.4f})"
 
 
 def _plain(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from chrysalis_ray.training.folded import folds
 from chrysalis_ray.training.packed import PackedLinear
@@ -166,12 +167,14 @@ def is_worn(layer: nn.Module, x_NTD: Tensor, lanes: int) -> bool:
     return True
 
 
-def wear(model: nn.Module) -> None:
-    """Give the layers of `LAYERS` their pass for candidates, where it comes to what the layer itself does.
+def wear(model: PreTrainedModel) -> None:
+    """Give the layers of `LAYERS` their pass for candidates in a base of fp32, where it comes to what the layer itself does.
 
     Norms must be quick ones already (`quick.quicken`). One layer of a class is tried for all of it.
     """
     tried: dict[type[nn.Module], bool] = {}
+    if model.dtype != torch.float32:
+        return
     for layer in model.modules():
         usual = type(layer)
         if usual.__name__ in LAYERS and usual not in tried:

@@ -301,3 +301,19 @@ def test_metrics_by_domain_are_what_the_rows_say_and_old_scores_still_open(tmp_p
     other = [*new[:2], ["b", 0, 3.0, 1, 3, None]]
     with pytest.raises(EvaluationError, match="different documents"):
         SelectScores.from_json({"split": "select", "candidates": {"new": new, "other": other}})
+
+
+def test_every_merge_is_told_on_report_with_its_interval_against_the_best_variant():
+    choice, verdict = judged(OFFSETS)
+    assert [merge.candidate for merge in verdict.merges] == ["ensemble", "consensus"]
+    told = verdict.to_json()["report"]
+    assert told["merges"]["ensemble"]["mean"] == told["loss"]["ensemble"]["mean"]
+    against = {each["against"]: each for each in told["differences"]}["v01"]
+    assert told["merges"]["ensemble"]["against_winner"] == pytest.approx(against)
+    for name, merge in told["merges"].items():
+        assert merge["low"] < merge["mean"] < merge["high"]
+        apart = merge["against_winner"]
+        assert apart["mean"] == pytest.approx(OFFSETS[name] - OFFSETS["v01"], abs=0.01)
+        assert apart["low"] < apart["mean"] < apart["high"] < 0.0
+    fewer = {name: offset for name, offset in OFFSETS.items() if name != "consensus"}
+    assert [merge.candidate for merge in make_verdict(choice, population(ReportScores, fewer)).merges] == ["ensemble"]

@@ -154,3 +154,11 @@ def test_layers_that_are_compiled_wear_nothing(tiny_base) -> None:
     assert sum(isinstance(module, WornLayer) for module in modules) == 2
     compile_layers(pack, backend="eager")
     assert not any(isinstance(module, WornLayer) for module in modules)
+
+
+@pytest.mark.parametrize("family", sorted(WORN))
+def test_a_base_of_another_precision_wears_nothing(family: str) -> None:
+    model = base_of(family).double()
+    quicken(model)
+    wear(model)
+    assert not any(isinstance(module, WornLayer) for module in model.modules())
