@@ -31,11 +31,12 @@ from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.side_by_side import in_order
 from chrysalis_ray.merge.slerp import turned_rows
-from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SUMMARIES
+from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SOLVED, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
 from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs, nearest_outputs_of_whole_inputs
 
 CHANGED = 1e-6  # of the squared lengths of member and anchor: a change below that is computed from the cores, not from theirs
+TOO_LONG = 3.0  # times the lengths of all members together
 MEASURE = "give `chrysalis merge` the --base and a --text for each adapter, or use `wudi`, which needs no data"
 
 
@@ -191,6 +192,8 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     limit = min(increments_NPQ.shape[1:]) if rank is None else rank
     if config.method in IN_THE_CORE:
         change_PQ, counted = IN_THE_CORE[config.method](config, weights_N, increments_NPQ)
+        if config.method in SOLVED:
+            refuse_too_long(config, module, change_PQ, increments_NPQ)
         return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
     if config.method in BY_INPUTS:
         if population.inputs is None:
@@ -198,10 +201,13 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
         if isinstance(config, RegmeanMerge) and looks_at_whole_inputs(config):
             size = next(block[0].shape[1] for block in (*blocks, seed) if block is not None)
             moment_of = partial(whole_moment, module, size, population.inputs)
-            merged_PI, counted = nearest_outputs_of_whole_inputs(config, weights_N, space, moment_of)
+            change_PI, counted = nearest_outputs_of_whole_inputs(config, weights_N, space, moment_of)
+            refuse_too_long(config, module, change_PI, increments_NPQ)
+            merged_PI = space.right.apply(space.anchor_PQ.T).T + change_PI
             return MergedModule(cut_rows(space, merged_PI, min(merged_PI.shape) if rank is None else rank), counted, gram_NN)
         moments_NQQ = moments_in_core(space, module, population.inputs)
         change_PQ, counted = BY_INPUTS[config.method](config, weights_N, increments_NPQ, moments_NQQ)
+        refuse_too_long(config, module, change_PQ, increments_NPQ)
         return MergedModule(cut_to_rank(space, space.anchor_PQ + change_PQ, limit), counted, gram_NN)
     assert isinstance(config, ElementwiseMerge)
     mean_PQ = torch.einsum("n,npq->pq", weights_N, increments_NPQ)
@@ -257,6 +263,19 @@ def _clear_gram(
     gram_NN = minus_the_last(gram_MM)
     drowns_N = gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])
     return stacked, None if bool(drowns_N.any()) else gram_NN
+
+
+def refuse_too_long(config: Merge, module: str, change_PQ: Tensor, increments_NPQ: Tensor) -> None:
+    """Raises MergeError for a change that is so much longer than all of its members one after the other that it is neither a
+    mean nor a sum, but what a solve makes of noise."""
+    most = float(torch.linalg.matrix_norm(increments_NPQ).sum())
+    length = float(torch.linalg.vector_norm(change_PQ))
+    if length > TOO_LONG * most:
+        raise MergeError(
+            f"`{config.method}` of module {module} comes out {length / most:.1f} times as long as all members together: what "
+            "they read is nearly the same, and where they differ it is solved for noise",
+            "give a larger ridge",
+        )
 
 
 def _differ(gram_NN: Tensor) -> bool:

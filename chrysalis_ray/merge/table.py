@@ -57,6 +57,8 @@ BY_INPUTS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Mappi
     "regmean": nearest_outputs,
 }
 
+SOLVED = ("wudi", "regmean")  # solve for the merge, which can come out tens of times too long
+
 # (members, tallies of all modules) -> what a method has to tell beyond weights and residual
 SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
     "consensus": consensus_summary,

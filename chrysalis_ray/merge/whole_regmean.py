@@ -23,7 +23,7 @@ SETTLED = 1e-13  # of an eigenvalue, between two rounds
 def nearest_outputs_of_whole_inputs(
     config: RegmeanMerge, weights_N: Tensor, space: CoreSpace, moment_of: Callable[[int], Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The anchor plus the change C, [P, I], that minimises sum_i w_i E_i |(C - C_i) x|^2:
+    """The change C, [P, I], that minimises sum_i w_i E_i |(C - C_i) x|^2:
 
         C = m + (sum_i w_i (C_i - m) H_i) (sum_i w_i H_i + e I)^-1,  H_i = a G_i + (1 - a) diag G_i,  e = ridge x eigenvalue,
 
@@ -46,7 +46,7 @@ def nearest_outputs_of_whole_inputs(
         own_pull_PI += apart_PI * moment_II.diagonal()
         mean_error += float((towards_PI * apart_PI).sum()) / weight
         del moment_II
-    mean_PI, own_I = (space.anchor_PQ + mean_PQ) @ right_IQ.T, total_II.diagonal().clone()
+    mean_PI, own_I = mean_PQ @ right_IQ.T, total_II.diagonal().clone()
     if not bool(own_I.any()):  # nothing ever came in
         return mean_PI, {}
     shrink = config.off_diagonal

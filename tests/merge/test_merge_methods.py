@@ -170,6 +170,19 @@ def test_wudi_is_where_its_objective_is_flat(shared):
     close(merged(WudiMerge(method="wudi", ridge=1e-9), orthogonal)[0], deltas(orthogonal).sum(0))
 
 
+def test_a_solve_that_comes_out_too_long_is_refused():
+    """Members of one A but for a thousandth: without a ridge, what differs is solved for as if it mattered."""
+    (one,) = members(False, count=1)
+    generator = torch.Generator().manual_seed(3)
+    noise = [1e-3 * torch.randn(2, IN, generator=generator, dtype=torch.float64) for _ in range(3)]
+    others = [torch.randn(OUT, 2, generator=generator, dtype=torch.float64) for _ in range(3)]
+    cohort = [{"q": (one["q"][0] + extra, b_or)} for extra, b_or in zip(noise, others, strict=True)]
+    with pytest.raises(MergeError, match=r"wudi.* of module q comes out .* times as long .*(?s:.*)larger ridge"):
+        merged(WudiMerge(method="wudi", ridge=1e-9), cohort)
+    longest = float(deltas(cohort).flatten(1).norm(dim=1).sum())
+    assert float(merged(WudiMerge(method="wudi"), cohort)[0].norm()) < longest
+
+
 def test_near_twins_count_once_in_tsv():
     (one,) = members(False, count=1)
     noise = 1e-4 * torch.randn(3, OUT, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
