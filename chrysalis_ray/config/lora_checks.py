@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chrysalis_ray.config.blueprint import EmbeddedBase
+from chrysalis_ray.config.blueprint import MOVED_INITS, EmbeddedBase
 from chrysalis_ray.config.population_checks import largest_rank, smallest_target
 from chrysalis_ray.config.problems import Finding
 from chrysalis_ray.config.resolve import LoadedExperiment
@@ -43,8 +43,11 @@ def _patterns(loaded: LoadedExperiment) -> Iterator[Finding]:
     lora, base, search = loaded.blueprint.lora, loaded.base, loaded.experiment.population.search
     for field, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
         at = ("lora", field)
-        if pattern and (why := lora.solo):
-            yield at, f"is for variants that share a base, and these cannot: {why}; leave it out"
+        if pattern and lora.init in MOVED_INITS:
+            yield (
+                at,
+                f"does not go with init: {lora.init}, of which one scale is kept for all modules; leave one of the two out",
+            )
         for key in pattern:
             widest = smallest_target(base, (key.rpartition(".")[2],))
             if field == "rank_pattern" and widest is not None and pattern[key] > widest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from chrysalis_ray.config.adapters import AdaLora, PeftAdapter
 from chrysalis_ray.config.blueprint import MOVED_INITS, Lora
 from chrysalis_ray.core.errors import MergeError, ModelError
+from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import Hyperparameters, canonical_json
 from chrysalis_ray.seed.adalora import Allocation, plain_adapter
 from chrysalis_ray.seed.adapter import (
@@ -43,6 +44,7 @@ from chrysalis_ray.seed.zero import narrowing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+A_END = ".lora_A.weight"
 NAME = "default"  # peft's name of the only adapter
 FORM = ("use_dora", "lora_bias", "modules_to_save", "init")  # what of a blueprint's lora makes its variants solo
 
@@ -91,7 +93,9 @@ class Wardrobe:
                 self._keep(worn)
             try:
                 if isinstance(worn, Lora):
-                    config = _lora_config(worn, hyperparameters, moves)
+                    config = _lora_config(
+                        worn, hyperparameters, moves, [name for name in self._modules if _is_target(name, worn)]
+                    )
                 else:
                     config = peft_config(worn, hyperparameters, steps)
                 model = get_peft_model(self.model, config)
@@ -182,7 +186,7 @@ class SoloAdapter:
         self.constants: dict[str, Tensor] = {}
         self.allocation = allocation
         self.layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-        self._scaled: list[Any] = [*self.layers.values(), *(m for m in model.modules() if isinstance(m, LycorisLayer))]
+        self._alphas: list[Any] = [m for m in model.modules() if isinstance(m, LycorisLayer)]
         self.parameters = {state_name(name): p for name, p in model.named_parameters() if p.requires_grad}
         self.rescale(own)
 
@@ -194,8 +198,11 @@ class SoloAdapter:
 
     def rescale(self, own: Hyperparameters) -> None:
         """Count B A, or what a kind with an alpha has in its place, as often as its rank and alpha say."""
-        for layer in self._scaled:
-            layer.scaling[NAME] = own.alpha if isinstance(self.worn, AdaLora) else own.scale  # it divides by the rank itself
+        patterns = self.worn.patterns if isinstance(self.worn, Lora) else PLAIN
+        for name, layer in self.layers.items():  # AdaLoRA's divide by the rank themselves
+            layer.scaling[NAME] = own.alpha if isinstance(self.worn, AdaLora) else patterns.kind_of(name).scale(own)
+        for layer in self._alphas:
+            layer.scaling[NAME] = own.scale
 
     def move(self, moved: Moved) -> None:
         """Take the moved part out of the base's weights, by the arithmetic with which peft's inits did."""
@@ -213,7 +220,7 @@ def state_name(parameter: str) -> str:
     return parameter.removesuffix(".weight") if parameter.endswith(".lora_magnitude_vector.weight") else parameter
 
 
-def _lora_config(lora: Lora, own: Hyperparameters, moves: bool) -> Any:
+def _lora_config(lora: Lora, own: Hyperparameters, moves: bool, modules: Sequence[str]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -227,6 +234,7 @@ def _lora_config(lora: Lora, own: Hyperparameters, moves: bool) -> Any:
         use_dora=lora.use_dora,
         lora_bias=lora.lora_bias,
         modules_to_save=list(lora.modules_to_save) or None,
+        **lora.patterns.written(modules),
         **narrowing(lora),
     )
 
@@ -278,6 +286,7 @@ def write_solo(
         "r": own.rank, "lora_alpha": own.alpha, "use_rslora": own.use_rslora, "lora_dropout": own.dropout,
         "use_dora": meta["solo"]["use_dora"], "lora_bias": meta["solo"]["lora_bias"],
         "modules_to_save": meta["solo"]["modules_to_save"] or None,
+        **Patterns.from_json(meta.get("patterns", {})).written(zero.factors),
     }  # fmt: skip
     named = {f"{PREFIX}{name}": tensor.to(torch.float32) for name, tensor in worn.items()}
     text = json.dumps(json.loads(canonical_json(config)), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -322,7 +331,13 @@ def read_solo(folder: Path, worn: Lora | PeftAdapter) -> tuple[Hyperparameters, 
         tensors, _ = parse_tensors(weights_file(folder).read_bytes())
     except ValueError as error:
         raise MergeError(f"{folder}: {error}", "copy or export the adapter again") from error
-    return geometry, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    for key, pattern in worn.patterns.written(name.removesuffix(A_END) for name in named if name.endswith(A_END)).items():
+        if (config.get(key) or {}) != pattern:
+            raise MergeError(
+                f"{folder}: {key} is {config.get(key)!r}, by the blueprint {pattern!r}", "give an adapter of this run"
+            )
+    return geometry, named
 
 
 def release_adapter(source: Path, folder: Path, card: str | None = None) -> str:

@@ -188,6 +188,7 @@ class SoloPack(Pack):
         if isinstance(worn, Lora) or worn.linear:
             self.targets = find_targets(model, worn.targets or (), "lora" if isinstance(worn, Lora) else "adapter")
         self.bank = RowBank(dtype, engine.device)
+        self.bank.patterns = worn.patterns if isinstance(worn, Lora) else PLAIN
         window, head = Window(self.bank), find_head(model)
         self._wardrobe = Wardrobe(model)
         trunk = engine.prepare(Trunk(model))
@@ -235,7 +236,7 @@ class SoloPack(Pack):
         begun = {f"weight/{name}": tensor.clone() for name, tensor in self.bank.unpack(self.bank.flat_SP[0], rank).items()}
         if isinstance(self.worn, Lora) and self.worn.init not in MOVED_INITS:
             for name in [name for name in begun if name.endswith(".lora_A.weight")]:
-                begun[name] = zero[name.removesuffix(".weight")][:rank]
+                begun[name] = zero[name.removesuffix(".weight")][: len(begun[name])]
         return begun
 
     def load_adapter(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> None:

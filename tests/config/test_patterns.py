@@ -12,14 +12,12 @@ from chrysalis_ray.training.planning.hardware import Hardware
 from chrysalis_ray.training.planning.planner import plan
 from chrysalis_ray.training.planning.shapes import KNOWN
 
-RANKS = "blueprint.lora.rank_pattern={v_proj: 4, layers.1.self_attn.v_proj: 16}"
-
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (("blueprint.lora.rank_pattern={v_proj: 48}",), "rank 48 is above 32"),
-        ((RANKS.replace("v_proj: 4, ", ""), "blueprint.lora.use_dora=true", "body={slots: 1}"), "these cannot: DoRA"),
+        (("blueprint.lora.rank_pattern={v_proj: 4}", "blueprint.lora.init=pissa", "body={slots: 1}"), "one scale is kept"),
         (("blueprint.lora.rank_pattern={v_proj: 2, q_proj: 4}",), "gives every target its own"),
         (("blueprint.lora.alpha_pattern={v_proj: 2, q_proj: 4}",), "gives every target its own"),
         (("blueprint.adapter={type: loha}", "blueprint.lora.alpha_pattern={q_proj: 4}"), "in whose place adapter stands"),

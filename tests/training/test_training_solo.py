@@ -31,10 +31,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "bias": {"lora_bias": True},
     "norms": {"modules_to_save": ("norm", "input_layernorm")},
     "head": {"modules_to_save": ("lm_head", "embed_tokens"), "use_dora": True},
+    "patterns": {
+        "use_dora": True,
+        "rank_pattern": {"layers.0.mlp.down_proj": 1, "down_proj": 8, "q_proj": 2},
+        "alpha_pattern": {"o_proj": 20.0, "q_proj": 3.0},
+    },
     "pissa": {"init": "pissa"},
     "olora": {"init": "olora"},
 }
-EXACT = ("dora", "bias", "norms", "head")  # peft moves a base in fp32 alone
+EXACT = ("dora", "bias", "norms", "head", "patterns")  # peft moves a base in fp32 alone
 
 
 def solo(base: Path, kind: str, dtype: torch.dtype = torch.float32, **options: Any) -> SoloPack:
@@ -78,8 +83,8 @@ def by_plain_peft(base: Path, kind: str, own: Variant, tokens: TextTokens, dtype
         zero = zero_of(base)
         for name, layer in model.named_modules():
             if hasattr(layer, "lora_A"):
-                a_ri = zero[f"weight/{name.removeprefix('base_model.model.')}.lora_A"][: hyper.rank]
-                layer.lora_A["default"].weight.data = a_ri.to(dtype)
+                a_ri = zero[f"weight/{name.removeprefix('base_model.model.')}.lora_A"]
+                layer.lora_A["default"].weight.data = a_ri[: layer.r["default"]].to(dtype)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(parameters, eps=hyper.epsilon, weight_decay=hyper.weight_decay)
     feed = Feed(own, tokens)
