@@ -1,0 +1,59 @@
+"""What Tune's controller is told of trials, and what runs in their processes instead.
+
+Tune wants a class of its own, starts every trial in a process with variables of its own, for which Ray imports itself twice,
+and sends along objects that cannot be read without importing all of Tune. A `VariantTrial` needs none of it. Schedulers,
+searchers and the controller are Ray's code as it is.
+
+This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` pins it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train._internal.storage import StorageContext
+from ray.tune.execution import tune_controller
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.experiment.trial import _TrialInfo
+from ray.util import deregister_serializer, register_serializer
+
+from chrysalis_ray.population.trial import Storage, VariantTrial
+
+
+class Trial(tune.Trainable):
+    """Stands for `VariantTrial` where Tune's controller looks at a class."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([{"memory": config["memory"]}])
+
+
+class LightActors:
+    """In the place of Tune's cache of actor classes: every trial is a `VariantTrial`, in a process as Ray starts it."""
+
+    def __init__(self) -> None:
+        self.actor = ray.remote(VariantTrial)
+
+    def get(self, trainable: type) -> Any:
+        assert trainable is Trial, f"Tune was given {trainable}"
+        return self.actor
+
+
+@contextmanager
+def light_trials() -> Iterator[None]:
+    """Inside this block a tune run over `Trial` runs `VariantTrial`s."""
+    rays = tune_controller._ActorClassCache
+    tune_controller._ActorClassCache = LightActors  # type: ignore[misc, assignment]
+    register_serializer(_TrialInfo, serializer=lambda told: told.trial_id, deserializer=str)
+    register_serializer(StorageContext, serializer=pickle.dumps, deserializer=Storage)
+    try:
+        yield
+    finally:
+        deregister_serializer(StorageContext)
+        deregister_serializer(_TrialInfo)
+        tune_controller._ActorClassCache = rays  # type: ignore[misc]
