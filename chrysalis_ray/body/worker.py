@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.body.turn import Judged, Outcome, Turn, Work
+from chrysalis_ray.core.collecting import no_garbage
 from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.store import Store
 
@@ -70,7 +71,8 @@ def live(settings: dict[str, Any]) -> None:
 
 def take_turns(plan: BodyPlan, context: BodyContext) -> None:
     """Grow this worker's part of the body, then do what omega says until it says dissolve."""
-    flesh = grow(plan)
+    with no_garbage():
+        flesh = grow(plan)
     flesh.progress_to(context.pulse())
     number = -1
     while True:

@@ -16,12 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.train._internal.storage import StorageContext
 from ray.tune.execution import tune_controller
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.experiment.trial import _TrialInfo
 from ray.util import deregister_serializer, register_serializer
 
+from chrysalis_ray.core.instead import instead
 from chrysalis_ray.population.trial import Storage, VariantTrial
 
 
@@ -47,13 +49,16 @@ class LightActors:
 @contextmanager
 def light_trials() -> Iterator[None]:
     """Inside this block a tune run over `Trial` runs `VariantTrial`s."""
-    rays = tune_controller._ActorClassCache
-    tune_controller._ActorClassCache = LightActors  # type: ignore[misc, assignment]
     register_serializer(_TrialInfo, serializer=lambda told: told.trial_id, deserializer=str)
     register_serializer(StorageContext, serializer=pickle.dumps, deserializer=Storage)
     try:
-        yield
+        with instead(tune_controller, "_ActorClassCache", LightActors), instead(usage, "tag_callbacks", uncounted):
+            yield
     finally:
         deregister_serializer(StorageContext)
         deregister_serializer(_TrialInfo)
-        tune_controller._ActorClassCache = rays  # type: ignore[misc]
+
+
+def uncounted(callbacks: Any) -> bool:
+    """Ray counts callbacks by class, for which it imports W&B and what else it has callbacks for."""
+    return False
