@@ -20,8 +20,11 @@ class Saving(tune.Trainable):
     def __init__(self, trial: VariantTrial) -> None:  # not Ray's own, which sets up a process
         self.trial = trial
         self._storage = pickle.loads(trial.storage.pickled) if trial.storage else None  # sent by our own driver
-        self._last_result = trial.last
         self._local_ip = trial.get_current_ip_pid()[0]
+
+    @property
+    def _last_result(self) -> dict[str, Any]:
+        return self.trial.last
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.trial.save_checkpoint(checkpoint_dir)

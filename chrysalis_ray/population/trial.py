@@ -16,7 +16,7 @@ import uuid
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -24,6 +24,9 @@ from chrysalis_ray.body.turn import Answer, first_position
 from chrysalis_ray.core.records import Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.genome.epigenome import appended
 from chrysalis_ray.population.words import DIVERGED, LEVEL, METRIC, TRIAL, TUNES
+
+if TYPE_CHECKING:
+    from chrysalis_ray.population.saving import Saving
 
 CHECKPOINT = "position.json"
 # What comes with the weights and moments when a trial takes over another's position.
@@ -50,6 +53,7 @@ class VariantTrial:
     def reset(self, new_config: dict[str, Any], storage: Storage | None = None) -> bool:
         """Be the trial that this config is of; this process may have served another before. Returns True."""
         self.storage = storage
+        self.saving: Saving | None = None
         self.trial_id = new_config.get(TRIAL, "default")
         self.config = {name: value for name, value in new_config.items() if not name.startswith(TUNES)}
         self.iterations, self.restored_at, self.seconds, self.seconds_restored = 0, 0, 0.0, 0.0
@@ -130,18 +134,22 @@ class VariantTrial:
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """Write a checkpoint to where Tune keeps them; returns what `restore` takes."""
-        from chrysalis_ray.population.saving import Saving
-
-        return Saving(self).save(checkpoint_dir)
+        return self._saver().save(checkpoint_dir)
 
     def restore(self, checkpoint: Any) -> None:
         """Go on from a checkpoint, this trial's or another's."""
-        from chrysalis_ray.population.saving import Saving
+        saver = self._saver()
+        saver.restore(checkpoint)
+        self.iterations = self.restored_at = saver.iteration
+        self.seconds = self.seconds_restored = saver.seconds
 
-        saving = Saving(self)
-        saving.restore(checkpoint)
-        self.iterations = self.restored_at = saving.iteration
-        self.seconds = self.seconds_restored = saving.seconds
+    def _saver(self) -> Saving:
+        """What counts this trial's checkpoints."""
+        if self.saving is None:
+            from chrysalis_ray.population.saving import Saving
+
+            self.saving = Saving(self)
+        return self.saving
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         ray.get(self.omega.hold.remote(self.variant.variant_id, self.position))

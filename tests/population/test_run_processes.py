@@ -68,7 +68,7 @@ with joined(None):
     trial = ray.remote(VariantTrial).options(num_cpus=0).remote(config=settings)
     loaded = ray.get(trial.__ray_call__.remote(lambda self: sorted(sys.modules)))
 heavy = ("torch", "transformers", "pandas", "ray.data", "ray.train.torch", "safetensors", "tokenizers")
-heavy += ("chrysalis_ray.config.questions", "ray.tune", "ray.train", "pyarrow")
+heavy += ("chrysalis_ray.config.questions", "ray.tune", "ray.train")
 print("chrysalis_ray.population.trial" in loaded, [name for name in heavy if name in loaded])
 """
     (tmp_path / "store").mkdir()
