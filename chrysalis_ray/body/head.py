@@ -1,8 +1,9 @@
 """The head of a cluster that starts and ends with its driver: what the bodies need, and nothing that waits for visitors.
 
-Ray's own starts a server for jobs and the dashboard (even where no dashboard is asked for) and an agent of it, an autoscaler and
-a reader of logs, and the driver waits for the first to begin and to end. Nobody needs them: the cluster is gone with the driver,
-cannot grow, and its logs stay in their files. Who wants to look into a cluster starts one with `ray start --head` and joins it.
+Ray's own starts a server for jobs and the dashboard (even where no dashboard is asked for) and an agent of it, an autoscaler
+and a reader of logs, and the driver waits for the first to begin and to end. Nobody needs them: the cluster is gone with the
+driver, cannot grow, and its logs stay in their files. Who wants to look into a cluster starts one with `ray start --head` and
+joins it.
 
 This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` pins it.
 """

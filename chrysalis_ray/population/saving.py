@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.core.postponed import postponed
 
 with postponed():
     from ray import tune
+    from ray.train._internal.storage import StorageContext
 
 if TYPE_CHECKING:
     from chrysalis_ray.population.trial import VariantTrial
@@ -19,7 +19,7 @@ class Saving(tune.Trainable):
 
     def __init__(self, trial: VariantTrial) -> None:  # not Ray's own, which sets up a process
         self.trial = trial
-        self._storage = pickle.loads(trial.storage.pickled) if trial.storage else None  # sent by our own driver
+        self._storage = StorageContext(**trial.storage._asdict()) if trial.storage else None  # counts checkpoints
         self._local_ip = trial.get_current_ip_pid()[0]
 
     @property

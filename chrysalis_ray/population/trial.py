@@ -13,10 +13,10 @@ import os
 import platform
 import time
 import uuid
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
@@ -34,11 +34,13 @@ SHAPE = ("rank", "alpha", "use_rslora", "optimizer", "freeze_a")
 TUNABLE = tuple(f.name for f in fields(Hyperparameters) if f.name not in SHAPE)
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Where Tune keeps a trial's checkpoints, as Ray pickles it (`tuned.py`): nobody opens it who writes none."""
+class Storage(NamedTuple):
+    """Where Tune keeps a trial's checkpoints, and the number of the last: what a `StorageContext` of Ray's is made of."""
 
-    pickled: bytes
+    storage_path: str
+    experiment_dir_name: str
+    trial_dir_name: str
+    current_checkpoint_index: int
 
 
 class VariantTrial:

@@ -9,7 +9,6 @@ This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` p
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,14 +48,20 @@ class LightActors:
 @contextmanager
 def light_trials() -> Iterator[None]:
     """Inside this block a tune run over `Trial` runs `VariantTrial`s."""
-    register_serializer(_TrialInfo, serializer=lambda told: told.trial_id, deserializer=str)
-    register_serializer(StorageContext, serializer=pickle.dumps, deserializer=Storage)
+    register_serializer(_TrialInfo, serializer=lambda info: info.trial_id, deserializer=str)
+    register_serializer(StorageContext, serializer=told, deserializer=Storage._make)
     try:
         with instead(tune_controller, "_ActorClassCache", LightActors), instead(usage, "tag_callbacks", uncounted):
             yield
     finally:
         deregister_serializer(StorageContext)
         deregister_serializer(_TrialInfo)
+
+
+def told(storage: StorageContext) -> tuple[Any, ...]:
+    """What a trial's process hears of where Tune keeps its checkpoints: the run directory, which all nodes share."""
+    assert not storage.custom_fs_provided
+    return storage.storage_fs_path, storage.experiment_dir_name, storage.trial_dir_name, storage.current_checkpoint_index
 
 
 def uncounted(callbacks: Any) -> bool:

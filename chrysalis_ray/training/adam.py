@@ -1,7 +1,6 @@
-"""Adam and AdamW over whole rows, as `torch.optim` computes them: by its fused kernel, called without what torch puts around it.
+"""Adam and AdamW over whole rows, as `torch.optim` computes them: by its fused kernel, without what torch puts around it.
 
-The stock classes load torch's compiler to tell it what to leave alone, which takes half a second, and spend three times as long
-on the way to the kernel as in it where a row is as short as that of a small base.
+The stock classes load torch's compiler, to tell it what to leave alone, when the first of them is made.
 """
 
 from __future__ import annotations
