@@ -8,7 +8,7 @@ from chrysalis_ray.core.postponed import postponed
 
 with postponed():
     from ray import tune
-    from ray.train._internal.storage import StorageContext
+    from ray.tune.experiment.trial import StorageContext
 
 if TYPE_CHECKING:
     from chrysalis_ray.population.trial import VariantTrial

@@ -16,10 +16,9 @@ from typing import Any
 import ray
 from ray import tune
 from ray.air._internal import usage
-from ray.train._internal.storage import StorageContext
 from ray.tune.execution import tune_controller
 from ray.tune.execution.placement_groups import PlacementGroupFactory
-from ray.tune.experiment.trial import _TrialInfo
+from ray.tune.experiment.trial import StorageContext, _TrialInfo
 from ray.util import deregister_serializer, register_serializer
 
 from chrysalis_ray.core.instead import instead
