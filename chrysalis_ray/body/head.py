@@ -1,19 +1,28 @@
 """The head of a cluster that starts and ends with its driver: what the bodies need, and nothing that waits for visitors.
 
-Ray's own starts a server for jobs and the dashboard (even where no dashboard is asked for), an autoscaler and a reader of logs,
-and the driver waits for the first to begin and to end. Nobody needs them: the cluster is gone with the driver, cannot grow, and
-its logs stay in their files. Who wants to look into a cluster starts one with `ray start --head` and joins it.
+Ray's own starts a server for jobs and the dashboard (even where no dashboard is asked for) and an agent of it, an autoscaler
+and a reader of logs, and the driver waits for the first to begin and to end. Nobody needs them: the cluster is gone with the
+driver, cannot grow, and its logs stay in their files. Who wants to look into a cluster starts one with `ray start --head` and
+joins it.
 
 This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` pins it.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray._private import node
+from ray._private import node, ray_constants, services, utils
+
+from chrysalis_ray.body import agent
+from chrysalis_ray.core.collecting import no_garbage
+from chrysalis_ray.core.instead import instead
+from chrysalis_ray.core.postponed import postponed
+
+START_PYTHON = services._build_python_executable_command_memory_profileable
 
 
 class Head(node.Node):
@@ -28,13 +37,30 @@ class Head(node.Node):
     def start_log_monitor(self) -> None:
         """Nobody prints what workers print."""
 
+    def start_raylet(self, *arguments: Any, **settings: Any) -> None:
+        """The raylet takes as long to come up as the driver takes to import Ray Train, which it needs next."""
+        super().start_raylet(*arguments, **settings)
+        with no_garbage(), postponed():
+            importlib.import_module("chrysalis_ray.body.trainer")
+
+
+def start_python(component: str, *arguments: Any, **settings: Any) -> list[str]:
+    """How Ray starts one of its own scripts, whose path and options follow; `agent.py` is put before that of the agent."""
+    command = START_PYTHON(component, *arguments, **settings)
+    return [*command, agent.__file__] if component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT else command
+
+
+def no_dashboard() -> ImportError:
+    """What Ray is told when it looks whether there could be a dashboard, for which it imports all that one would need."""
+    return ImportError("this cluster has no dashboard")
+
 
 @contextmanager
 def quiet_head() -> Iterator[None]:
     """Inside this block `ray.init` starts a `Head`."""
-    rays = node.Node
-    node.Node = Head  # type: ignore[misc]
-    try:
+    with (
+        instead(node, "Node", Head),
+        instead(services, "_build_python_executable_command_memory_profileable", start_python),
+        instead(utils, "get_dashboard_dependency_error", no_dashboard),
+    ):
         yield
-    finally:
-        node.Node = rays  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from chrysalis_ray.core.postponed import postponed
 
 with postponed():
@@ -11,9 +13,6 @@ with postponed():
 class BodyWorker(RayTrainWorker):
     """A worker of a body. Ray imports this file to make one, and so the block above is what loads Ray Train there."""
 
-
-class Nobody:
-    """Stands where Ray Train has an actor through which workers meet when they report. Ours report to omega."""
-
-    def __init__(self, **settings: object) -> None:
-        """Whatever it is told, it has nothing to do."""
+    def __init__(self, *arguments: object, **settings: object) -> None:
+        gc.disable()  # torch and transformers are imported next (core/collecting.py); `worker.grow` turns it on again
+        super().__init__(*arguments, **settings)

@@ -22,16 +22,38 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from chrysalis_ray.body.cluster import ENVIRONMENT
-from chrysalis_ray.body.process import BodyWorker, Nobody
+from chrysalis_ray.body.process import BodyWorker
 from chrysalis_ray.core.errors import BodyError
 
-RAYS_OWN = worker_group.SynchronizationActor  # of the module, not of a moment: bodies start side by side
+# of the module, not of a moment
+RAYS_OWN, RAYS_END = worker_group.SynchronizationActor, state._shutdown_sync_actor
 NOT_NEEDED = (PlacementGroupCleanerCallback, DatasetsCallback)
+
+
+class Nobody:
+    """Stands where Ray Train has an actor through which workers meet when they report. Ours report to omega."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[Nobody]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> Nobody:
+        return cls()
+
+
+def end_meeting(actor: Any) -> None:
+    """End the actor through which the workers of a group met, where there is one."""
+    if not isinstance(actor, Nobody):
+        RAYS_END(actor)
+
+
+state._shutdown_sync_actor = end_meeting
 
 
 class BodyTrainer(TorchTrainer):
@@ -74,9 +96,8 @@ class WorkersOfDriver(WorkerGroup):
     _worker_cls = BodyWorker
 
     def _start_impl(self, *arguments: Any, **settings: Any) -> None:
-        # Ray's own would import Ray Train in a process of its own
-        worker_group.SynchronizationActor = ray.remote(num_cpus=0)(Nobody)  # type: ignore[misc, assignment]
-        try:
+        worker_group.SynchronizationActor = Nobody  # type: ignore[misc, assignment]
+        try:  # not `instead`: bodies start side by side
             super()._start_impl(*arguments, **settings)
         finally:
             worker_group.SynchronizationActor = RAYS_OWN  # type: ignore[misc]
@@ -89,7 +110,7 @@ class WorkersOfDriver(WorkerGroup):
                 worker.actor.init_train_context.remote(
                     train_run_context=self._train_run_context,
                     distributed_context=worker.distributed_context,
-                    synchronization_actor=sync_actor,
+                    synchronization_actor=None,  # only ray.train.report asks it, and the like
                     storage_context=self._storage_context,
                     worker_callbacks=self._worker_callbacks_to_propagate,
                     controller_actor=None,  # only ray.train.get_all_reported_checkpoints asks it; seeds go to the store

@@ -13,14 +13,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray.body.context import BodyContext, visible
 from chrysalis_ray.body.morphology import Morphology
 from chrysalis_ray.body.turn import Judged, Outcome, Turn, Work
+from chrysalis_ray.core.collecting import no_garbage
 from chrysalis_ray.core.errors import ChrysalisError, VariantLost
 from chrysalis_ray.core.patterns import PLAIN, Patterns
+from chrysalis_ray.core.postponed import PLAIN_MODELS, postponed
 from chrysalis_ray.core.store import Store
 
 if TYPE_CHECKING:
@@ -72,7 +75,8 @@ def live(settings: dict[str, Any]) -> None:
 
 def take_turns(plan: BodyPlan, context: BodyContext) -> None:
     """Grow this worker's part of the body, then do what omega says until it says dissolve."""
-    flesh = grow(plan)
+    with no_garbage():
+        flesh = grow(plan)
     flesh.progress_to(context.pulse())
     number = -1
     while True:
@@ -112,19 +116,22 @@ def grow(plan: BodyPlan) -> Flesh:
     """Load the base once and build an empty bank beside it."""
     import torch
 
-    from chrysalis_ray.genome.tokens import open_tokens
-    from chrysalis_ray.seed.adapter import read_adapter
-    from chrysalis_ray.training.base import load_base
-    from chrysalis_ray.training.engine import make_engine
-    from chrysalis_ray.training.pack import Pack
-    from chrysalis_ray.training.solo import SoloPack
-    from chrysalis_ray.training.trunk import checkpoint_activations
-
     morphology = plan.morphology
+    plain = plan.solo is None and not morphology.compile and not morphology.zero_stage
+    with postponed(PLAIN_MODELS) if plain else nullcontext():
+        from chrysalis_ray.genome.tokens import open_tokens
+        from chrysalis_ray.seed.adapter import read_adapter
+        from chrysalis_ray.training.base import load_base
+        from chrysalis_ray.training.engine import make_engine
+        from chrysalis_ray.training.pack import Pack
+        from chrysalis_ray.training.solo import SoloPack
+        from chrysalis_ray.training.trunk import checkpoint_activations
+
     threads = morphology.threads or (1 if morphology.virtual_workers else torch.get_num_threads())
     torch.set_num_threads(threads)
     device = worker_device(morphology)
-    model = load_base(visible(plan.base_folder), morphology.precision, morphology.quantization, morphology.attention)
+    with postponed(PLAIN_MODELS) if plain else nullcontext():  # transformers imports more when it reads a model
+        model = load_base(visible(plan.base_folder), morphology.precision, morphology.quantization, morphology.attention)
     if morphology.activation_checkpointing:
         checkpoint_activations(model)
     virtual = morphology.virtual_workers

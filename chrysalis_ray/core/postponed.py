@@ -15,18 +15,33 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# module -> the class that Ray names in annotations while it is imported: it gets a stand-in of its own
-POSTPONED = {"pandas": "DataFrame", "ray.data": "Dataset"}
+Early = tuple[str, ...]
+
+# module -> what is named of it while others are imported (in annotations, say): each gets a stand-in of its own
+POSTPONED: dict[str, Early] = {"pandas": ("DataFrame",), "ray.data": ("Dataset",)}
+# The same for models that are read and trained as they are, without torch's compiler: transformers prepares
+# for the compiler and for losses of object detection. torch must be imported already. The stand-in of a name with "@" leaves
+# functions unmarked that the compiler should know, so this is not for who compiles.
+PLAIN_MODELS: dict[str, Early] = {
+    "torch._dynamo": ("@disable", "@assume_constant_result", "@allow_in_graph"),
+    "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",),
+    "scipy.optimize": ("linear_sum_assignment",),
+}
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """Inside this block, what imports one of `POSTPONED` gets a stand-in, unless it is loaded already."""
-    standing = {name: StandIn(name, early) for name, early in POSTPONED.items() if name not in sys.modules}
+def postponed(modules: Mapping[str, Early] = POSTPONED) -> Iterator[None]:
+    """Inside this block, what imports one of these modules gets a stand-in, unless it is loaded already or not installed."""
+    standing: dict[str, StandIn] = {}
+    for name in [name for name in modules if name not in sys.modules]:
+        package = standing.get(name.rpartition(".")[0])  # to look into it would load it
+        spec = package.__spec__ if package else importlib.util.find_spec(name)
+        if spec is not None:
+            standing[name] = StandIn(name, modules[name], spec)
     sys.modules.update(standing)
     finder = PartsOfPostponed()
     sys.meta_path.insert(0, finder)
@@ -42,13 +57,14 @@ def postponed() -> Iterator[None]:
 class StandIn(types.ModuleType):
     """Stands in for a module that is not loaded yet."""
 
-    def __init__(self, name: str, early: str) -> None:
+    def __init__(self, name: str, early: Early, spec: importlib.machinery.ModuleSpec) -> None:
         super().__init__(name)
-        self.__spec__ = importlib.util.find_spec(name)  # some look whether it is installed
+        self.__spec__ = spec  # some look whether it is installed
         self.__path__: list[str] = []
-        setattr(self, early, ClassOf(early, (), {"__module__": name}))
+        for part in early:
+            setattr(self, part.removeprefix("@"), unmarked if part[0] == "@" else ClassOf(part, (), {"__module__": name}))
         package, _, own = name.rpartition(".")
-        if package:
+        if package in sys.modules:
             setattr(sys.modules[package], own, self)
 
     def __getattr__(self, name: str) -> Any:
@@ -57,8 +73,13 @@ class StandIn(types.ModuleType):
         return getattr(load(self.__name__, self), name)
 
 
+def unmarked(function: Any = None, *values: Any, **named: Any) -> Any:
+    """In the place of a decorator that only marks functions, or of what makes one."""
+    return function if function is not None else unmarked
+
+
 class ClassOf(type):
-    """The class of a class that stands in for one of a module that is not loaded yet."""
+    """The class of a class, or of a function, that stands in for one of a module that is not loaded yet."""
 
     def __call__(cls, *values: Any, **named: Any) -> Any:
         return getattr(load(cls.__module__), cls.__name__)(*values, **named)

@@ -29,7 +29,7 @@ def run_population(
     """
     from ray import tune
 
-    from chrysalis_ray.population.trial import VariantTrial
+    from chrysalis_ray.population.tuned import Trial, light_trials
 
     experiment, slots = branching.experiment, bodies.plan.morphology.places
     population = experiment.population
@@ -49,8 +49,8 @@ def run_population(
         searcher, space = make_proposer(branching, layout, bodies.omega, slots), fixed
     else:
         searcher, space = make_searcher(variants, fixed, mutable, slots)
-    tune.Tuner(
-        VariantTrial,
+    tuner = tune.Tuner(
+        Trial,
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -74,7 +74,9 @@ def run_population(
                 checkpoint_frequency=1 if mutable else 0, num_to_keep=HOLDS if mutable else None, checkpoint_at_end=False
             ),
         ),
-    ).fit()
+    )
+    with light_trials():
+        tuner.fit()
 
 
 def trial_memory(room: Sequence[float], slots: int) -> int:

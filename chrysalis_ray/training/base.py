@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from chrysalis_ray.config.blueprint import Base, EmbeddedBase, PretrainedBase
 from chrysalis_ray.core.errors import ModelError
@@ -64,7 +65,7 @@ def load_base(folder: Path | str, precision: str, quantization: str = "none", at
     from transformers import AutoModelForCausalLM
 
     try:
-        with _no_progress_bars():
+        with _no_progress_bars(), Unfilled():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[precision],
@@ -89,6 +90,18 @@ def load_base(folder: Path | str, precision: str, quantization: str = "none", at
     if quantization != "none":
         quantise(model, quantization)
     return model.eval()
+
+
+class Unfilled(TorchFunctionMode):
+    """Tensors without storage are not filled with random numbers. A model is made of such before its weights are read; to fill
+    them changes nothing, and torch loads its compiler and sympy for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        tensor = args[0] if args else named.get("tensor")
+        if getattr(func, "__module__", "") == "torch.nn.init" and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **named)
 
 
 def _attention(folder: Path | str, attention: str, precision: str) -> dict[str, str]:

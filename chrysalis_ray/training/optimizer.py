@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.records import MOMENTS, Hyperparameters
+from chrysalis_ray.training.adam import FUSED
 from chrysalis_ray.training.bank import ALIGNMENT
 
 EVICT_AFTER = 3  # non-finite steps in a row
@@ -44,7 +45,6 @@ RECIPES: dict[str, Recipe] = {
     "rmsprop": Recipe(torch.optim.RMSprop, lambda of: {"alpha": of.beta2, "eps": of.epsilon}),
     "sgd": Recipe(torch.optim.SGD, lambda of: {"momentum": of.momentum}),
 }
-FUSED = ("adamw", "adam")  # one kernel
 
 
 class SlotOptimizer:
@@ -67,9 +67,9 @@ class SlotOptimizer:
         self._parameters = [nn.Parameter(self._row_P[part]) for part in self._segments]
         for parameter, part in zip(self._parameters, self._segments, strict=True):
             parameter.grad = None if self.gradient_P is None else self.gradient_P[part]
-        fused = {"fused": True} if self.kind in FUSED else {}
         groups = [{"params": [parameter]} for parameter in self._parameters]
-        self._torch = RECIPES[self.kind].make(groups, lr=hyperparameters.learning_rate, **fused)
+        make = FUSED.get(self.kind, RECIPES[self.kind].make)
+        self._torch: Any = make(groups, lr=hyperparameters.learning_rate)
         self._set(hyperparameters)
 
     def _set(self, hyperparameters: Hyperparameters) -> None:

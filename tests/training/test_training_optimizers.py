@@ -248,3 +248,23 @@ def test_decays_are_those_of_the_blueprint() -> None:
     for decay in get_args(Decay):
         assert learning_rate_at(Hyperparameters(decay=decay), 0, STEPS) > 0.0
     assert replace(Hyperparameters(), decay="wsd").decay_fraction == 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "stock"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
+def test_the_kernel_alone_gives_the_bits_of_the_stock_class(kind: str, stock: type, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    hyper = Hyperparameters(optimizer=kind, weight_decay=0.05, beta1=0.8, beta2=0.97, epsilon=1e-7)
+    row, gradient = torch.randn(256, dtype=dtype), torch.empty(256, dtype=dtype)
+    ours = SlotOptimizer(hyper, row.clone(), gradient, 128)
+    parameter = torch.nn.Parameter(row.clone())
+    theirs = stock([parameter], weight_decay=0.05, betas=(0.8, 0.97), eps=1e-7, fused=True)
+    for number in range(5):
+        gradient.copy_(torch.randn(256, dtype=dtype) * 10.0 ** -(2 * number))
+        parameter.grad, rate = gradient.clone(), 0.01 / (number + 1)
+        theirs.param_groups[0]["lr"] = rate
+        theirs.step()
+        ours.step(rate)
+    assert torch.equal(ours._row_P, parameter)
+    assert same(ours.moments(), {name: theirs.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")})
+    assert ours._torch.state[ours._parameters[0]]["step"] == theirs.state[parameter]["step"] == 5

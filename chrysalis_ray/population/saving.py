@@ -1,0 +1,38 @@
+"""Checkpoints of a trial as Ray Tune writes, keeps and reads them. Loaded with the first one: it imports Tune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chrysalis_ray.core.postponed import postponed
+
+with postponed():
+    from ray import tune
+    from ray.tune.experiment.trial import StorageContext
+
+if TYPE_CHECKING:
+    from chrysalis_ray.population.trial import VariantTrial
+
+
+class Saving(tune.Trainable):
+    """Ray's trainable as far as it saves and restores; what is written and read is the trial's."""
+
+    def __init__(self, trial: VariantTrial) -> None:  # not Ray's own, which sets up a process
+        self.trial = trial
+        self._storage = StorageContext(**trial.storage._asdict()) if trial.storage else None  # counts checkpoints
+        self._local_ip = trial.get_current_ip_pid()[0]
+
+    @property
+    def _last_result(self) -> dict[str, Any]:
+        return self.trial.last
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self.trial.save_checkpoint(checkpoint_dir)
+
+    def load_checkpoint(self, checkpoint_dir: Any) -> None:
+        self.trial.load_checkpoint(checkpoint_dir)
+
+    @property
+    def seconds(self) -> float:
+        """What the trial had taken when the checkpoint was written."""
+        return float(self._time_total)

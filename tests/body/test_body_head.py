@@ -1,0 +1,38 @@
+"""What stands in a head node for what nobody asks for."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+
+from chrysalis_ray.body import agent
+
+
+def test_the_agent_says_that_nothing_is_served_and_ends_with_its_raylet(tmp_path):
+    """The parent plays the raylet: it starts the agent, tells its number, and is killed."""
+    told = [f"--session-dir={tmp_path}", "--node-id=abc", "--grpc-port=1"]
+    script = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", script, sys.executable, agent.__file__, "ray/agent.py", *told]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as raylet:
+        started = int(raylet.stdout.readline())
+        files = [tmp_path / f"{port}_abc" for port in agent.PORTS]
+        waited_until(lambda: all(file.exists() for file in files))
+        assert {file.read_text() for file in files} == {"-1"}
+        os.kill(started, 0)
+        raylet.kill()
+    waited_until(lambda: not is_running(started))
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def is_running(process):
+    with contextlib.suppress(OSError), open(f"/proc/{process}/stat", encoding="ascii") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def waited_until(is_so, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
