@@ -51,7 +51,8 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     if not heard:
         return None
     b_OK = torch.cat([b_or for _, _, b_or in heard], dim=1).detach().to("cpu", torch.float64)
-    a_KI = torch.cat([a_ri for _, a_ri, _ in heard], dim=0).detach().to("cpu", torch.float64)
+    rows = [a_ri.detach().to("cpu") for _, a_ri, _ in heard]
+    a_KI = torch.cat(rows, out=torch.empty(sum(map(len, rows)), rows[0].shape[1], dtype=torch.float64))
     owner_K = _owners(tuple((number, a_ri.shape[0]) for number, a_ri, _ in heard))
     return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
 
