@@ -52,10 +52,9 @@ class Source:
 def open_sources(names: Sequence[str]) -> list[Source]:
     """Every adapter, found and opened. Raises MergeError for one that is not there, no plain LoRA, or of another base."""
     folders = [find_folder(name) for name in names]
-    opened = [open_adapter(folder) for folder in folders]
     with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
-        sha256s = list(pool.map(adapter_sha256, folders))
-    sources = [Source(*row) for row in zip(names, folders, opened, sha256s, strict=True)]
+        opened = list(pool.map(lambda folder: (open_adapter(folder), adapter_sha256(folder)), folders))
+    sources = [Source(name, folder, *read) for name, folder, read in zip(names, folders, opened, strict=True)]
     refuse_other_bases(sources)
     refuse_other_vocabularies([(source.name, source.folder) for source in sources])
     return sources

@@ -24,7 +24,7 @@ from torch import Tensor
 from chrysalis_ray.config.merges import Agreeing
 from chrysalis_ray.merge.core_space import Factors, canonical_basis, double
 
-BLOCK_ENTRIES = 1 << 17  # of all members together, 512 KiB in fp32: with what a rule makes of them, what a core keeps at hand
+BLOCK_ENTRIES = 1 << 19  # of all members together, 2 MiB in fp32: in smaller ones threads wait for the interpreter
 DRAWN_ENTRIES = 1 << 18  # the same for rules that draw: other blocks would be other numbers
 COUNTED_ENTRIES = 1 << 17  # of one member
 EXACT_ENTRIES = 1 << 18  # deltas up to here are ruled upon in fp64, and sorted for their thresholds
@@ -150,11 +150,11 @@ class RuledRows:
         a_RI, b_OR = change
         rows = _evenly((b_OR @ (a_RI @ a_RI.T) * b_OR).sum(1), SAMPLED[0])
         columns = _evenly((b_OR.T @ b_OR @ a_RI * a_RI).sum(0), SAMPLED[1])
-        sample = np.sort((b_OR[rows] @ a_RI[:, columns]).abs().flatten().numpy())[::-1]
+        sample = (b_OR[rows] @ a_RI[:, columns]).abs().flatten().numpy()
         while True:
             upper, lower = (int((share + side) * len(sample)) for side in (-apart, apart))
-            high = float(sample[upper]) if upper > 0 else float("inf")
-            low = float(sample[lower]) if lower < len(sample) else 0.0
+            high = _largest(sample, upper) if upper > 0 else float("inf")
+            low = _largest(sample, lower) if lower < len(sample) else 0.0
             above, between = self._count(change, low, high)
             place = above + len(between) - kept
             if above < kept and place >= 0:
@@ -200,6 +200,12 @@ def all_equal(increments_NPQ: Tensor) -> bool:
     """Whether the members are one and the same here: there is nothing to trim, mask or elect, and every rule returns it."""
     size = float(torch.linalg.matrix_norm(increments_NPQ).max())
     return float(torch.linalg.matrix_norm(increments_NPQ - increments_NPQ[0]).max()) <= EQUAL * size
+
+
+def _largest(values_L: Any, place: int) -> float:
+    """The value at `place` from the largest on, of what need not be in order."""
+    from_below = len(values_L) - 1 - place
+    return float(np.partition(values_L, from_below)[from_below])
 
 
 def _evenly(squares_L: Tensor, count: int) -> Tensor:

@@ -32,6 +32,7 @@ from chrysalis_ray.core.records import canonical_json
 from chrysalis_ray.merge.core_space import Cut, is_finite
 
 BYTES, LINES = "modules.bin", "modules.jsonl"
+SYNCED_BYTES = 1 << 23  # of the merged file, between one sync and the next
 
 
 class MergedModule(NamedTuple):
@@ -100,7 +101,7 @@ class FinishedModules:
             content.truncate(layout.size)
         self._end = os.fstat(content.fileno()).st_size
         self._digest = hashlib.sha256(layout.head if layout else b"")
-        self._hashed = len(layout.head) if layout else 0
+        self._hashed = self._synced = len(layout.head) if layout else 0
 
     def whole(self, modules: Collection[str]) -> tuple[Path, str | None] | None:
         """The file, if it is that of an adapter of these modules, all of which were added or found, and its sha256, if all
@@ -115,6 +116,11 @@ class FinishedModules:
             size = sum(side.nbytes for side in merged.cut.factors)
             self._digest.update(os.pread(self._content.fileno(), size, self._hashed))  # read, not mapped: it need not stay
             self._hashed += size
+            if (
+                self._hashed - self._synced >= SYNCED_BYTES
+            ):  # the disk is busy while others merge, and little is left to the end
+                os.fsync(self._content.fileno())
+                self._synced = self._hashed
 
     def find(self, module: str) -> MergedModule | None:
         """The module as it was finished before, or None."""

@@ -38,10 +38,11 @@ class Stack:
 
     def gram(self, scales: Sequence[float]) -> Tensor:
         """Inner products [M, M] of the M adapters' deltas, `scales` folded in."""
-        scale_K = self.per_column(scales)
-        product_KK = self.b_KK * self.a_KK * scale_K * scale_K[:, None]
-        rows_MK = product_KK.new_zeros(len(scales), len(scale_K)).index_add_(0, self.owner_K, product_KK)
-        return product_KK.new_zeros(len(scales), len(scales)).index_add_(1, self.owner_K, rows_MK)
+        product_KK = self.b_KK * self.a_KK
+        rows_MK = product_KK.new_zeros(len(scales), len(product_KK)).index_add_(0, self.owner_K, product_KK)
+        gram_MM = product_KK.new_zeros(len(scales), len(scales)).index_add_(1, self.owner_K, rows_MK)
+        scale_M = torch.tensor(scales, dtype=torch.float64)
+        return gram_MM.mul_(scale_M).mul_(scale_M[:, None])
 
 
 def stack(blocks: Sequence[Factors | None]) -> Stack | None:
@@ -50,7 +51,8 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     if not heard:
         return None
     b_OK = torch.cat([b_or for _, _, b_or in heard], dim=1).detach().to("cpu", torch.float64)
-    a_KI = torch.cat([a_ri for _, a_ri, _ in heard], dim=0).detach().to("cpu", torch.float64)
+    rows = [a_ri.detach().to("cpu") for _, a_ri, _ in heard]
+    a_KI = torch.cat(rows, out=torch.empty(sum(map(len, rows)), rows[0].shape[1], dtype=torch.float64))
     owner_K = _owners(tuple((number, a_ri.shape[0]) for number, a_ri, _ in heard))
     return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
 
@@ -64,12 +66,11 @@ def _owners(ranks: tuple[tuple[int, int], ...]) -> Tensor:
 def _square(rows_KD: Tensor) -> Tensor:
     """X X^T, [K, K]; of the two halves off its diagonal, which are equal, one is computed."""
     half = len(rows_KD) // 2
-    upper, lower = rows_KD[:half], rows_KD[half:]
-    square_KK = rows_KD.new_empty(len(rows_KD), len(rows_KD))
-    square_KK[:half, :half] = upper @ upper.T
-    square_KK[:half, half:] = upper @ lower.T
-    square_KK[half:, :half] = square_KK[:half, half:].T
-    square_KK[half:, half:] = lower @ lower.T
+    columns_DK, square_KK = rows_KD.T, rows_KD.new_empty(len(rows_KD), len(rows_KD))
+    left_Kh, right_Kk = square_KK.tensor_split([half], dim=1)
+    torch.mm(rows_KD, columns_DK[:, :half], out=left_Kh)
+    torch.mm(rows_KD[half:], columns_DK[:, half:], out=right_Kk[half:])
+    right_Kk[:half] = left_Kh[half:].T
     return square_KK
 
 
@@ -102,9 +103,8 @@ def gram_of_module(
 
 def minus_the_last(gram_MM: Tensor) -> Tensor:
     """Inner products of every vector's difference from the last one, without the last: [M-1, M-1]."""
-    change_NM = torch.eye(len(gram_MM), dtype=gram_MM.dtype)[:-1]
-    change_NM[:, -1] = -1.0
-    return change_NM @ gram_MM @ change_NM.T
+    rows_NM = gram_MM[:-1] - gram_MM[-1]
+    return rows_NM[:, :-1] - rows_NM[:, -1:]
 
 
 def cosines(gram_NN: Tensor) -> Tensor:

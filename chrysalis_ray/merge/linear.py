@@ -14,6 +14,7 @@ the rounding of G, or members cancel, there is no answer (None): the core, with 
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,10 +61,11 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     """
     b_norm_K, a_norm_K = stack.b_KK.diagonal().sqrt(), stack.a_KK.diagonal().sqrt()
     size_K = counts_K.abs() * b_norm_K * a_norm_K
-    live = size_K > 0.0
-    if not math.isfinite(size_K.sum()) or not bool(live.any()):
+    sizes = size_K.tolist()
+    if not math.isfinite(sum(sizes)) or not any(sizes):
         return None
-    if not bool(live.all()):
+    if not all(sizes):
+        live = size_K > 0.0
         some = replace(
             stack,
             b_OK=stack.b_OK[:, live],
@@ -75,29 +77,30 @@ def best_of_rank(stack: Stack, counts_K: Tensor, rank: int) -> LowRank | None:
     root_K = size_K.sqrt()
     b_scale_K, a_scale_K = root_K / b_norm_K, counts_K.sign() * root_K / a_norm_K  # both sides as long as each other
     b_KK, a_KK = stack.b_KK * b_scale_K * b_scale_K[:, None], stack.a_KK * a_scale_K * a_scale_K[:, None]
-    energy = float((b_KK * a_KK).sum())
-    rounding = ROUNDING * float(torch.linalg.vector_norm(b_KK) * torch.linalg.vector_norm(a_KK))
+    energy = float(torch.vdot(b_KK.view(-1), a_KK.view(-1)))
+    rounding = ROUNDING * float(torch.linalg.vector_norm(b_KK)) * float(torch.linalg.vector_norm(a_KK))
     root_KK = _root(b_KK)
     if root_KK is None or energy < CLEAR * rounding:
         return None
     small_KK = root_KK.T @ a_KK @ root_KK
     heard = max(rounding, NULL**2 * energy)
     if rank >= len(counts_K):
-        if energy < CANCELLED * float(torch.linalg.vector_norm(size_K)) ** 2:
+        if energy < CANCELLED * sum(size * size for size in sizes):
             return None
         available = int((torch.linalg.eigvalsh(small_KK) > heard).sum())
         return LowRank(stack.b_OK * b_scale_K, a_scale_K[:, None] * stack.a_KI, energy, 0.0, available)
     values_K, vectors_KK = torch.linalg.eigh(small_KK)
-    values_R, vectors_KR = values_K[-rank:].flip(0), vectors_KK[:, -rank:].flip(1)
-    if min(float(values_R[-1]), float(values_K[:-rank].sum())) < CLEAR * rounding:
+    values = values_K.tolist()  # the smallest first
+    if min(values[-rank], sum(values[:-rank])) < CLEAR * rounding:
         return None
-    s_R = values_R.sqrt()
+    s_R, vectors_KR = values_K[-rank:].flip(0).sqrt_(), vectors_KK[:, -rank:].flip(1)
     even_R = s_R.sqrt()
-    v_IR = stack.a_KI.T @ (a_scale_K[:, None] * (root_KK @ (vectors_KR / s_R)))
-    newton_RR = torch.eye(rank, dtype=torch.float64).mul_(1.5).sub_(v_IR.T @ v_IR, alpha=0.5)  # squares what V^T V is off by
-    b_OR = stack.b_OK @ ((b_scale_K * a_scale_K)[:, None] * (stack.a_KI @ v_IR @ (newton_RR / even_R)))
-    lost = max(energy - float(torch.linalg.vector_norm(b_OR, dim=0).square() @ s_R), 0.0)
-    return LowRank(b_OR, (newton_RR * even_R).T @ v_IR.T, energy, lost, int((values_K > heard).sum()))
+    v_IR = stack.a_KI.T @ (root_KK @ vectors_KR.div_(s_R)).mul_(a_scale_K[:, None])
+    newton_RR = torch.addmm(torch.eye(rank, dtype=torch.float64), v_IR.T, v_IR, beta=1.5, alpha=-0.5)  # squares V^T V's error
+    heard_KR = (stack.a_KI @ v_IR) @ (newton_RR / even_R)
+    b_OR = stack.b_OK @ heard_KR.mul_((b_scale_K * a_scale_K)[:, None])
+    kept = (torch.linalg.vector_norm(b_OR, dim=0).square_() @ s_R).item()
+    return LowRank(b_OR, (newton_RR * even_R).T @ v_IR.T, energy, max(energy - kept, 0.0), len(values) - bisect(values, heard))
 
 
 def sum_cut_to_rank(stack: Stack, counts_K: Tensor, rank: int) -> Cut | None:
@@ -105,9 +108,10 @@ def sum_cut_to_rank(stack: Stack, counts_K: Tensor, rank: int) -> Cut | None:
     best = best_of_rank(stack, counts_K, rank)
     if best is None:
         return None
-    kept = len(best.a_RI)
-    a_ri, b_or = torch.zeros(rank, best.a_RI.shape[1]), torch.zeros(len(best.b_OR), rank)
-    a_ri[:kept], b_or[:, :kept] = best.a_RI, best.b_OR
+    a_ri, b_or = best.a_RI.float(), best.b_OR.float()
+    short = rank - len(a_ri)
+    if short:
+        a_ri, b_or = torch.nn.functional.pad(a_ri, (0, 0, 0, short)), torch.nn.functional.pad(b_or, (0, short))
     return Cut((a_ri, b_or), best.energy, best.lost, best.available_rank)
 
 

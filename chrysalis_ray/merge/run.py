@@ -233,8 +233,10 @@ def _summed_module(
     if stacked is None or gram_NN is None:
         return None
     counts_N = AS_A_SUM[config.method](config, population.weights_N, gram_NN)
-    counts_K = stacked.per_column(torch.cat([counts_N, 1.0 - counts_N.sum().reshape(1)]))
-    cut = sum_cut_to_rank(stacked, counts_K * stacked.per_column([*population.scales, population.anchor_scale]), rank)
+    counts = counts_N.tolist()
+    counts.append(1.0 - math.fsum(counts))  # the anchor's
+    scales = [*population.scales, population.anchor_scale]
+    cut = sum_cut_to_rank(stacked, stacked.per_column([c * s for c, s in zip(counts, scales, strict=True)]), rank)
     return None if cut is None else MergedModule(cut, {}, gram_NN)
 
 
@@ -258,11 +260,13 @@ def _clear_gram(
     if stacked is None:
         return None, None
     gram_MM = stacked.gram([*population.scales, population.anchor_scale])
-    if not bool(torch.isfinite(gram_MM.diagonal()).all()):
+    *own, anchors = gram_MM.diagonal().tolist()
+    if not all(map(math.isfinite, [*own, anchors])):
         return None, None
     gram_NN = minus_the_last(gram_MM)
-    drowns_N = gram_NN.diagonal() < CHANGED * (gram_MM.diagonal()[:-1] + gram_MM[-1, -1])
-    return stacked, None if bool(drowns_N.any()) else gram_NN
+    changed = gram_NN.diagonal().tolist()
+    drowns = any(change < CHANGED * (size + anchors) for change, size in zip(changed, own, strict=True))
+    return stacked, None if drowns else gram_NN
 
 
 def refuse_too_long(config: Merge, module: str, change_PQ: Tensor, increments_NPQ: Tensor) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from chrysalis_ray.core.errors import MergeError
@@ -63,7 +64,7 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
             a_R, b_R = both_R[:size], both_R[size:]
         else:
             a_R, b_R = (self._values(module, place.start, place.end, place.dtype) for place in (a_place, b_place))
-        a_ri, b_or = a_R.view(a_place.shape), b_R.view(b_place.shape)
+        a_ri, b_or = torch.from_numpy(a_R.reshape(a_place.shape)), torch.from_numpy(b_R.reshape(b_place.shape))
         ratio = self._ratios[module]
         return a_ri, b_or if ratio == 1.0 else b_or * ratio
 
@@ -73,8 +74,9 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def _values(self, module: str, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
-        """What lies from `start` to `end`, in fp32."""
+    def _values(self, module: str, start: int, end: int, dtype: torch.dtype) -> NDArray[np.float32]:
+        """What lies from `start` to `end`, in fp32. In numpy, which cuts and shapes it without letting go of the interpreter:
+        threads that read side by side would wait for each other."""
         content = np.empty(end - start, dtype=np.uint8)
         rest = content.data
         while rest:
@@ -82,11 +84,8 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
             if count == 0:
                 raise MergeError(f"{self._path} became shorter while it was read", "leave the adapter alone while it is merged")
             rest = rest[count:]
-        if dtype == torch.float32:
-            values = torch.from_numpy(content.view(np.float32))
-        else:
-            values = torch.from_numpy(content).view(dtype).to(torch.float32)
-        if not is_finite(values):
+        values = content.view(np.float32) if dtype == torch.float32 else _floats(content, dtype)
+        if not is_finite(torch.from_numpy(values)):
             raise MergeError(
                 f"{self._path}: module {module} holds values that are not finite, or beyond fp32", "leave that adapter out"
             )
@@ -96,6 +95,11 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
         """(out, rank, in) of a module, from the file's header."""
         a_place, b_place = self._places[module]
         return b_place.shape[0], a_place.shape[0], a_place.shape[1]
+
+
+def _floats(content: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[np.float32]:
+    """The numbers of another type, in fp32."""
+    return torch.from_numpy(content).view(dtype).to(torch.float32).numpy()
 
 
 def open_adapter(folder: Path) -> AdapterWeights:
