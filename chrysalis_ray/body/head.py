@@ -11,6 +11,7 @@ This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` p
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from chrysalis_ray.core.collecting import no_garbage
 from chrysalis_ray.core.instead import instead
 from chrysalis_ray.core.postponed import postponed
 
+PATIENCE_SECONDS = 5.0  # for the raylet to register
 START_PYTHON = services._build_python_executable_command_memory_profileable
 
 
@@ -42,6 +44,9 @@ class Head(node.Node):
         super().start_raylet(*arguments, **settings)
         with no_garbage(), postponed():
             importlib.import_module("chrysalis_ray.body.trainer")
+        deadline = time.monotonic() + PATIENCE_SECONDS  # Ray waits longer, but looks once a second only
+        while not self.get_gcs_client().get_all_node_info() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def start_python(component: str, *arguments: Any, **settings: Any) -> list[str]:

@@ -53,7 +53,7 @@ def end_meeting(actor: Any) -> None:
         RAYS_END(actor)
 
 
-state._shutdown_sync_actor = end_meeting
+state._shutdown_sync_actor = end_meeting  # type: ignore[assignment]
 
 
 class BodyTrainer(TorchTrainer):

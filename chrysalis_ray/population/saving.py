@@ -22,9 +22,9 @@ class Saving(tune.Trainable):
         self._storage = StorageContext(**trial.storage._asdict()) if trial.storage else None  # counts checkpoints
         self._local_ip = trial.get_current_ip_pid()[0]
 
-    @property
-    def _last_result(self) -> dict[str, Any]:
-        return self.trial.last
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        self._last_result = self.trial.last  # type: ignore[assignment]
+        return super().save(checkpoint_dir)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.trial.save_checkpoint(checkpoint_dir)

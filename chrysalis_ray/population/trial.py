@@ -47,6 +47,21 @@ class VariantTrial:
     """Owns one slot. `config` holds `omega`, `namespace`, `variants` (a folder), `memory` (bytes that this process reserves),
     `variant` and what Tune may change; and, under names that begin as `TUNES` says, what Tune adds to it."""
 
+    who: str
+    omega: Any
+    variant: Variant
+    position: str
+    chunk: int
+    config: dict[str, Any]
+    trial_id: str
+    storage: Storage | None
+    saving: Saving | None
+    iterations: int
+    restored_at: int
+    seconds: float
+    seconds_restored: float
+    last: dict[str, Any]
+
     def __init__(self, config: dict[str, Any], storage: Storage | None = None) -> None:
         self.who = uuid.uuid4().hex  # this process, told apart from one that it follows
         self.omega = ray.get_actor(config["omega"], namespace=config["namespace"])
@@ -55,11 +70,11 @@ class VariantTrial:
     def reset(self, new_config: dict[str, Any], storage: Storage | None = None) -> bool:
         """Be the trial that this config is of; this process may have served another before. Returns True."""
         self.storage = storage
-        self.saving: Saving | None = None
+        self.saving = None
         self.trial_id = new_config.get(TRIAL, "default")
         self.config = {name: value for name, value in new_config.items() if not name.startswith(TUNES)}
         self.iterations, self.restored_at, self.seconds, self.seconds_restored = 0, 0, 0.0, 0.0
-        self.last: dict[str, Any] = {}
+        self.last = {}
         self._become(self.config)
         return True
 
