@@ -2,10 +2,10 @@
 
 `modules.bin` holds factors, A then B in fp32; `modules.jsonl` a line for each module, written after its factors: where they
 lie, their sha256, and what the merge tells of the module. With a `Layout`, that of the file of the merged adapter, every module
-is written to its place there, and in the end `modules.bin` is that file; else modules follow each other. Nothing is synced,
-which no killed process needs: should a power cut keep a line and lose its bytes, their sha256 no longer fits, and the module is
-merged again. The first line names the request; a folder of another one is emptied. One process at a time, by a lock on
-`modules.jsonl`.
+is written to its place there, and in the end `modules.bin` is that file; else modules follow each other. A killed
+process needs no sync, and what is synced on the way is for speed alone: should a power cut keep a line and lose its bytes,
+their sha256 no longer fits, and the module is merged again. The first line names the request; the folder of another is emptied.
+One process at a time, by a lock on `modules.jsonl`.
 """
 
 from __future__ import annotations
