@@ -21,7 +21,7 @@ from chrysalis_ray.training.lanes import Feed
 from chrysalis_ray.training.measuring import DOMAIN, synthetic_tokens
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.partners import groups
-from chrysalis_ray.training.shards import LONG, WIDE
+from chrysalis_ray.training.passes import splits
 from chrysalis_ray.training.step import train_chunk
 
 ROW = 256  # tokens of a row; a lane of fewer tokens is one row
@@ -74,8 +74,8 @@ def packed(folder: Path, shape: Shape, variants: int, tokens: int, place: Place,
         return len(groups(len(shards.live), len(shards.all), most)[0])
 
     def inside() -> int:
-        splits = shards.apart is None and (pack.bank.widest >= WIDE or tokens >= LONG)
-        return threads // len(shards.live) if splits and len(shards.all) > 1 else 1
+        several = shards.apart is None and splits(pack.bank.widest, tokens) and len(shards.all) > 1
+        return threads // len(shards.live) if several else 1
 
     def form() -> str:
         if place.device.type != "cpu":

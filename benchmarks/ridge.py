@@ -205,7 +205,7 @@ def stepper(folder: Path, out: Path, shape: Shape, variants: int, tokens: int, p
 def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
     """All cells of one base, from the smallest to the largest, and the law; those of other lanes as `beside` has them."""
     shape, cells = packing.shapes()[name], []
-    before = [base["cells"] for base in read_json(asked.beside)["bases"] if base["base"] == name] if asked.beside else []
+    before = [base for base in read_json(asked.beside)["bases"] if base["base"] == name] if asked.beside else []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "base"
         packing.write_base(shape, folder)
@@ -219,13 +219,13 @@ def grid(asked: argparse.Namespace, name: str, place: Place) -> dict[str, Any]:
                 row["load"] = machine.load_now()
                 cells.append(row)
                 print(line_of(row), flush=True)
-        cells += [row for rows in before for row in rows if row["tokens_per_lane"] not in asked.lanes]
+        cells += [row for base in before for row in base["cells"] if row["tokens_per_lane"] not in asked.lanes]
         cells.sort(key=lambda row: (row["tokens_per_lane"], row["variants"]))
         for row in cells:
             if row["variants"] <= MOST_PROCESSES:
                 compare_with_processes(row, asked, folder, name, place)
     torch.set_num_threads(asked.threads)
-    rate = matrix_rate(place)
+    rate = matrix_rate(place) if asked.lanes or not before else before[0]["matrix_flops"]
     for row in cells:
         row["share_of_matrix_rate"] = share_of_rate(row, shape, rate)
     held = packing.tokens_per_pass(shape, place)

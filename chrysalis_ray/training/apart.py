@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from chrysalis_ray.core.records import MOMENTS, Variant
-from chrysalis_ray.training.limbs import Limb, Missed, Order, shared_zeros
+from chrysalis_ray.training.limbs import Limb, Missed, Order, give_back_freed_memory, shared_zeros
 from chrysalis_ray.training.optimizer import SlotOptimizer
 from chrysalis_ray.training.pack import Occupant, Pack
 from chrysalis_ray.training.partners import Meeting, Partners, groups
@@ -49,6 +49,7 @@ class Apart:
         self._part = weakref.finalize(
             self, _close, self._limbs, self._meeting
         )  # before the first: there may be no more processes for the second
+        give_back_freed_memory()
         for number, shard in enumerate(shards[1:], start=1):
             self._limbs.append(Limb(partial(self._obey, number, shard), self._meeting.files(number)))
         self._meeting.enter(0)

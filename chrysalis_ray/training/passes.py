@@ -20,6 +20,10 @@ SCORED_TOKENS = 4
 # A pass is long enough at this many tokens on any device, and where its launch is a tenth of its work, or hidden behind it.
 LONG_ENOUGH, LAUNCHES, ROOFS = 1024, 10, 2
 
+# Threads that are left over go into the operations of the others' variants from so many input features on, or from so many
+# tokens that a variant brings at a time.
+WIDE, LONG = 1024, 256
+
 # The most tokens of logits at a time, and the fewest, for the head is read once a chunk; and numbers that a chunk should have:
 # so many stay near a core, or keep a GPU busy.
 MOST_LOGITS, FEWEST_LOGITS, CPU_NUMBERS, GPU_NUMBERS = 1024, 128, 1 << 20, 1 << 27
@@ -50,6 +54,11 @@ def shards_of(body: BodyPatch) -> int:
     if (body.gpus_per_worker or 0) > 0 or not alone or body.compile:
         return 1
     return min(threads_of(body), MOST_SHARDS)
+
+
+def splits(widest: int, lane: float) -> bool:
+    """Whether an operation of so many input features on so many tokens of a variant is worth splitting over threads."""
+    return widest >= WIDE or lane >= LONG
 
 
 def threads_of(body: BodyPatch) -> int:

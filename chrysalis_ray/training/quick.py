@@ -117,8 +117,8 @@ def short_rows(
     """What transformers calls for attention; what `ShortAttention` is not made for goes the usual way."""
     odd = settings.keys() - {"scaling", "dropout", "sliding_window", "position_ids", "is_causal", "use_cache"}
     given = {name for name in odd if settings[name] is not None}
-    square = attention_mask is not None and query.shape[2] == key.shape[2] <= SHORT_ROW
-    if not square or given or settings.get("dropout") or query.dtype != torch.float32:
+    square = query.shape[2] == key.shape[2] <= SHORT_ROW
+    if attention_mask is None or not square or given or settings.get("dropout") or query.dtype != torch.float32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
     if not torch.is_grad_enabled() and query.shape[2] >= LEARNING_ASIDE:

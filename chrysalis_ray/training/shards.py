@@ -27,12 +27,9 @@ from chrysalis_ray.training.engine import Engine
 from chrysalis_ray.training.heads import Head
 from chrysalis_ray.training.lanes import MicroBatch
 from chrysalis_ray.training.loss import Labelled, TokenScores, head_cross_entropy, token_scores
-from chrysalis_ray.training.passes import MOST_SHARDS, passes_of, variants_per_pass
+from chrysalis_ray.training.passes import MOST_SHARDS, WIDE, passes_of, splits, variants_per_pass
 from chrysalis_ray.training.past import Past
 from chrysalis_ray.training.sums import Gradients, Sums
-
-WIDE = 1024  # input features from which an operation is worth splitting over threads
-LONG = 256  # tokens of a variant's lane from which it is worth that on a narrow base, too
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,8 +212,8 @@ class Shards:
         What one of them raises is raised here."""
         if self._pool is None:
             return [work(shard, item) for shard, item in zip(self.live, items, strict=True)]
-        splits = self.live[0].window.bank.widest >= WIDE or (self.may_split and lane >= LONG)
-        inside = self.threads // len(self.live) if splits else 1
+        several = splits(self.live[0].window.bank.widest, lane if self.may_split else 0)
+        inside = self.threads // len(self.live) if several else 1
         futures = [self._pool.submit(_alone, work, shard, item, inside) for shard, item in zip(self.live, items, strict=True)]
         wait(futures)  # before anything is raised: nobody may still write into the bank
         return [future.result() for future in futures]

@@ -169,6 +169,22 @@ def test_it_says_when_packing_does_not_help_in_time() -> None:
     assert any("packing will not" in note for note in plan(load_experiment(QUICKSTART), LAPTOP).notes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["body.threads=2"], "its 2 rows shared by 2 processes"),
+        (["body.threads=2", "blueprint.lanes={sequence_length: 64, rows_per_step: 1}"], "one row of 64 tokens is too short"),
+        (["body.threads=2", "blueprint.lanes={sequence_length: 256, rows_per_step: 1}"], "has 2 threads in its operations"),
+        (["body.threads=1"], None),
+        (["body={threads: 2, lanes: fixed}"], None),
+    ],
+)
+def test_it_says_how_a_variant_trains_that_is_left_alone(changes: list[str], words: str | None) -> None:
+    notes = [note for note in plan(load_experiment(QUICKSTART, changes), LAPTOP).notes if "left alone" in note]
+    assert len(notes) == (words is not None)
+    assert words is None or words in notes[0]
+
+
 def test_early_stopping_narrows_time_only_from_below() -> None:
     stopped = plan(load_experiment(QUICKSTART), LAPTOP).time
     whole = plan(load_experiment(QUICKSTART, ["population.scheduler={type: fifo}"]), LAPTOP).time

@@ -12,7 +12,8 @@ from training_texts import TextTokens, distance, new_pack, place_fresh, same, te
 
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import PackedLinear
-from chrysalis_ray.training.shards import LONG, WIDE, Shard
+from chrysalis_ray.training.passes import LONG, WIDE
+from chrysalis_ray.training.shards import Shard
 from chrysalis_ray.training.step import train_chunk
 
 RANKS = (8, 4, 2, 6, 8)

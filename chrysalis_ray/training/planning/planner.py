@@ -16,6 +16,7 @@ from chrysalis_ray.config.population import LevelMixes, Population
 from chrysalis_ray.config.population_checks import largest_rank, rows_at_once, search_ranges, step_sizes
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.core.layout import CacheLayout
+from chrysalis_ray.training.passes import WIDE, shards_of, splits, threads_of
 from chrysalis_ray.training.planning.alone import adapter_parameters
 from chrysalis_ray.training.planning.duration import bodies_of, optimizer_steps, steps_of, time_of, turns_of
 from chrysalis_ray.training.planning.footprint import admit, held_tokens, lane_tokens, worker_memory
@@ -133,6 +134,8 @@ def _notes(
         notes.append(f"body.slots: auto means {choice.slots}: {choice.why}")
     if time is not None and not loaded.blueprint.worn.solo:
         notes.append(_packing_note(time, (body.gpus_per_worker or 0) > 0, slots))
+    if shape is not None and (alone := _alone_note(loaded, shape)):
+        notes.append(alone)
     if body.tokens_per_pass and (tokens := round(held_tokens(loaded, slots))) < round(slots * lane_tokens(loaded)):
         notes.append(
             f"of {slots} variants as many compute at once as {tokens:,} tokens hold, then the next: longer passes "
@@ -180,6 +183,20 @@ def _search_note(population: Population) -> str:
     paired = ", paired" if population.paired else ""
     mixes = population.epigenomes.type.replace("_", " ")
     return f"variants by {population.searcher.type}{over}; mixes: {mixes}{paired}; scheduler: {population.scheduler.type}"
+
+
+def _alone_note(loaded: LoadedExperiment, shape: ModelShape) -> str | None:
+    """How a variant trains that has several cores to itself, as the last of a population has (`shards.py`)."""
+    body, lanes, shards = loaded.body, loaded.blueprint.lanes, shards_of(loaded.body)
+    if shards == 1 or body.lanes == "fixed" or loaded.blueprint.worn.solo:
+        return None
+    rows, linears = lanes.rows_per_microstep or lanes.rows_per_step, shape.linears()
+    widest = max((linears[name][0] for name in loaded.blueprint.lora.targets if name in linears), default=shape.hidden)
+    if widest < WIDE and rows > 1:
+        return f"a variant that is left alone has its {rows} rows shared by {min(rows, shards)} processes"
+    if splits(widest, rows * lanes.sequence_length):
+        return f"a variant that is left alone has {threads_of(body)} threads in its operations"
+    return f"a variant that is left alone keeps to one core: one row of {lanes.sequence_length} tokens is too short to share"
 
 
 def _packing_note(time: Time, on_gpu: bool, slots: int) -> str:
