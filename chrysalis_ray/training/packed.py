@@ -110,7 +110,7 @@ class PackedLinear(nn.Module):
             return blend.worn(self.name, weight_oi, lane)
         bucket, (a_sri, b_sor) = self.window.factors_of(self.name, lane)
         place = lane - bucket.rows.start
-        return folded(weight_oi, a_sri[place], b_sor[place], self.window.scale_S[lane])
+        return folded(weight_oi, a_sri[place], b_sor[place], self.window.scale_S(self.name)[lane])
 
 
 def find_targets(model: nn.Module, targets: Iterable[str], section: str = "lora") -> list[Target]:
