@@ -5,6 +5,7 @@ The stock classes load torch's compiler, to tell it what to leave alone, when th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ class FusedAdam:
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, decoupled: bool) -> None:
         self.param_groups = [{**group, "lr": lr} for group in groups]
-        self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        # As in the stock classes, a parameter that another worker steps has an empty state.
+        self.state: defaultdict[torch.Tensor, dict[str, torch.Tensor]] = defaultdict(dict)
         self._kernel: Callable[..., None] = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
     @torch.no_grad()
@@ -25,7 +27,7 @@ class FusedAdam:
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
-                state = self.state.setdefault(parameter, {}) or self._begin(parameter)
+                state = self.state[parameter] or self._begin(parameter)
                 state["step"].add_(1)
                 self._kernel(
                     [parameter], [parameter.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
