@@ -25,6 +25,8 @@ from chrysalis_ray.core.records import Variant
 
 log = logging.getLogger(__name__)
 
+ERRORS = "errors.log"  # in the folder of a body: what ended its lives
+
 
 def namespace() -> str:
     """The Ray namespace of this driver, where its workers find omega."""
@@ -83,6 +85,7 @@ class Body:
         self.autoscaling = autoscaling
         self.max_failures = max_failures
         self.error: BaseException | None = None
+        self.failures: list[str] = []  # what ended its lives, a line each
         self.trainer: Any = None
         self.thread: threading.Thread | None = None
 
@@ -90,6 +93,7 @@ class Body:
         """What must not happen in the thread: two threads importing Ray's parts at once trip over each other."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainer = self._trainer()
+        self.trainer.failed = self._note
 
     def start(self) -> None:
         """Start the workers; returns at once."""
@@ -122,6 +126,13 @@ class Body:
                 failure_config=FailureConfig(max_failures=self.max_failures),
             ),
         )
+
+    def _note(self, error: BaseException) -> None:
+        """A life has ended by an error: keep its line, and what Ray tells of it in the folder of the body."""
+        self.failures.append(error_line(error))
+        kept = self.folder / str(self.trainer.run_config.name) / ERRORS
+        with contextlib.suppress(OSError), kept.open("a", encoding="utf-8") as file:
+            file.write(f"{error}\n\n")
 
     def _watch(self) -> None:
         import ray
@@ -200,7 +211,9 @@ class Bodies:
 
         reason = ray.get(self.omega.lost_because.remote()) or self._error()
         if reason is not None:
-            raise BodyError(f"the body was lost: {reason}", f"see the workers' logs in {self.folder}; the same command goes on")
+            before = [line for body in self.all for line in body.failures if str(reason) not in line]
+            last = f"; the last before: {before[-1]}" if before else ""
+            raise BodyError(f"the body was lost: {reason}{last}", f"see {ERRORS} in {self.folder}; the same command goes on")
 
     def _error(self) -> BaseException | None:
         return next((body.error for body in self.all if body.error is not None), None)
