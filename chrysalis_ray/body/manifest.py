@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.body.barrier import Barrier
-from chrysalis_ray.body.cluster import check_room, joined
+from chrysalis_ray.body.cluster import PATIENCE_SECONDS, check_room, joined
 from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
 from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.turn import Candidate, Questions, Replies, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
 from chrysalis_ray.config.population import Asha, MedianStopping, Pb2, Pbt, Population
-from chrysalis_ray.core.errors import BodyError, error_line
+from chrysalis_ray.core.errors import BodyError, ChrysalisError, error_line
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 
@@ -215,6 +215,19 @@ class Bodies:
             last = f"; the last before: {before[-1]}" if before else ""
             raise BodyError(f"the body was lost: {reason}{last}", f"see {ERRORS} in {self.folder}; the same command goes on")
 
+    def orphaned(self) -> bool:
+        """Whether omega itself is dead, which is not one of the things that a run survives."""
+        import ray
+
+        try:
+            if ray.is_initialized():
+                ray.get(self.omega.lost_because.remote(), timeout=PATIENCE_SECONDS)
+        except ray.exceptions.RayActorError:
+            return True
+        except ray.exceptions.RayError:
+            pass
+        return False
+
     def _error(self) -> BaseException | None:
         return next((body.error for body in self.all if body.error is not None), None)
 
@@ -273,6 +286,11 @@ def awakened(
         try:
             yield bodies
             bodies.dissolve()
-        except BaseException:  # Ctrl-C while the workers go home, too
+        except BaseException as error:  # Ctrl-C while the workers go home, too
+            orphaned = isinstance(error, Exception) and not isinstance(error, ChrysalisError) and bodies.orphaned()
             bodies.abandon()
+            if orphaned:
+                raise BodyError(
+                    "the process that gives bodies their turns has died", "see whether memory ran out; the same command goes on"
+                ) from error
             raise
