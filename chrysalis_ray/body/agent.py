@@ -28,7 +28,7 @@ def option(name: str, arguments: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    raylet = os.getppid()
+    raylet = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))  # not whoever is the parent by now: the raylet may be gone
     serve_nothing(Path(option("session-dir", sys.argv)), option("node-id", sys.argv))
     while os.getppid() == raylet:
         time.sleep(0.5)

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray.body.barrier import Barrier
-from chrysalis_ray.body.cluster import check_room, joined
+from chrysalis_ray.body.cluster import PATIENCE_SECONDS, check_room, joined
 from chrysalis_ray.body.omega import LINGER_SECONDS, Omega
 from chrysalis_ray.body.order import AnswerOrder
 from chrysalis_ray.body.turn import Candidate, Questions, Replies, Scores
 from chrysalis_ray.body.worker import BodyPlan, live
 from chrysalis_ray.config.population import Asha, MedianStopping, Pb2, Pbt, Population
-from chrysalis_ray.core.errors import BodyError, error_line
+from chrysalis_ray.core.errors import BodyError, ChrysalisError, error_line
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant
 
 log = logging.getLogger(__name__)
+
+ERRORS = "errors.log"  # in the folder of a body: what ended its lives
 
 
 def namespace() -> str:
@@ -83,6 +85,7 @@ class Body:
         self.autoscaling = autoscaling
         self.max_failures = max_failures
         self.error: BaseException | None = None
+        self.failures: list[str] = []  # what ended its lives, a line each
         self.trainer: Any = None
         self.thread: threading.Thread | None = None
 
@@ -90,6 +93,7 @@ class Body:
         """What must not happen in the thread: two threads importing Ray's parts at once trip over each other."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainer = self._trainer()
+        self.trainer.failed = self._note
 
     def start(self) -> None:
         """Start the workers; returns at once."""
@@ -122,6 +126,13 @@ class Body:
                 failure_config=FailureConfig(max_failures=self.max_failures),
             ),
         )
+
+    def _note(self, error: BaseException) -> None:
+        """A life has ended by an error: keep its line, and what Ray tells of it in the folder of the body."""
+        self.failures.append(error_line(error))
+        kept = self.folder / str(self.trainer.run_config.name) / ERRORS
+        with contextlib.suppress(OSError), kept.open("a", encoding="utf-8") as file:
+            file.write(f"{error}\n\n")
 
     def _watch(self) -> None:
         import ray
@@ -200,7 +211,22 @@ class Bodies:
 
         reason = ray.get(self.omega.lost_because.remote()) or self._error()
         if reason is not None:
-            raise BodyError(f"the body was lost: {reason}", f"see the workers' logs in {self.folder}; the same command goes on")
+            before = [line for body in self.all for line in body.failures if str(reason) not in line]
+            last = f"; the last before: {before[-1]}" if before else ""
+            raise BodyError(f"the body was lost: {reason}{last}", f"see {ERRORS} in {self.folder}; the same command goes on")
+
+    def orphaned(self) -> bool:
+        """Whether omega itself is dead, which is not one of the things that a run survives."""
+        import ray
+
+        try:
+            if ray.is_initialized():
+                ray.get(self.omega.lost_because.remote(), timeout=PATIENCE_SECONDS)
+        except ray.exceptions.RayActorError:
+            return True
+        except ray.exceptions.RayError:
+            pass
+        return False
 
     def _error(self) -> BaseException | None:
         return next((body.error for body in self.all if body.error is not None), None)
@@ -260,6 +286,11 @@ def awakened(
         try:
             yield bodies
             bodies.dissolve()
-        except BaseException:  # Ctrl-C while the workers go home, too
+        except BaseException as error:  # Ctrl-C while the workers go home, too
+            orphaned = isinstance(error, Exception) and not isinstance(error, ChrysalisError) and bodies.orphaned()
             bodies.abandon()
+            if orphaned:
+                raise BodyError(
+                    "the process that gives bodies their turns has died", "see whether memory ran out; the same command goes on"
+                ) from error
             raise

@@ -235,7 +235,7 @@ class Omega:
     async def body_lost(self, reason: str) -> None:
         """A body will not come back: whoever waits gets BodyError instead of waiting for ever."""
         self.lost = reason
-        error = BodyError(f"the body was lost: {reason}", "see the worker's log under bodies/; run the same command to go on")
+        error = BodyError(f"the body was lost: {reason}", "see errors.log under bodies/; run the same command to go on")
         for judgement in self.judgements:
             if not judgement.answer.done():
                 judgement.answer.set_exception(error)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -67,6 +68,7 @@ class BodyTrainer(TorchTrainer):
         super().__init__(*arguments, **settings)
         self.autoscaling = autoscaling
         self.abandoned = threading.Event()  # set by a driver that is about to leave Ray
+        self.failed: Callable[[BaseException], None] = lambda error: None  # hears what ends a life of the workers
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, NOT_NEEDED)]
@@ -75,7 +77,7 @@ class BodyTrainer(TorchTrainer):
         if not self.autoscaling:
             parts["scaling_policy"] = FixedSize(parts["scaling_policy"].scaling_config)
         controller = ControllerInDriver(**parts)
-        controller.abandoned = self.abandoned
+        controller.abandoned, controller.failed = self.abandoned, self.failed
         asyncio.run(controller.run())
         return controller.get_result()
 
@@ -135,6 +137,11 @@ class ControllerInDriver(TrainController):
 
     worker_group_cls = WorkersOfDriver
     abandoned: threading.Event
+    failed: Callable[[BaseException], None]
+
+    def _execute_failure_decision(self, failure_decision: Any, training_failed_error: Any, *how: Any, **named: Any) -> Any:
+        self.failed(training_failed_error)
+        return super()._execute_failure_decision(failure_decision, training_failed_error, *how, **named)
 
     async def _run_control_loop_iteration(self) -> None:
         if self.abandoned.is_set() or not ray.is_initialized():  # a failed call would be retried, or start another Ray

@@ -64,9 +64,14 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *check_lora(loaded),
         *check_solo(loaded),
     ):
-        home = tree if _written(tree, path) or not _written(blueprint_tree, path) else blueprint_tree
+        home = tree if _depth(tree, path) >= _depth(blueprint_tree, path) else blueprint_tree
         lines.append(problem_at(home, path, what))
     return lines
+
+
+def _depth(tree: Node, path: Location) -> int:
+    """How many parts of a path are written in this tree."""
+    return next(count for count in range(len(path), -1, -1) if _written(tree, path[:count]))
 
 
 def _written(tree: Node, path: Location) -> bool:

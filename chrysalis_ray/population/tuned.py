@@ -50,7 +50,11 @@ def light_trials() -> Iterator[None]:
     register_serializer(_TrialInfo, serializer=lambda info: info.trial_id, deserializer=str)
     register_serializer(StorageContext, serializer=told, deserializer=Storage._make)
     try:
-        with instead(tune_controller, "_ActorClassCache", LightActors), instead(usage, "tag_callbacks", uncounted):
+        with (
+            instead(tune_controller, "_ActorClassCache", LightActors),
+            instead(tune_controller.TuneController, "_maybe_buffer_training", unbuffered),
+            instead(usage, "tag_callbacks", uncounted),
+        ):
             yield
     finally:
         deregister_serializer(StorageContext)
@@ -61,6 +65,12 @@ def told(storage: StorageContext) -> tuple[Any, ...]:
     """What a trial's process hears of where Tune keeps its checkpoints: the run directory, which all nodes share."""
     assert not storage.custom_fs_provided
     return storage.storage_fs_path, storage.experiment_dir_name, storage.trial_dir_name, storage.current_checkpoint_index
+
+
+def unbuffered(controller: Any, trial: Any) -> tuple[int, float]:
+    """How many reports, and seconds of them, Tune hears at once: one, whatever TUNE_RESULT_BUFFER_LENGTH says. Omega answers
+    the next step of a variant only when the others have asked, too."""
+    return 1, 0.0
 
 
 def uncounted(callbacks: Any) -> bool:

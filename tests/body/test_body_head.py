@@ -25,6 +25,14 @@ def test_the_agent_says_that_nothing_is_served_and_ends_with_its_raylet(tmp_path
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
+def test_the_agent_of_a_raylet_that_is_gone_already_ends(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    told = [f"--session-dir={tmp_path}", "--node-id=abc"]
+    late = {**os.environ, "RAY_RAYLET_PID": str(gone.pid)}
+    subprocess.run([sys.executable, agent.__file__, *told], env=late, check=True, timeout=30)
+
+
 def is_running(process):
     with contextlib.suppress(OSError), open(f"/proc/{process}/stat", encoding="ascii") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"

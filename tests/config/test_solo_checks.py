@@ -80,6 +80,14 @@ def test_a_body_that_says_nothing_has_one_slot_and_plan_says_why(good: Path) -> 
     assert plan(load_experiment(good, [DORA, WINNER, "body={slots: auto}"]), Hardware.local()).slots_used == 1
 
 
+def test_a_default_that_does_not_fit_is_told_where_its_section_is_written(good: Path) -> None:
+    assert "--set: adapter.target_r: 8 of 4 ranks" in refused(good, "blueprint.adapter={type: adalora}", WINNER, ONE)
+    blueprint = good.with_name("blueprint.yaml")
+    text = blueprint.read_text()
+    blueprint.write_text(f"{text}adapter: {{type: adalora}}\n")
+    assert f"blueprint.yaml:{len(text.splitlines()) + 1}: adapter.target_r: " in refused(good, WINNER, ONE)
+
+
 def test_another_kind_of_adapter_stands_in_the_place_of_lora(good: Path) -> None:
     with pytest.raises(ConfigError, match="LoHa multiplies two products"):
         load_experiment(good, [KIND, WINNER])

@@ -1,14 +1,17 @@
 """A trial's process answers as `ray.tune.Trainable` does, without being one."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from ray.tune.trainable import trainable
 
 from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
 from chrysalis_ray.population.trial import VariantTrial
+from chrysalis_ray.population.tuned import light_trials
 from chrysalis_ray.population.words import TRIAL, TUNES
 
 # What Ray 2.60's controller calls in a trial's process.
@@ -58,3 +61,14 @@ def test_a_report_has_the_fields_of_rays_own(monkeypatch, tmp_path):
     assert {name: mine[name] for name in counted} == {name: rays[name] for name in counted}
     before = stock.get_auto_filled_metrics(debug_metrics_only=True)
     assert ours.get_auto_filled_metrics(debug_metrics_only=True).keys() == before.keys()
+
+
+def test_tune_hears_every_report_as_it_comes():
+    """Buffered, as a variable of Tune's may ask for, they would be asked for by a method that a light trial has not."""
+    controller, trial = TuneController.__new__(TuneController), SimpleNamespace(checkpoint_freq=0, checkpoint_at_end=False)
+    controller._buffer_length, controller._buffer_min_time_s, controller._buffer_max_time_s = 4, 0.0, 100.0
+    controller._actor_manager = SimpleNamespace(num_actor_tasks=1)
+    assert controller._maybe_buffer_training(trial)[0] == 4
+    with light_trials():
+        assert controller._maybe_buffer_training(trial) == (1, 0.0)
+    assert controller._maybe_buffer_training(trial)[0] == 4

@@ -126,3 +126,17 @@ def test_ctrl_c_leaves_a_run_that_goes_on(garden, undisturbed):
     run = garden.run("interrupted")
     assert adapters(run) == adapters(undisturbed)
     assert json.loads((run / "verdict.json").read_text())["winner"] in population(run)
+
+
+@pytest.mark.slow
+def test_omega_is_killed_the_run_says_so_and_goes_on(garden, undisturbed):
+    process = garden.start("orphaned")
+    try:
+        garden.wait_for("orphaned", lambda run: len(cuts(run)) >= 2, process)
+        processes_named(process, "ray::Omega")[0].kill()
+        assert process.wait(timeout=120) == 1, garden.log("orphaned")
+    finally:
+        end(process)
+    assert "error: the process that gives bodies their turns has died" in garden.log("orphaned")
+    assert "Traceback" not in garden.log("orphaned")
+    assert adapters(garden.run("orphaned")) == adapters(undisturbed)
