@@ -90,6 +90,7 @@ class FinishedModules:
 
     def __init__(self, lines: Any, content: FileIO, request_sha256: str, layout: Layout | None = None) -> None:
         self._lines, self._content, self._layout, self._lock = lines, content, layout, threading.Lock()
+        self._whole: mmap.mmap | None = None  # the file of a layout, once it is as long as it will be
         self._found = self._trusted(request_sha256)
         if not self._found:
             for stream in (lines, content):
@@ -99,6 +100,7 @@ class FinishedModules:
         if layout is not None:
             _write_at(content, 0, layout.head)
             content.truncate(layout.size)
+            self._whole = mmap.mmap(content.fileno(), layout.size, access=mmap.ACCESS_COPY)
         self._end = os.fstat(content.fileno()).st_size
         self._digest = hashlib.sha256(layout.head if layout else b"")
         self._hashed = self._synced = len(layout.head) if layout else 0
@@ -150,7 +152,7 @@ class FinishedModules:
         with self._lock:
             self._lines.write(json.dumps(told).encode() + b"\n")
             self._lines.flush()
-        return self._mapped(told)
+        return MergedModule(self._mapped(told), merged.counted, merged.gram_NN)
 
     def _place(self, module: str, size: int) -> int:
         if self._layout is not None:
@@ -176,18 +178,21 @@ class FinishedModules:
             whole += len(line) + 1
             content = os.pread(self._content.fileno(), told["bytes"], told["start"])
             if hashlib.sha256(content).hexdigest() == told["sha256"]:
-                found[told["module"]] = self._mapped(told)
+                gram_NN = torch.tensor(told["gram"], dtype=torch.float64)
+                found[told["module"]] = MergedModule(self._mapped(told), told["counted"], gram_NN)
         self._lines.truncate(whole)
         return found
 
-    def _mapped(self, told: dict[str, Any]) -> MergedModule:
+    def _mapped(self, told: dict[str, Any]) -> Cut:
         size, rank = told["bytes"], told["rank"]
-        before = told["start"] % mmap.ALLOCATIONGRANULARITY  # a file is mapped from a page on
-        view = mmap.mmap(self._content.fileno(), before + size, access=mmap.ACCESS_COPY, offset=told["start"] - before)
-        values = torch.frombuffer(view, dtype=torch.float32, offset=before)
+        if self._whole is not None:
+            view, before = self._whole, told["start"]
+        else:
+            before = told["start"] % mmap.ALLOCATIONGRANULARITY  # a file is mapped from a page on
+            view = mmap.mmap(self._content.fileno(), before + size, access=mmap.ACCESS_COPY, offset=told["start"] - before)
+        values = torch.frombuffer(view, dtype=torch.float32, offset=before, count=size // 4)
         a_ri, b_or = values[: rank * told["in"]].view(rank, -1), values[rank * told["in"] :].view(-1, rank)
-        cut = Cut((a_ri, b_or), told["energy"], told["lost"], told["available_rank"])
-        return MergedModule(cut, told["counted"], torch.tensor(told["gram"], dtype=torch.float64))
+        return Cut((a_ri, b_or), told["energy"], told["lost"], told["available_rank"])
 
 
 def _write_at(content: FileIO, start: int, part: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +51,15 @@ def stack(blocks: Sequence[Factors | None]) -> Stack | None:
     heard = [(number, *block) for number, block in enumerate(blocks) if block is not None]
     if not heard:
         return None
-    b_OK = torch.cat([b_or for _, _, b_or in heard], dim=1).detach().to("cpu", torch.float64)
-    rows = [a_ri.detach().to("cpu") for _, a_ri, _ in heard]
-    a_KI = torch.cat(rows, out=torch.empty(sum(map(len, rows)), rows[0].shape[1], dtype=torch.float64))
+    b_OK, a_KI = _joined([b_or for _, _, b_or in heard], 1), _joined([a_ri for _, a_ri, _ in heard], 0)
     owner_K = _owners(tuple((number, a_ri.shape[0]) for number, a_ri, _ in heard))
     return Stack(b_OK, a_KI, _square(b_OK.T), _square(a_KI), owner_K)
+
+
+def _joined(sides: Sequence[Tensor], dim: int) -> Tensor:
+    """Matrices one after the other along `dim`, in fp64. By numpy, which turns fp32 into fp64 on the way, in one pass."""
+    known = [side if side.dtype in (torch.float32, torch.float64) else side.float() for side in sides]
+    return torch.from_numpy(np.concatenate([side.numpy(force=True) for side in known], axis=dim, dtype=np.float64))
 
 
 @lru_cache(maxsize=64)

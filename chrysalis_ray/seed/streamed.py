@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import struct
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,21 +141,15 @@ def open_adapter(folder: Path) -> AdapterWeights:
     )
 
 
-def _places(path: Path) -> dict[str, Place]:
+def _places(path: Path) -> Mapping[str, Place]:
     """Every tensor's place, once the file is known to be whole: safetensors checks shapes, offsets and lengths."""
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            header = safetensors_header(content)
-            (length,) = struct.unpack("<Q", content[:8])
+            head = content[: 8 + int.from_bytes(content[:8], "little")]
+        _header(head)
         with safe_open(path, framework="pt"):
             pass
-        found = {
-            name: Place(
-                tuple(entry["shape"]), TYPES[entry["dtype"]], *(8 + length + offset for offset in entry["data_offsets"])
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
+        found = _described(head)
     except KeyError as error:
         known = ", ".join(str(dtype) for dtype in FLOATS)
         raise MergeError(f"{path}: a tensor has the type {error}, not one of {known}", "export the adapter again") from error
@@ -162,6 +157,23 @@ def _places(path: Path) -> dict[str, Place]:
         reason = str(error) if type(error) is ValueError else f"not a whole safetensors file ({error})"
         raise MergeError(f"{path}: {reason}", "copy or export the adapter again") from error
     return found
+
+
+@lru_cache(maxsize=4)
+def _header(head: bytes) -> Mapping[str, Any]:
+    """`safetensors_header`, read once: adapters of one base mostly begin with the same bytes."""
+    return safetensors_header(head)
+
+
+@lru_cache(maxsize=4)
+def _described(head: bytes) -> Mapping[str, Place]:
+    """Every tensor's place, by what stands before the data."""
+    data = len(head)
+    return {
+        name: Place(tuple(entry["shape"]), TYPES[entry["dtype"]], *(data + offset for offset in entry["data_offsets"]))
+        for name, entry in _header(head).items()
+        if name != "__metadata__"
+    }
 
 
 def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[Place, Place]]:
