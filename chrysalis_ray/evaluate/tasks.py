@@ -67,6 +67,8 @@ def told_tasks(layout: RunLayout, evaluate: Any, choice: Choice) -> tuple[dict[s
     }
     sentences = []
     for task, found in written["tasks"].items():
+        if not found["candidates"][choice.chosen]:
+            continue  # a group of tasks without a metric of its own: its tasks are told
         right = written["right"][task]
         candidates = {
             name: _intervals(metrics, right[name], evaluate.confidence) for name, metrics in found["candidates"].items()

@@ -209,3 +209,25 @@ def test_what_was_asked_is_read_again_from_its_file(layout):
     ask_named_tasks(Judging(layout, experiment, VARIANTS, nobody, nobody, nobody, nobody))
     assert reach_verdict(layout, experiment, VARIANTS)["lm_eval"]["version"] == "0.4.13"
     assert read_json(layout.verdict)["lm_eval"]["tasks"] == {}
+
+
+GROUP = """
+group: tiny_group
+task: [tiny_choices, tiny_rolling]
+"""
+
+
+@installed
+@pytest.mark.slow
+def test_a_group_of_tasks_that_has_no_metric_of_its_own_is_told_task_by_task(layout, tiny_base, folder):
+    (folder / "group.yaml").write_text(GROUP)
+    experiment = Told(tasks=["tiny_group"], folder=str(folder))
+    pack = Pack(load_base(tiny_base, "fp32"), (NAME,), 2, 3, make_engine(0, "none", "fp32", "cpu"))
+
+    def ask(candidates, questions):
+        return ask_candidates(pack, questions, candidates, Path, Reader(tiny_base).decode)
+
+    check_tasks(experiment.evaluate.lm_eval)
+    ask_named_tasks(Judging(layout, experiment, VARIANTS, nobody, lambda *line: None, nobody, ask))
+    verdict = reach_verdict(layout, experiment, VARIANTS)
+    assert [line.split(" of lm-eval")[0] for line in verdict["sentences"][-2:]] == ["Task tiny_choices", "Task tiny_rolling"]
