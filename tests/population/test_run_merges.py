@@ -51,7 +51,7 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
     assert all(asked["written"]["right"][name] == [1] for name in everyone)  # everybody writes something
     assert len({text for (text,) in asked["written"]["said"].values()}) > 1  # and not all the same
     assert set(verdict["probes"]["known"]["candidates"]) == set(everyone)
-    assert set(verdict["report"]["merges"]) == {"regmean", "searched", "layered"}  # whatever was chosen
+    assert set(verdict["report"]["merges"]) == {"regmean", "searched", "whole", "layered"}  # whatever was chosen
     assert any(sentence.startswith("Probe known: ") for sentence in verdict["sentences"])
     assert "## Probes" in (run / "imago" / "README.md").read_text()
     assert "Probe known" in (run / "report.html").read_text()
