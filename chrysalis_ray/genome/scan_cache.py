@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -83,7 +84,7 @@ class ScanCache:
             kept.add(fresh.path)
         for path in self._folder.glob("*") if self._folder.is_dir() else ():
             if path not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another build into this folder may clear it, too
 
     def _lasting(self, wanted: Set[bytes]) -> set[Path]:
         """Segments that are worth keeping as they are."""
@@ -124,13 +125,19 @@ class _Segment:
         self._writer.close()
         self._sink.close()
         if kind is not None:
-            self._draft.unlink()
+            self._draft.unlink(missing_ok=True)
             return
-        self.path = self._folder / f"{RULES}-{sha256_of_file(self._draft)}.arrow"
-        with self._draft.open("rb") as stream:
+        with suppress(FileNotFoundError):  # cleared by another build into this folder; what it held is looked for again
+            self._keep(self._draft)
+
+    def _keep(self, draft: Path) -> None:
+        """Give a draft that is whole its name."""
+        path = self._folder / f"{RULES}-{sha256_of_file(draft)}.arrow"
+        with draft.open("rb") as stream:
             os.fsync(stream.fileno())
-        self._draft.replace(self.path)
+        draft.replace(path)
         sync_folder(self._folder)
+        self.path = path
 
     def _write(self) -> None:
         if self._draft is None:

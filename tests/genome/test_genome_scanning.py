@@ -323,6 +323,20 @@ def test_a_cache_that_is_not_what_was_written_is_not_believed(tmp_path, scanned,
     assert len(list((tmp_path / "g" / "scan").iterdir())) == 1
 
 
+def test_two_builds_into_one_folder_do_not_end_each_other(tmp_path):
+    folder = tmp_path / "scan"
+    seen = scan_cache.Seen({}, np.arange(40, dtype=np.uint64))
+    keys = [hashlib.sha256(str(number).encode()).digest() for number in range(scan_cache.DOCUMENTS_AT_ONCE + 1)]
+    one = scan_cache.ScanCache(folder).renewed(keys, iter([seen] * len(keys)))
+    for _ in range(scan_cache.DOCUMENTS_AT_ONCE):
+        next(one)  # its draft lies in the folder
+    assert len(list(folder.iterdir())) == 1
+    assert len(list(scan_cache.ScanCache(folder).renewed(keys[:2], iter([seen] * 2)))) == 2
+    assert len(list(one)) == 1
+    assert list(folder.iterdir()) == []  # each cleared what the other held: nothing is believed, all is looked for again
+    assert keys[0] not in scan_cache.ScanCache(folder)
+
+
 def test_the_cache_holds_what_the_genome_holds_in_few_segments(tmp_path, monkeypatch):
     monkeypatch.setattr(scan_cache, "MOST_SEGMENTS", 4)
     write_notes(tmp_path / "notes")
