@@ -24,9 +24,11 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from setting import Setting
 
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import Variant, read_json, write_json
@@ -42,18 +44,6 @@ TUNED = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 SPARE_CPUS = 4
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where the files of a prepared run lie, and how a report is scored."""
-
-    base_folder: str
-    tokens_folder: str
-    seed_folder: str
-    targets: tuple[str, ...]
-    rows_per_report: int
-    threads: int
 
 
 def worker_loop(config: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from setting import Setting
 from torch import Tensor
 
 from chrysalis_ray.core.records import Variant
@@ -21,9 +22,6 @@ from chrysalis_ray.evaluate.heldout import heldout_rows
 from chrysalis_ray.genome.mix import plan_of
 from chrysalis_ray.genome.tokens import TokenStore, open_tokens
 from chrysalis_ray.training.schedules import learning_rate_at
-
-if TYPE_CHECKING:
-    from handwritten import Setting
 
 EVALUATION_ROWS = 8  # in one pass
 

@@ -122,6 +122,15 @@ def test_a_room_imports_only_from_floors_below(path: Path) -> None:
             assert FLOORS[parts[1]] < FLOORS[room], f"{name_of(path)}:{line} ({room}) imports {module}"
 
 
+def test_no_file_comes_back_to_itself_by_imports() -> None:
+    """Imports within functions and those for type checkers count, too."""
+    known = {"chrysalis_ray." + name_of(path).removesuffix(".py").replace("/", "."): path for path in FILES}
+    taken = {name: {module for module, _ in imports(tree_of(path))} & known.keys() for name, path in known.items()}
+    while leaves := {name for name, others in taken.items() if not others & taken.keys()}:
+        taken = {name: others for name, others in taken.items() if name not in leaves}
+    assert taken == {}
+
+
 @pytest.mark.parametrize("library", DOORS)
 def test_each_library_has_one_door(library: str) -> None:
     strangers = [

@@ -27,7 +27,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, wo
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from chrysalis_ray.body.cluster import ENVIRONMENT
+from chrysalis_ray.body.environment import ENVIRONMENT
 from chrysalis_ray.body.process import BodyWorker
 from chrysalis_ray.core.errors import BodyError
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from chrysalis_ray.config.problems import problem_at
 from chrysalis_ray.config.written import Count, Written
-from chrysalis_ray.config.yaml_tree import Node
-
-if TYPE_CHECKING:
-    from chrysalis_ray.config.experiment import Experiment
 
 TaskName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.+-]+$")]
 
@@ -33,23 +26,3 @@ class LmEval(Written):
         if twins:
             raise ValueError(f"task {twins[0]!r} is named twice; once is enough")
         return tasks
-
-
-def with_task_folder(experiment: Experiment, tree: Node, beside: Path, problems: list[str]) -> Experiment:
-    """The experiment with the whole path of its folder of tasks, which is relative to `beside`. One that is not there is added
-    to `problems`."""
-    told = experiment.evaluate.lm_eval
-    if told is None or told.folder is None:
-        return experiment
-    folder = (beside / Path(told.folder).expanduser()).absolute()
-    if not _has_tasks(folder):
-        what = f"there is no folder with the YAML of tasks at {folder}; give one, relative to the experiment, or leave it out"
-        problems.append(problem_at(tree, ("evaluate", "lm_eval", "folder"), what))
-        return experiment
-    own = told.model_copy(update={"folder": str(folder)})
-    return experiment.model_copy(update={"evaluate": experiment.evaluate.model_copy(update={"lm_eval": own})})
-
-
-def _has_tasks(folder: Path) -> bool:
-    found: Sequence[Path] = [*folder.rglob("*.yaml"), *folder.rglob("*.yml")] if folder.is_dir() else []
-    return bool(found)

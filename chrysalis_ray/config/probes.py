@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import RootModel
 
 from chrysalis_ray.config.experiment import Experiment
-from chrysalis_ray.config.loading import _read, _refusal, _validate
 from chrysalis_ray.config.problems import problem_at
 from chrysalis_ray.config.questions import AnyProbe, ChoiceProbe, FileProbe, MatchProbe, Probe
+from chrysalis_ray.config.reading import read, refusal, validate
 from chrysalis_ray.config.synonyms import EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node
 from chrysalis_ray.core.errors import ConfigError
@@ -27,11 +27,11 @@ class _AnyProbe(RootModel[AnyProbe]):
 def read_probe(path: Path) -> Probe:
     """The probe of a file. Raises ConfigError that names every mistake with its line."""
     problems: list[str] = []
-    _, tree = _read(path, str(path), "probe")
+    _, tree = read(path, str(path), "probe")
     problems += tree.problems
-    probe = _validate(_AnyProbe, tree.root, EXPERIMENT, problems)
+    probe = validate(_AnyProbe, tree.root, EXPERIMENT, problems)
     if probe is None or problems:
-        raise _refusal(path, problems)
+        raise refusal(path, problems)
     return probe.root
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from chrysalis_ray.core.postponed import postponed
 
@@ -10,14 +10,23 @@ with postponed():
     from ray import tune
     from ray.tune.experiment.trial import StorageContext
 
-if TYPE_CHECKING:
-    from chrysalis_ray.population.trial import VariantTrial
+
+class Saved(Protocol):
+    """What a trial has for this: where Tune keeps its checkpoints, its last result, and how one of its positions is written."""
+
+    @property
+    def storage(self) -> Any: ...
+    @property
+    def last(self) -> dict[str, Any]: ...
+    def get_current_ip_pid(self) -> tuple[str, int]: ...
+    def save_checkpoint(self, checkpoint_dir: str) -> None: ...
+    def load_checkpoint(self, checkpoint_dir: str) -> None: ...
 
 
 class Saving(tune.Trainable):
     """Ray's trainable as far as it saves and restores; what is written and read is the trial's."""
 
-    def __init__(self, trial: VariantTrial) -> None:  # not Ray's own, which sets up a process
+    def __init__(self, trial: Saved) -> None:  # not Ray's own, which sets up a process
         self.trial = trial
         self._storage = StorageContext(**trial.storage._asdict()) if trial.storage else None  # counts checkpoints
         self._local_ip = trial.get_current_ip_pid()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -14,13 +14,11 @@ from chrysalis_ray.config.blueprint import EmbeddedBase, Lora
 from chrysalis_ray.training.base import DTYPES, load_base
 from chrysalis_ray.training.embedded import LENGTH, ROWS, build, pretrain
 from chrysalis_ray.training.engine import make_engine
+from chrysalis_ray.training.measured_order import Order
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.packed import find_targets
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.trunk import checkpoint_activations
-
-if TYPE_CHECKING:
-    from chrysalis_ray.training.measuring import Order
 
 
 def make_pack(order: Order, device: torch.device) -> Pack:

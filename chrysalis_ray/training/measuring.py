@@ -17,9 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read
 from chrysalis_ray.core.store import Store
 from chrysalis_ray.genome.tokens import TokenStore
 from chrysalis_ray.seed.soul import pack_seed, unpack_seed
+from chrysalis_ray.training.measured_order import Order
 from chrysalis_ray.training.measured_pack import make_pack, pretrain_seconds
 from chrysalis_ray.training.memory import limited_memory, peak_memory, process_memory, resident_memory
 from chrysalis_ray.training.pack import Pack
@@ -45,40 +46,6 @@ OUT_OF_MEMORY = 86
 REPEATS = 3
 DOMAIN = "measured"
 SHORT = 0.5  # the other row length, as a share: it tells what attention takes
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to measure, as `measure.py` writes it. `room` is the memory this process may use beyond its imports, in bytes."""
-
-    base: dict[str, Any]
-    worn: dict[str, Any]  # the blueprint's lora, or its adapter
-    rank: int
-    optimizer: str
-    vocabulary: int
-    slots: int
-    rows: int
-    length: int
-    microsteps: int
-    tokens_per_pass: int | None
-    precision: str
-    threads: int
-    workers: int
-    zero_stage: int
-    offload: str
-    nvme_path: str | None
-    gradients: Literal["whole", "sharded"]
-    compile: bool
-    activation_checkpointing: bool
-    on_gpu: bool
-    began: float
-    room: int | None
-    look: float  # about how many seconds to look at each load
-    folder: str
-
-    @property
-    def lane(self) -> Lane:
-        return Lane(self.rows, self.length)
 
 
 def main(path: str, rank: str) -> None:

@@ -123,7 +123,7 @@ def _attempt(loaded: LoadedExperiment, shape: ModelShape, slots: int, room: int 
 def order_of(
     loaded: LoadedExperiment, shape: ModelShape, slots: int, room: int | None, look: float, folder: Path
 ) -> dict[str, Any]:
-    """What the processes are told; the fields are those of `measuring.Order`."""
+    """What the processes are told; the fields are those of `measured_order.Order`."""
     body, lanes = loaded.body, loaded.blueprint.lanes
     return {
         "base": _base_of(loaded, shape, folder),
