@@ -24,7 +24,7 @@ SMALLEST = {
     "installed.py": ("--megabytes 0.2 --no-tokens", "verify"),
 }
 WHOLE_RUNS = {"population.py", "controller.py", "plan_accuracy.py", "recovery.py", "methods.py"}
-PARTS = {"handwritten.py", "peft_training.py", "training_stage.py", "machine.py", "chunks.py", "ridge_plot.py"}
+PARTS = {"handwritten.py", "setting.py", "peft_training.py", "training_stage.py", "machine.py", "chunks.py", "ridge_plot.py"}
 
 
 def test_every_benchmark_is_run_here_or_named() -> None:
