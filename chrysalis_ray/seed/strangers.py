@@ -16,7 +16,7 @@ def no_factor(folder: Path, name: str) -> MergeError:
         )
     if ".lora_embedding_" in name:
         return MergeError(
-            f"{folder}: tensor {name!r} adapts an embedding, whose delta is added where a word is looked up, not in a product",
+            f"{folder}: tensor {name!r} is no LoRA factor of a linear module: it adapts an embedding, which looks words up",
             "train a plain LoRA on linear modules; a head that shares the embedding's weights can have one of its own",
         )
     return MergeError(f"{folder}: tensor {name!r} is no LoRA factor of a linear module", "train a plain LoRA on linear modules")

@@ -175,7 +175,7 @@ def test_weights_that_lie_in_by_out_are_folded_transposed(tmp_path, bare):
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["one-file", "shards"])
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
 def test_a_head_that_was_the_embedding_gets_weights_of_its_own(tmp_path, tiny_base, shards):
     """Folding into the shared matrix, as merge_and_unload does, would change the embedding as well."""
     base = sharded(tiny_base, tmp_path / "base") if shards else tiny_base
@@ -190,7 +190,7 @@ def test_a_head_that_was_the_embedding_gets_weights_of_its_own(tmp_path, tiny_ba
     assert float((wrong - logits(model)).abs().max()) > 1e-2
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
 def test_a_head_of_its_own_stays_where_it_is(tmp_path, tiny_untied_base):
     name = adapter(tiny_untied_base, tmp_path / "a", ["lm_head"])
     assert fold_adapter(name, tiny_untied_base, tmp_path / "out")["untied"] is None
