@@ -16,6 +16,7 @@ from chrysalis_ray.cli.audit import audit
 from chrysalis_ray.cli.blueprint import choose_blueprint, show_blueprint
 from chrysalis_ray.cli.doctor import doctor
 from chrysalis_ray.cli.evaluate import evaluate
+from chrysalis_ray.cli.fold import fold
 from chrysalis_ray.cli.forget import forget_documents
 from chrysalis_ray.cli.genome import (
     build_genome,
@@ -77,7 +78,7 @@ def chrysalis(
     """
 
 
-for function in (run, plan, report, merge, audit, evaluate, validate, lineage, schema, doctor):
+for function in (run, plan, report, merge, fold, audit, evaluate, validate, lineage, schema, doctor):
     app.command(function.__name__)(verb(function))
 for name, look_after in GENOME_VERBS.items():
     genome_app.command(name)(verb(look_after))

@@ -3,7 +3,7 @@
 mergekit merges whole models, and an adapter as the model that it makes of its base: `model: org/base+folder`. What adds deltas
 from a base, or turns them around it (`nuslerp` and `multislerp` with a `base_model`), does alike for adapters, which is exact
 and needs no base. What looks at whole weights (its `slerp`, `karcher`),
-stacks layers (`slices`, `passthrough`), or works by a formula of its own (`della`, `sce`, ...) means something else, and is
+stacks layers (`slices`, `passthrough`), or works by a formula of its own (`della`, `ram`, ...) means something else, and is
 refused by the name of its key. Weights can be `filter`ed: `filter: self_attn` is `*self_attn*` of `layer_weights`.
 """
 
@@ -27,7 +27,6 @@ OTHERWISE = {  # merge_method -> why it is not the same here
     "della": "it rescales what it kept by the norm of the whole tensor, the paper and `--strategy della` each entry by its own "
              "chance",
     "della_linear": "it elects no sign and rescales by the norm of the whole tensor; `--strategy della` is the paper's",
-    "sce": "there is no rule here that selects entries by variance",
     "passthrough": "it stacks layers of models, and the base of an adapter stays as it is",
     "nearswap": "it moves whole weights near each other",
     "arcee_fusion": "it selects entries of whole weights",
@@ -36,7 +35,7 @@ OTHERWISE = {  # merge_method -> why it is not the same here
 }  # fmt: skip
 KNOWN = (
     "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "model_stock",
-    "nuslerp", "multislerp",
+    "nuslerp", "multislerp", "sce",
 )  # fmt: skip
 ENTRIES = ("ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")  # rules on entries
 ELECTED = ("ties", "dare_ties", "breadcrumbs_ties")
@@ -53,7 +52,9 @@ SHARED = {
     "model_stock": ("filter_wise",),
     "nuslerp": ("nuslerp_row_wise", "nuslerp_flatten"),
     "multislerp": ("normalize_weights", "eps"),
+    "sce": ("select_topk", "int8_mask"),
 }
+WEIGHTLESS = ("model_stock", "sce")  # where a model has no weight that a person could write
 NORMALIZED = {
     "linear": True, "task_arithmetic": False, "ties": True, "dare_linear": False, "dare_ties": False,
     "breadcrumbs": False, "breadcrumbs_ties": False, "nuslerp": True, "multislerp": True,
@@ -160,6 +161,8 @@ def _remarks(data: Mapping[str, Any], method: str) -> list[str]:
                        "the seed")  # fmt: skip
     if method.startswith("dare"):
         remarks.append("mergekit draws other numbers, and rescales by the L1 norm that is left instead of 1/density")
+    if method == "sce":
+        remarks.append("mergekit counts all models alike where their mean squares sum to less than 1e-6, this merge never")
     return remarks
 
 
@@ -204,7 +207,7 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
     """The settings of our method, and the adapters' weights where they are the same in all layers."""
     shared = data.get("parameters") or {}
     allowed = SHARED[method]
-    per_model = {"weight", "density", "gamma"} & {*allowed, *(() if method == "model_stock" else ("weight",))}
+    per_model = {"weight", "density", "gamma"} & {*allowed, *(() if method in WEIGHTLESS else ("weight",))}
     _known(("parameters",), shared, {*allowed, *per_model})
     own = {place: data["models"][place].get("parameters") or {} for place in places}
     for place, values in own.items():
@@ -216,6 +219,9 @@ def _settings(data: Mapping[str, Any], method: str, places: Sequence[int]) -> tu
                 "against their mean and `model_stock` here returns to the seed; leave it out",
             )  # fmt: skip
         return {}, None
+    if method == "sce":
+        selected = _number(("parameters", "select_topk"), shared.get("select_topk", 1.0), least=0.0, most=1.0)
+        return {"density": selected, "space": "dense"}, None
     if method in SPHERICAL:
         _refuse_other_spheres(shared, method, len(places))
     normalize = _flag(shared, "normalize", NORMALIZED[method])
@@ -366,7 +372,7 @@ def _number(at: Location, value: object, least: float, most: float = math.inf) -
         raise _Refused(at, "a list is a gradient over all layers of the base, which is not loaded; write one number")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _Refused(at, f"{value!r} is no number")
-    if value < least or value > most or (at[-1] in ("lambda", "density") and value == 0):
+    if value < least or value > most or (at[-1] in ("lambda", "density", "select_topk") and value == 0):
         raise _Refused(at, f"{value:g} is out of reach here; deltas are neither taken away nor dropped: give a number above 0"
                        + (f" and at most {most:g}" if math.isfinite(most) else ""))  # fmt: skip
     return float(value)

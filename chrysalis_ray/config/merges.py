@@ -277,14 +277,28 @@ class TallMerge(ElementwiseMerge):
     threshold: Positive = 0.4
 
 
+class SceMerge(ElementwiseMerge):
+    """Where the deltas differ most, `density` of the entries that differ, or everywhere; every delta counts by how long it is
+    there; the sign with more weight is elected, and those that have it are averaged.
+
+    Below a density of 1, what all deltas agree on is left out: variants of one seed that hardly differ lose what they have in
+    common.
+    """
+
+    method: Literal["sce"]
+    name: Name = "sce"
+    density: Share = 1.0
+
+
 Merge = Annotated[
     WinnerMerge | EnsembleMerge | ConsensusMerge | TaskArithmeticMerge | SlerpMerge | ModelStockMerge | TsvMerge
-    | IsotropicMerge | WudiMerge | RegmeanMerge | TiesMerge | DareMerge | DellaMerge | BreadcrumbsMerge | TallMerge,
+    | IsotropicMerge | WudiMerge | RegmeanMerge | TiesMerge | DareMerge | DellaMerge | BreadcrumbsMerge | TallMerge
+    | SceMerge,
     Field(discriminator="method"),
 ]  # fmt: skip
 METHOD_NAMES = (
     "winner", "ensemble", "consensus", "task_arithmetic", "slerp", "model_stock", "tsv", "isotropic", "wudi", "regmean",
-    "ties", "dare", "della", "breadcrumbs", "tall",
+    "ties", "dare", "della", "breadcrumbs", "tall", "sce",
 )  # fmt: skip
 
 

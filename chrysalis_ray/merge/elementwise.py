@@ -101,7 +101,7 @@ class RuledRows:
                 self.a_NRI[number, : len(change[0])], self.b_NOR[number, :, : len(change[0])] = change
         self.changes = [None if change is None else (self.a_NRI[n], self.b_NOR[n]) for n, change in enumerate(changes)]
         self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
-        self.places = _places(norms_N)
+        self.norms_N, self.places = norms_N, _places(norms_N)
         self.rows = max(1, (DRAWN_ENTRIES if self.draws else BLOCK_ENTRIES) // (self.in_size * len(changes)))
         above, kept = window(config, self.out_size * self.in_size)
         self.thresholds_N = torch.zeros(len(changes), dtype=self.dtype)
@@ -118,6 +118,14 @@ class RuledRows:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, merged rows [b, I]), top to bottom."""
+        for rows, block in self.entries():
+            merged_bI = self.rule(self.config, block)
+            if self.anchor is not None:
+                merged_bI = torch.addmm(merged_bI, self.anchor[1][rows], self.anchor[0])
+            yield rows, merged_bI
+
+    def entries(self) -> Iterator[tuple[slice, Block]]:
+        """(rows, what the rule sees of them), top to bottom; their memory is used again for the next."""
         held = torch.empty(len(self.changes) * min(self.rows, self.out_size) * self.in_size, dtype=self.dtype)
         for number, rows in enumerate(self._slices(self.rows)):
             entries_NbI = held[: len(self.changes) * (rows.stop - rows.start) * self.in_size].view(
@@ -126,11 +134,7 @@ class RuledRows:
             torch.bmm(self.b_NOR[:, rows], self.a_NRI, out=entries_NbI)
             generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
             own_N = self.thresholds_N if self.units_N is None else torch.ones_like(self.thresholds_N)
-            block = Block(entries_NbI, self.weights_N, own_N, generators, self.units_N, self.ceilings_N)
-            merged_bI = self.rule(self.config, block)
-            if self.anchor is not None:
-                merged_bI = torch.addmm(merged_bI, self.anchor[1][rows], self.anchor[0])
-            yield rows, merged_bI
+            yield rows, Block(entries_NbI, self.weights_N, own_N, generators, self.units_N, self.ceilings_N)
 
     def _slices(self, count: int) -> list[slice]:
         return [slice(start, min(start + count, self.out_size)) for start in range(0, self.out_size, count)]

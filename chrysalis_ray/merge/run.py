@@ -31,7 +31,7 @@ from chrysalis_ray.merge.linear import sum_cut_to_rank
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.side_by_side import in_order
 from chrysalis_ray.merge.slerp import turned_rows
-from chrysalis_ray.merge.table import AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SOLVED, SUMMARIES
+from chrysalis_ray.merge.table import AFTER_A_LOOK, AS_A_SUM, BY_ENTRY, BY_INPUTS, IN_THE_CORE, SOLVED, SUMMARIES
 from chrysalis_ray.merge.weights import given_weights, weigh
 from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs, nearest_outputs_of_whole_inputs
 
@@ -249,6 +249,8 @@ def _dense_module(
     draw = module_draw(getattr(config, "rng_seed", 0), module)
     norms_N = gram_NN.diagonal().clamp(min=0.0).sqrt()
     rows = RuledRows(BY_ENTRY[config.method], config, population.weights_N, changes, anchor, norms_N, draw)
+    if config.method in AFTER_A_LOOK:
+        rows.rule = AFTER_A_LOOK[config.method](config, rows)
     return MergedModule(fit_rows(rows.blocks, rows.out_size, rows.in_size, rank, rows.dtype), {}, gram_NN)
 
 

@@ -11,12 +11,13 @@ from chrysalis_ray.merge.breadcrumbs import breadcrumbs
 from chrysalis_ray.merge.consensus import agreed_mean, consensus_summary
 from chrysalis_ray.merge.dare import dare
 from chrysalis_ray.merge.della import della
-from chrysalis_ray.merge.elementwise import Rule, rule_summary
+from chrysalis_ray.merge.elementwise import Rule, RuledRows, rule_summary
 from chrysalis_ray.merge.ensemble import weighted_mean
 from chrysalis_ray.merge.isotropic import evened_mean
 from chrysalis_ray.merge.linear import Count, summed
 from chrysalis_ray.merge.model_stock import stock_counts
 from chrysalis_ray.merge.regmean import nearest_outputs, regmean_summary
+from chrysalis_ray.merge.sce import rule_of_rows, select_calculate_erase
 from chrysalis_ray.merge.slerp import spherical_counts
 from chrysalis_ray.merge.tall import consensus_mask
 from chrysalis_ray.merge.task_arithmetic import scaled_counts
@@ -50,7 +51,11 @@ BY_ENTRY: dict[str, Rule] = {
     "della": della,
     "breadcrumbs": breadcrumbs,
     "tall": consensus_mask,
+    "sce": select_calculate_erase,
 }
+
+# rules that look at all rows of a dense module before they rule on any
+AFTER_A_LOOK: dict[str, Callable[[Any, RuledRows], Rule]] = {"sce": rule_of_rows}
 
 # like Combine, and with every member's E[x x^T] of the module's inputs in the core [N, Q, Q]
 BY_INPUTS: dict[str, Callable[[Any, Tensor, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]] = {
@@ -68,4 +73,5 @@ SUMMARIES: dict[str, Callable[[int, Mapping[str, float]], dict[str, float]]] = {
     "della": rule_summary,
     "breadcrumbs": rule_summary,
     "tall": rule_summary,
+    "sce": rule_summary,
 }

@@ -25,6 +25,7 @@ from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.patterns import PLAIN, Patterns
 from chrysalis_ray.core.records import canonical_json, sha256_of, sha256_of_file, write_bytes
 from chrysalis_ray.seed.placing import put_in_place, sync_and_hash, take
+from chrysalis_ray.seed.strangers import no_factor
 from chrysalis_ray.seed.tensors import is_finite_number, parse_tensors, unique_keys, write_floats
 
 CONFIG = "adapter_config.json"
@@ -315,9 +316,7 @@ def _pair_factors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
         if match is None:
-            raise MergeError(
-                f"{folder}: tensor {name!r} is no LoRA factor of a linear module", "train a plain LoRA on linear modules"
-            )
+            raise no_factor(folder, name)
         if tensor.ndim != 2:
             raise MergeError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, not two dimensions")
         sides.setdefault(match["module"], {})[match["side"]] = tensor.to(torch.float32)

@@ -31,6 +31,7 @@ from chrysalis_ray.seed.adapter import (
     read_config,
     weights_file,
 )
+from chrysalis_ray.seed.strangers import no_factor
 from chrysalis_ray.seed.tensors import FLOATS, is_finite, safetensors_header
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -181,9 +182,7 @@ def _pair_places(folder: Path, places: Mapping[str, Place]) -> dict[str, tuple[P
     for name, place in places.items():
         match = FACTOR.fullmatch(name)
         if match is None:
-            raise MergeError(
-                f"{folder}: tensor {name!r} is no LoRA factor of a linear module", "train a plain LoRA on linear modules"
-            )
+            raise no_factor(folder, name)
         if len(place.shape) != 2:
             raise MergeError(f"{folder}: tensor {name!r} has shape {place.shape}, not two dimensions")
         if 0 in place.shape:  # as of a model whose parameters were sharded and never gathered

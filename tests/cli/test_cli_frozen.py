@@ -13,6 +13,7 @@ FROZEN = {
     "report": ["RUN_DIRECTORY", "--help", "--json", "-h"],
     "merge": ["ADAPTER...", "--base", "--help", "--json", "--out", "--rank", "--seed-adapter", "--set", "--strategy", "--text",
               "--weights", "-h", "-o", "-s"],
+    "fold": ["ADAPTER", "--base", "--help", "--json", "--out", "-h", "-o"],
     "audit": ["ADAPTER...", "--help", "--json", "--seed-adapter", "-h"],
     "evaluate": ["ADAPTER...", "--base", "--genome", "--help", "--json", "--limit", "--lm-eval", "--lm-eval-path", "--probe",
                  "--split", "-h"],

@@ -83,6 +83,19 @@ def stock(delta):
     return count * cosine / (1 + (count - 1) * cosine) * delta.mean(0)
 
 
+# mergekit 0.1.5, merge_methods/sce.py
+def sce(delta, share=1.0):
+    variance = delta.var(0, unbiased=False)
+    mask = torch.ones_like(variance)
+    if share < 1:
+        mask = torch.zeros_like(variance)
+        mask.view(-1)[variance.view(-1).topk(int(variance.count_nonzero() * share)).indices] = 1
+    delta = delta * mask
+    weight = delta.square().flatten(1).mean(1)[:, None, None]
+    agrees = delta.sign() == (delta.sum(0) >= 0).double() * 2 - 1
+    return (delta * weight / weight.sum() * agrees).sum(0) / (weight / weight.sum() * agrees).sum(0).clamp(min=1e-6)
+
+
 # mergekit, merge_methods/nuslerp.py and multislerp.py, around a base
 def nuslerp(delta, weight):
     t = weight[1] / sum(weight)
@@ -178,6 +191,23 @@ def test_breadcrumbs_are_mergekits(three, density, gamma, normalize):
 def test_breadcrumbs_as_they_come_drop_a_hundredth(three):
     found, _ = merged(three, config("breadcrumbs", per_model=", density: 0.6"), rank="9")
     assert_same(found, {m: generalized(d, WEIGHTS, 0.6, gamma=0.01) for m, d in deltas(three).items()})
+
+
+@pytest.mark.parametrize("share", [None, 1.0, 0.6, 0.1])
+def test_sce_is_mergekits(three, share):
+    """Also around a seed; nobody has a weight of his own there."""
+    for base, seed in (("org/base", None), ("org/base+seed", "seed")):
+        found, recipe = merged(three, sce_config(share, base), rank="9")
+        anchor = read_adapter(three / "seed") if seed else None
+        expected = {m: sce(d, share or 1.0) for m, d in deltas(three, anchor=seed).items()}
+        assert_same(found, {m: d + (anchor.delta(m).double() if anchor else 0.0) for m, d in expected.items()})
+        assert any("1e-6" in remark for remark in recipe.remarks)
+        shutil.rmtree(three / "out")
+
+
+def sce_config(share, base="org/base"):
+    told = "" if share is None else f"parameters: {{select_topk: {share}}}\n"
+    return f"merge_method: sce\nbase_model: {base}\nmodels: [{{model: a0}}, {{model: a1}}, {{model: a2}}]\n{told}"
 
 
 def test_model_stock_around_a_seed_is_mergekits(three):
@@ -299,6 +329,9 @@ REFUSED = {
     "a lambda below": (config("ties", lambda_=-1), "parameters.lambda", "out of reach"),
     "no flag": (config("ties", normalize=1), "parameters.normalize", "neither true nor false"),
     "another method's parameter": (config("linear", density=0.5), "parameters.density", "unknown here"),
+    "sce of nothing": (sce_config(0), "parameters.select_topk", "above 0"),
+    "sce with weights": (config("sce"), "models.0.parameters.weight", "unknown here"),
+    "sce with a density": (sce_config(1).replace("select_topk", "density"), "parameters.density", "unknown here"),
     "filter-wise": (
         "merge_method: model_stock\nbase_model: b\nmodels: [{model: a0}]\nparameters: {filter_wise: true}\n",
         "filter_wise", "away from each other",
@@ -364,7 +397,7 @@ def test_dense_rules_have_a_rank_and_adapters_of_another_base_are_refused(three)
 @pytest.mark.parametrize(
     "method",
     ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "model_stock",
-     "multislerp", "nuslerp rows", "nuslerp columns"],
+     "multislerp", "nuslerp rows", "nuslerp columns", "sce", "sce selected"],
 )  # fmt: skip
 def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     """Its own operators, fed with base + delta; mergekit is no dependency of ours, and this says so where it is absent."""
@@ -373,13 +406,14 @@ def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
     from mergekit.merge_methods.registry import get
 
     base = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    weights = {} if method == "model_stock" else {"weight": dict(enumerate(WEIGHTS))}
+    weights = {} if method in ("model_stock", "sce", "sce selected") else {"weight": dict(enumerate(WEIGHTS))}
     settings = {
         "ties": {"density": dict.fromkeys(range(3), 0.4), "lambda": 1.3}, "task_arithmetic": {"lambda": 0.6},
         "breadcrumbs": {"density": dict.fromkeys(range(3), 0.6), "gamma": dict.fromkeys(range(3), 0.1)},
         "breadcrumbs_ties": {"density": dict.fromkeys(range(3), 0.6), "gamma": dict.fromkeys(range(3), 0.1)},
         "nuslerp rows": {"nuslerp_flatten": False},
         "nuslerp columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        "sce selected": {"select_topk": 0.4},
     }.get(method, {})  # fmt: skip
     expected, own = {}, method.split()[0]
     names = ("a0", "a1") if own == "nuslerp" else ("a0", "a1", "a2")
@@ -398,6 +432,8 @@ def test_mergekit_itself_gives_the_same_on_dense_weights(three, method):
         "breadcrumbs_ties": config("breadcrumbs_ties", per_model=", density: 0.6, gamma: 0.1"),
         "nuslerp rows": config("nuslerp", (2.0, 1.0), nuslerp_flatten="false"),
         "nuslerp columns": config("nuslerp", (2.0, 1.0), nuslerp_flatten="false", nuslerp_row_wise="true"),
+        "sce": sce_config(None),
+        "sce selected": sce_config(0.4),
         "model_stock": "merge_method: model_stock\nbase_model: org/base\nmodels: [{model: a0}, {model: a1}, {model: a2}]\n",
     }.get(method) or config(method)
     assert_same(merged(three, text, rank="9")[0], expected)

@@ -26,6 +26,7 @@ from chrysalis_ray.config.merges import (
     Merge,
     ModelStockMerge,
     RegmeanMerge,
+    SceMerge,
     SlerpMerge,
     TallMerge,
     TaskArithmeticMerge,
@@ -78,6 +79,10 @@ METHOD_CONFIGS = [
     TiesMerge(method="ties", density=0.5, agreeing="sum", weights="softmax", temperature=0.1),
     TallMerge(method="tall"),
     TallMerge(method="tall", space="dense", votes=1, threshold=0.2),
+    SceMerge(method="sce"),
+    SceMerge(method="sce", density=0.4),
+    SceMerge(method="sce", density=0.3, space="dense", weights="softmax", temperature=0.1),
+    SceMerge(method="sce", density=0.6, space="knots"),
 ]
 ids = ["-".join(f"{key}={value}" for key, value in config.model_dump(exclude_unset=True).items()) for config in METHOD_CONFIGS]
 every_method = pytest.mark.parametrize("config", METHOD_CONFIGS, ids=ids)
