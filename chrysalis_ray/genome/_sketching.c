@@ -1,242 +1,53 @@
-/* Sketches of texts, compiled: what `shingles.py` and `similarity.py` do in arrays, equal to the bit, several times as fast.
-
-   An installation without a compiler goes without; a test holds each function to the one it stands for. Texts are foreign bytes:
-   nothing here trusts what they hold, and no pointer leaves a buffer whose size was asked for. All work is done without the
-   interpreter's lock. */
+/* The compiled kernel of sketches, as Python calls it (`native.py`). An installation without a compiler goes without; a test
+   holds each function to the arrays it stands for. Work is done without the interpreter's lock; what is handed in is checked
+   before, so that numbers, places and room fit one another. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "_sketching.h"
 
 #define VERSION 1 /* as in `native.py` */
-#define SHINGLE_WORDS 5
-#define HASH_BITS 48
-#define BINS 112
-#define DRAWS 64
-#define EMPTY UINT32_MAX
-#define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
-#define MIXER UINT64_C(0xBF58476D1CE4E5B9)
-#define TAIL UINT64_C(0x94D049BB133111EB)
-#define BASE UINT64_C(0xD6E8FEB86659FD93)
-#define AT_ONCE 1024 /* bytes of a text, a multiple of 64 */
-#define IN_EVERY_BYTE UINT64_C(0x0101010101010101)
 
 typedef struct {
-    const uint8_t *bytes;
-    size_t size;
-} Text;
+    Py_buffer view;
+    size_t count;
+} Numbers;
 
-/* words ----------------------------------------------------------------------------------------------------------- */
-
-/* Eight bytes, the first lowest: what compilers make one load of. */
-static inline uint64_t loaded(const uint8_t *b)
+/* Gets at a buffer of numbers of so many bytes, or, of a call that fails later, lets it go: a converter of `PyArg_ParseTuple`. */
+static int take(PyObject *given, Numbers *numbers, int flags, size_t bytes)
 {
-    return (uint64_t)b[0] | (uint64_t)b[1] << 8 | (uint64_t)b[2] << 16 | (uint64_t)b[3] << 24 | (uint64_t)b[4] << 32 |
-           (uint64_t)b[5] << 40 | (uint64_t)b[6] << 48 | (uint64_t)b[7] << 56;
+    if (given && PyObject_GetBuffer(given, &numbers->view, flags))
+        return 0;
+    numbers->count = (size_t)numbers->view.len / bytes;
+    if (given && (size_t)numbers->view.len % bytes == 0 && (uintptr_t)numbers->view.buf % bytes == 0)
+        return Py_CLEANUP_SUPPORTED;
+    if (given)
+        PyErr_SetString(PyExc_ValueError, "a buffer of other numbers, or one that lies askew");
+    PyBuffer_Release(&numbers->view);
+    return 0;
 }
 
-/* The eight bytes of a text from `at` on; zeros beyond its end. */
-static inline uint64_t eight_bytes(Text text, size_t at)
+static int longs(PyObject *given, void *numbers) { return take(given, numbers, PyBUF_SIMPLE, 8); }
+static int own_longs(PyObject *given, void *numbers) { return take(given, numbers, PyBUF_WRITABLE, 8); }
+static int own_ints(PyObject *given, void *numbers) { return take(given, numbers, PyBUF_WRITABLE, 4); }
+
+static PyObject *answer(int fits, size_t count)
 {
-    if (text.size - at >= 8)
-        return loaded(text.bytes + at);
-    uint8_t last[8] = {0};
-    memcpy(last, text.bytes + at, text.size - at);
-    return loaded(last);
+    if (fits)
+        return PyLong_FromSize_t(count);
+    PyErr_SetString(PyExc_ValueError, "numbers, places or room that do not fit one another");
+    return NULL;
 }
 
-/* Eight bytes of a word with ASCII letters in lower case. Of what may stand in a word only capitals and `_` have bit 6 and
-   neither bit 5 nor bit 7, and `_` is the one that one more gives bit 5. */
-static inline uint64_t lower(uint64_t word)
+/* Whether numbers ascend from at least 0 to at most `last`. */
+static int ascend(const int64_t *numbers, size_t count, size_t last)
 {
-    uint64_t next = (word & 0x7F * IN_EVERY_BYTE) + IN_EVERY_BYTE;
-    return word | (word >> 1 & ~(word >> 2) & ~next & 0x20 * IN_EVERY_BYTE);
-}
-
-static inline uint64_t word_hash(Text text, size_t begin, size_t end)
-{
-    size_t length = end - begin;
-    uint64_t hash = lower(eight_bytes(text, begin) & ~UINT64_C(0) >> (length < 8 ? 64 - 8 * length : 0));
-    if (length > 8) {
-        uint64_t tail = lower(eight_bytes(text, end - 8));
-        if (length > 16)
-            tail += lower(eight_bytes(text, begin + 8)) * GOLDEN;
-        tail += length * MIXER;
-        hash ^= (tail ^ tail >> 29) * TAIL;
-    }
-    hash *= GOLDEN;
-    return hash ^ hash >> 32;
-}
-
-/* Bit i says whether byte i of 64 stands in a word. The first loop is one that compilers make vectors of; the second takes the
-   lowest bit of eight bytes to one byte. */
-static inline uint64_t in_words(const uint8_t *bytes)
-{
-    uint8_t inside[64];
-    uint64_t bits = 0;
-    for (int i = 0; i < 64; i++) {
-        uint8_t byte = bytes[i], letter = (uint8_t)((byte | 0x20) - 'a'), digit = (uint8_t)(byte - '0');
-        inside[i] = (uint8_t)((letter < 26) | (digit < 10) | (byte == '_') | (byte > 127));
-    }
-    for (int i = 0; i < 64; i += 8)
-        bits |= loaded(inside + i) * UINT64_C(0x0102040810204080) >> 56 << i;
-    return bits;
-}
-
-/* Where words begin and end, in turn, in the 64 bytes from `at` on. `before`: whether the byte before stands in one. */
-static inline size_t *edges_of(Text text, size_t at, uint64_t *before, size_t *edges)
-{
-    uint8_t last[64] = {0};
-    if (text.size - at < 64)
-        memcpy(last, text.bytes + at, text.size - at);
-    uint64_t inside = in_words(text.size - at < 64 ? last : text.bytes + at), changes = inside ^ (inside << 1 | *before);
-    *before = inside >> 63;
-    for (; changes; changes &= changes - 1)
-        *edges++ = at + (size_t)__builtin_ctzll(changes);
-    return edges;
-}
-
-/* The kept runs of words of one text, each with `owner` above it, written from `kept` on; where they end. There must be room for
-   one more than there are words. */
-static uint64_t *shingles_of(Text text, uint64_t owner, uint64_t left_out, uint64_t *kept)
-{
-    size_t edges[AT_ONCE + 2], *edge = edges;
-    uint64_t words[SHINGLE_WORDS - 1 + AT_ONCE / 2 + 1], *word = words, before = 0;
-    for (size_t begin = 0; begin < text.size; begin += AT_ONCE) {
-        size_t end = text.size - begin < AT_ONCE ? text.size : begin + AT_ONCE, *next = edges;
-        for (size_t at = begin; at < end; at += 64)
-            edge = edges_of(text, at, &before, edge);
-        if (end == text.size && before)
-            *edge++ = end;
-        for (; edge - next >= 2; next += 2)
-            *word++ = word_hash(text, next[0], next[1]);
-        if (next < edge)
-            edges[0] = *next; /* a word that goes on */
-        edge = edges + (edge - next);
-        uint64_t *run = words;
-        for (; word - run >= SHINGLE_WORDS; run++) {
-            uint64_t mixed = (((run[0] * BASE + run[1]) * BASE + run[2]) * BASE + run[3]) * BASE + run[4];
-            mixed = (mixed ^ mixed >> 32) * MIXER;
-            mixed = (mixed ^ mixed >> 29) >> (64 - HASH_BITS);
-            *kept = owner | mixed;
-            kept += !(mixed & left_out);
-        }
-        memmove(words, run, (size_t)(word - run) * sizeof *words);
-        word = words + (word - run);
-    }
-    return kept;
-}
-
-/* Of sorted shingles with their texts' numbers above them: each once, without the number, in place; how many each text has.
-   Returns how many are left, or more than there were where some are of none of the texts. */
-static size_t settled(uint64_t *owned, size_t count, int64_t *sizes, size_t texts)
-{
-    size_t left = 0, i = 0;
-    for (size_t text = 0; text < texts; text++) {
-        size_t first = left;
-        for (; i < count && owned[i] >> HASH_BITS == text; i++) {
-            uint64_t one = owned[i];
-            owned[left] = one & ((UINT64_C(1) << HASH_BITS) - 1);
-            left += i + 1 == count || owned[i + 1] != one;
-        }
-        sizes[text] = (int64_t)(left - first);
-    }
-    return i == count ? left : count + 1;
-}
-
-/* signatures ------------------------------------------------------------------------------------------------------ */
-
-/* The bin that an empty one asks at its `draw`: drawn alike for all texts, in the end its neighbours in turn. */
-static inline size_t donor(size_t draw, size_t column)
-{
-    if (draw >= DRAWS)
-        return (column + draw) % BINS;
-    uint64_t drawn = (draw * BINS + column + 1) * GOLDEN;
-    drawn = (drawn ^ drawn >> 30) * MIXER;
-    drawn = (drawn ^ drawn >> 27) * TAIL;
-    return (drawn >> 33) % BINS;
-}
-
-/* Of the `count` ascending `hashes` of one text the least of every bin; an empty bin borrows from one that is not. */
-static void sign(const uint64_t *hashes, size_t count, uint32_t *signature)
-{
-    uint32_t least[BINS];
-    memset(least, 0xFF, sizeof least);
-    for (size_t i = count; i-- > 0;)
-        least[(hashes[i] >> (HASH_BITS - 32) & EMPTY) * BINS >> 32] = (uint32_t)hashes[i];
-    for (size_t column = 0; column < BINS; column++) {
-        size_t asked = column;
-        for (size_t draw = 0; count && least[asked] == EMPTY && draw < DRAWS + BINS; draw++)
-            asked = donor(draw, column);
-        signature[column] = least[asked];
-    }
-}
-
-/* kinship --------------------------------------------------------------------------------------------------------- */
-
-/* Of a piece of all shingles those without a bit of `coarse`, less their lowest bits, over the number of their text: texts from
-   `owner` on begin at `offsets` in the piece. Adds to `sizes` how many each text keeps. */
-static uint64_t *own(const uint64_t *piece, int64_t count, const int64_t *offsets, size_t texts, uint64_t owner, uint64_t coarse,
-                     unsigned owner_bits, uint64_t *packed, int64_t *sizes)
-{
-    for (size_t text = 0; text < texts; text++, owner++) {
-        int64_t begin = offsets[text] < 0 ? 0 : offsets[text], end = offsets[text + 1] < count ? offsets[text + 1] : count;
-        uint64_t *first = packed;
-        for (int64_t i = begin; i < end; i++) {
-            *packed = piece[i] >> (owner_bits - (64 - HASH_BITS)) << owner_bits | owner;
-            packed += !(piece[i] & coarse);
-        }
-        sizes[text] += packed - first;
-    }
-    return packed;
-}
-
-/* How many numbers two lists have in common, each ascending and distinct. */
-static size_t common(const uint64_t *one, size_t ones, const uint64_t *other, size_t others)
-{
-    size_t both = 0;
-    for (size_t i = 0, j = 0; i < ones && j < others;) {
-        uint64_t a = one[i], b = other[j];
-        both += a == b;
-        i += a <= b;
-        j += b <= a;
-    }
-    return both;
-}
-
-/* Pairs of documents of different `sources`, as left x documents + right, once for every shingle of `packed`, which ascends, that
-   both hold and at most `most` do. Returns where they end, NULL where a document is not there. */
-static int64_t *meetings(const uint64_t *packed, size_t count, unsigned owner_bits, size_t most, const int64_t *sources,
-                         uint64_t documents, int64_t *pair)
-{
-    const uint64_t owner = (UINT64_C(1) << owner_bits) - 1;
-    for (size_t begin = 0, end; begin < count; begin = end) {
-        for (end = begin + 1; end < count && (packed[end] ^ packed[begin]) <= owner;)
-            end++;
-        if (end - begin < 2 || end - begin > most)
-            continue;
-        if ((packed[end - 1] & owner) >= documents) /* the largest of them */
-            return NULL;
-        for (size_t i = begin; i < end; i++)
-            for (size_t j = i + 1; j < end; j++) {
-                uint64_t left = packed[i] & owner, right = packed[j] & owner;
-                *pair = (int64_t)(left * documents + right);
-                pair += sources[left] != sources[right];
-            }
-    }
-    return pair;
-}
-
-/* what Python calls ----------------------------------------------------------------------------------------------- */
-
-/* How many items of so many bytes `view` holds; -1 and ValueError where they do not lie as they must. */
-static Py_ssize_t items(const Py_buffer *view, Py_ssize_t bytes)
-{
-    if (view->len % bytes == 0 && (uintptr_t)view->buf % (size_t)bytes == 0)
-        return view->len / bytes;
-    PyErr_SetString(PyExc_ValueError, "a buffer of another kind of number");
-    return -1;
+    int64_t before = 0;
+    for (size_t i = 0; i < count; before = numbers[i++])
+        if (numbers[i] < before)
+            return 0;
+    return (uint64_t)before <= last;
 }
 
 /* Bytes, or text of ASCII as it lies in memory. */
@@ -247,154 +58,121 @@ static int read_text(PyObject *item, Text *text)
     else if (PyUnicode_Check(item) && PyUnicode_IS_COMPACT_ASCII(item))
         *text = (Text){(const uint8_t *)PyUnicode_1BYTE_DATA(item), (size_t)PyUnicode_GET_LENGTH(item)};
     else
-        return -1;
-    return 0;
+        PyErr_SetString(PyExc_TypeError, "a text is neither bytes nor a str of ASCII");
+    return !PyErr_Occurred();
 }
 
 static PyObject *py_shingles(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *given, *result = NULL;
+    PyObject *given;
     unsigned long long one_in;
-    Py_buffer room;
-    if (!PyArg_ParseTuple(arguments, "O!Kw*", &PyTuple_Type, &given, &one_in, &room))
+    Numbers room;
+    if (!PyArg_ParseTuple(arguments, "O!KO&", &PyTuple_Type, &given, &one_in, own_longs, &room))
         return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(given), most = items(&room, sizeof(uint64_t)), number = 0;
-    size_t words = 1;
-    Text *texts = PyMem_Calloc((size_t)count + 1, sizeof *texts);
-    for (; texts && number < count && !read_text(PyTuple_GET_ITEM(given, number), texts + number); number++)
-        words += texts[number].size / 2 + 1;
+    size_t count = (size_t)PyTuple_GET_SIZE(given), words = 0, number = 0;
+    uint64_t *kept = room.view.buf;
+    Text *texts = PyMem_Calloc(count + 1, sizeof *texts);
     if (!texts)
         PyErr_NoMemory();
-    else if (number < count)
-        PyErr_SetString(PyExc_TypeError, "a text is neither bytes nor a str of ASCII");
-    else if (most >= 0 && (count > 1 << (64 - HASH_BITS) || words > (size_t)most))
-        PyErr_SetString(PyExc_ValueError, "more texts, or words in them, than there is room for");
-    else if (most >= 0) {
-        uint64_t *kept = room.buf;
+    for (; texts && number < count && read_text(PyTuple_GET_ITEM(given, (Py_ssize_t)number), texts + number); number++)
+        words += texts[number].size / 2 + 1;
+    int read = texts && number == count, fits = count <= 1 << (64 - HASH_BITS) && words < room.count;
+    if (read && fits) {
         Py_BEGIN_ALLOW_THREADS
         for (number = 0; number < count; number++)
             kept = shingles_of(texts[number], (uint64_t)number << HASH_BITS, one_in - 1, kept);
         Py_END_ALLOW_THREADS
-        result = PyLong_FromSsize_t(kept - (uint64_t *)room.buf);
     }
     PyMem_Free(texts);
-    PyBuffer_Release(&room);
-    return result;
+    PyBuffer_Release(&room.view);
+    return read ? answer(fits, (size_t)(kept - (uint64_t *)room.view.buf)) : NULL;
 }
 
 static PyObject *py_settle(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *result = NULL;
-    Py_buffer owned, sizes;
-    if (!PyArg_ParseTuple(arguments, "w*w*", &owned, &sizes))
+    Numbers owned, sizes;
+    size_t left;
+    if (!PyArg_ParseTuple(arguments, "O&O&", own_longs, &owned, own_longs, &sizes))
         return NULL;
-    Py_ssize_t count = items(&owned, sizeof(uint64_t)), texts = items(&sizes, sizeof(int64_t)), left;
-    if (count >= 0 && texts >= 0) {
-        Py_BEGIN_ALLOW_THREADS
-        left = (Py_ssize_t)settled(owned.buf, (size_t)count, sizes.buf, (size_t)texts);
-        Py_END_ALLOW_THREADS
-        if (left <= count)
-            result = PyLong_FromSsize_t(left);
-        else
-            PyErr_SetString(PyExc_ValueError, "a shingle of a text that is not there");
-    }
-    PyBuffer_Release(&owned);
-    PyBuffer_Release(&sizes);
-    return result;
+    Py_BEGIN_ALLOW_THREADS
+    left = settled(owned.view.buf, owned.count, sizes.view.buf, sizes.count);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&owned.view);
+    PyBuffer_Release(&sizes.view);
+    return answer(left <= owned.count, left);
 }
 
 static PyObject *py_sign(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    Py_buffer hashes, offsets, signatures;
-    if (!PyArg_ParseTuple(arguments, "y*y*w*", &hashes, &offsets, &signatures))
+    Numbers hashes, offsets, cells;
+    if (!PyArg_ParseTuple(arguments, "O&O&O&", longs, &hashes, longs, &offsets, own_ints, &cells))
         return NULL;
-    Py_ssize_t count = items(&hashes, sizeof(uint64_t)), ends = items(&offsets, sizeof(int64_t));
-    Py_ssize_t cells = items(&signatures, sizeof(uint32_t)), texts = cells / BINS;
-    const int64_t *at = offsets.buf;
-    int fits = count >= 0 && cells >= 0 && ends == texts + 1 && at[0] >= 0 && at[texts] <= count;
-    for (Py_ssize_t text = 0; fits && text < texts; text++)
-        fits = at[text] <= at[text + 1];
+    const int64_t *at = offsets.view.buf;
+    size_t texts = cells.count / BINS;
+    int fits = offsets.count == texts + 1 && ascend(at, offsets.count, hashes.count);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t text = 0; text < texts; text++)
-            sign((const uint64_t *)hashes.buf + at[text], (size_t)(at[text + 1] - at[text]),
-                 (uint32_t *)signatures.buf + text * BINS);
+        for (size_t text = 0; text < texts; text++)
+            sign((const uint64_t *)hashes.view.buf + at[text], (size_t)(at[text + 1] - at[text]),
+                 (uint32_t *)cells.view.buf + text * BINS);
         Py_END_ALLOW_THREADS
-    } else if (!PyErr_Occurred())
-        PyErr_SetString(PyExc_ValueError, "offsets that are none of these hashes and signatures");
-    PyBuffer_Release(&hashes);
-    PyBuffer_Release(&offsets);
-    PyBuffer_Release(&signatures);
-    return fits ? Py_NewRef(Py_None) : NULL;
+    }
+    PyBuffer_Release(&hashes.view);
+    PyBuffer_Release(&offsets.view);
+    PyBuffer_Release(&cells.view);
+    return answer(fits, texts);
 }
 
 static PyObject *py_own(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *result = NULL;
-    Py_buffer piece, offsets, packed, sizes;
+    Numbers piece, offsets, packed, sizes;
     unsigned long long owner, coarse;
     unsigned owner_bits;
-    if (!PyArg_ParseTuple(arguments, "y*y*KKIw*w*", &piece, &offsets, &owner, &coarse, &owner_bits, &packed, &sizes))
+    if (!PyArg_ParseTuple(arguments, "O&O&KKIO&O&", longs, &piece, longs, &offsets, &owner, &coarse, &owner_bits, own_longs,
+                          &packed, own_longs, &sizes))
         return NULL;
-    Py_ssize_t count = items(&piece, sizeof(uint64_t)), ends = items(&offsets, sizeof(int64_t));
-    Py_ssize_t room = items(&packed, sizeof(uint64_t)), texts = items(&sizes, sizeof(int64_t));
-    if (count < 0 || ends < 0 || room < 0 || texts < 0)
-        ;
-    else if (ends != texts + 1 || room <= count || owner_bits < 64 - HASH_BITS || owner_bits > 63)
-        PyErr_SetString(PyExc_ValueError, "offsets, room or bits that do not fit");
-    else {
-        uint64_t *end;
+    uint64_t *end = packed.view.buf;
+    int fits = offsets.count == sizes.count + 1 && ascend(offsets.view.buf, offsets.count, piece.count) &&
+               packed.count > piece.count && owner_bits >= 64 - HASH_BITS && owner_bits < 64;
+    if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        end = own(piece.buf, count, offsets.buf, (size_t)texts, owner, coarse, owner_bits, packed.buf, sizes.buf);
+        end = own(piece.view.buf, offsets.view.buf, sizes.count, owner, coarse, owner_bits, end, sizes.view.buf);
         Py_END_ALLOW_THREADS
-        result = PyLong_FromSsize_t(end - (uint64_t *)packed.buf);
     }
-    PyBuffer_Release(&piece);
-    PyBuffer_Release(&offsets);
-    PyBuffer_Release(&packed);
-    PyBuffer_Release(&sizes);
-    return result;
+    PyBuffer_Release(&piece.view);
+    PyBuffer_Release(&offsets.view);
+    PyBuffer_Release(&packed.view);
+    PyBuffer_Release(&sizes.view);
+    return answer(fits, (size_t)(end - (uint64_t *)packed.view.buf));
 }
 
 static PyObject *py_meetings(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *result = NULL;
-    Py_buffer packed, sources, pairs;
+    Numbers packed, sources, pairs;
     unsigned owner_bits, most;
-    if (!PyArg_ParseTuple(arguments, "y*IIy*w*", &packed, &owner_bits, &most, &sources, &pairs))
+    if (!PyArg_ParseTuple(arguments, "O&IIO&O&", longs, &packed, &owner_bits, &most, longs, &sources, own_longs, &pairs))
         return NULL;
-    Py_ssize_t count = items(&packed, sizeof(uint64_t)), documents = items(&sources, sizeof(int64_t));
-    Py_ssize_t room = items(&pairs, sizeof(int64_t));
-    int64_t *end = NULL;
-    if (count >= 0 && documents >= 0 && room >= 0) {
-        if (owner_bits < 64 && most && (room - 1) / most >= count / 2 + 1) {
-            Py_BEGIN_ALLOW_THREADS
-            end = meetings(packed.buf, (size_t)count, owner_bits, most, sources.buf, (uint64_t)documents, pairs.buf);
-            Py_END_ALLOW_THREADS
-        }
-        if (end)
-            result = PyLong_FromSsize_t(end - (int64_t *)pairs.buf);
-        else
-            PyErr_SetString(PyExc_ValueError, "documents, bits or room that do not fit");
+    int64_t *begin = pairs.view.buf, *end = NULL;
+    if (owner_bits < 64 && most && pairs.count / most > packed.count / 2 + 1) {
+        Py_BEGIN_ALLOW_THREADS
+        end = meetings(packed.view.buf, packed.count, owner_bits, most, sources.view.buf, sources.count, begin);
+        Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&packed);
-    PyBuffer_Release(&sources);
-    PyBuffer_Release(&pairs);
-    return result;
+    PyBuffer_Release(&packed.view);
+    PyBuffer_Release(&sources.view);
+    PyBuffer_Release(&pairs.view);
+    return answer(end != NULL, end ? (size_t)(end - begin) : 0);
 }
 
 static PyObject *py_common(PyObject *Py_UNUSED(module), PyObject *arguments)
 {
-    PyObject *result = NULL;
-    Py_buffer one, other;
-    if (!PyArg_ParseTuple(arguments, "y*y*", &one, &other))
+    Numbers one, other;
+    if (!PyArg_ParseTuple(arguments, "O&O&", longs, &one, longs, &other))
         return NULL;
-    Py_ssize_t ones = items(&one, sizeof(uint64_t)), others = items(&other, sizeof(uint64_t));
-    if (ones >= 0 && others >= 0)
-        result = PyLong_FromSize_t(common(one.buf, (size_t)ones, other.buf, (size_t)others));
-    PyBuffer_Release(&one);
-    PyBuffer_Release(&other);
-    return result;
+    size_t both = common(one.view.buf, one.count, other.view.buf, other.count);
+    PyBuffer_Release(&one.view);
+    PyBuffer_Release(&other.view);
+    return answer(1, both);
 }
 
 static PyMethodDef functions[] = {

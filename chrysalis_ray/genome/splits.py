@@ -105,7 +105,7 @@ def _packed(
         piece = stretch(begin, min(begin + AT_ONCE, int(offsets[-1])))
         first = int(np.searchsorted(offsets, begin, side="right")) - 1
         last = int(np.searchsorted(offsets, begin + len(piece)))
-        cuts = offsets[first : last + 1] - begin
+        cuts = np.clip(offsets[first : last + 1] - begin, 0, len(piece))
         if native.kernel is not None:
             filled = native.kernel.own(piece, cuts, first, coarse, owner_bits, room, sizes[first:last])
             found.append(room[:filled].copy())
@@ -151,7 +151,7 @@ def _meetings(packed: Hashes, owner_bits: int, sources: NDArray[np.int64]) -> ND
     """Pairs of documents of different `sources`, as left x documents + right, left < right, once for every shingle that both
     hold and at most `COMMONPLACE` do."""
     if native.kernel is not None:
-        room = np.empty(1 + COMMONPLACE * (len(packed) // 2 + 1), np.int64)
+        room = np.empty(COMMONPLACE * (len(packed) // 2 + 2), np.int64)
         return room[: native.kernel.meetings(packed, owner_bits, COMMONPLACE, sources, room)]
     packed = _met(packed, owner_bits)
     shingles = packed >> np.uint64(owner_bits)
