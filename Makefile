@@ -48,7 +48,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/mixer.py --json
 
 # The stamp is touched last: an interrupted installation is taken up again.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard chrysalis_ray/genome/_sketching.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "chrysalis_ray needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not one)." >&2; \
 	  echo "Name one that is:  make $(or $(MAKECMDGOALS),quickstart) PYTHON=python3.12" >&2; exit 1; }
@@ -67,3 +67,4 @@ clean:
 
 distclean: clean
 	rm -rf $(VENV)
+	rm -f chrysalis_ray/genome/_sketching*.so

@@ -27,12 +27,12 @@ from genome import python_texts
 
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.batch import BATCH_CHARACTERS
+from chrysalis_ray.genome.shingles import SHINGLE_WORDS
 from chrysalis_ray.genome.similarity import (
     BANDS,
     BINS,
     NEAR_DUPLICATE,
     ROWS_PER_BAND,
-    SHINGLE_WORDS,
     Groups,
     WholeTexts,
     joined,

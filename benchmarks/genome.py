@@ -39,7 +39,8 @@ from chrysalis_ray.genome.documents import Document, decoded, hash_order
 from chrysalis_ray.genome.framing import read_text, write_text
 from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scanning import batches, scan
-from chrysalis_ray.genome.similarity import in_one, kept_shingles, sketches_of
+from chrysalis_ray.genome.shingles import kept_shingles
+from chrysalis_ray.genome.similarity import sketches_of
 from chrysalis_ray.genome.sources.git_source import read_git
 from chrysalis_ray.genome.splits import kinship
 
@@ -140,8 +141,8 @@ def parts_alone(objects: Path, documents: Sequence[Document]) -> Iterator[tuple[
     yield "alone: SHA-256", lambda: [hashlib.sha256(content).digest() for content in contents]
     yield "alone: decode", lambda: [decoded(content) and None for content in contents]
     yield "alone: marks", lambda: [marks_of(document) for document in documents]
-    parts = [[document.content for document in part] for part in batches(documents)]
-    yield "alone: shingles", lambda: [kept_shingles(*in_one(part)) and None for part in parts]
+    parts = [[document.text for document in part] for part in batches(documents)]
+    yield "alone: shingles", lambda: [kept_shingles(part) and None for part in parts]
     _, sketches = scan(documents, GenomeBuild(processes=1))
     yield "alone: signatures", lambda: sketches_of(sketches.hashes, sketches.sizes)
     yield "alone: kinship", lambda: kinship(documents, sketches)

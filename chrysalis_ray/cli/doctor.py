@@ -60,6 +60,16 @@ def _software() -> Iterator[Finding]:
             yield Finding(library, "missing", "not installed", "pip install -c constraints.txt -e .")
         else:
             yield Finding(library, "ok", version)
+    yield _sketching()
+
+
+def _sketching() -> Finding:
+    from chrysalis_ray.genome.native import kernel
+
+    if kernel is not None:
+        return Finding("sketching", "ok", "compiled")
+    remedy = "with a C compiler and Python's headers: pip install -c constraints.txt -e ."
+    return Finding("sketching", "note", "not compiled: works, but a genome takes longer to build", remedy)
 
 
 def _hardware() -> Iterator[Finding]:

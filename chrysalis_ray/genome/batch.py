@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chrysalis_ray.genome.documents import Document
 from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scan_cache import Seen
-from chrysalis_ray.genome.similarity import MOST_AT_ONCE, Hashes, in_one, kept_shingles
+from chrysalis_ray.genome.shingles import MOST_AT_ONCE, Hashes, kept_shingles
 
 BATCH_CHARACTERS = 200_000
 
@@ -47,5 +47,4 @@ def batches(documents: Sequence[Document]) -> Iterator[list[Document]]:
 def scan_batch(documents: Sequence[Document]) -> Scanned:
     """One batch, in this process."""
     read = [document.in_memory() for document in documents]
-    contents = [document.text.encode("utf-8", "surrogatepass") for document in read]
-    return Scanned([marks_of(document) for document in read], *kept_shingles(*in_one(contents)))
+    return Scanned([marks_of(document) for document in read], *kept_shingles([document.text for document in read]))

@@ -83,6 +83,7 @@ def _searcher(pattern: str) -> Callable[[str], bool]:
 
 suspicious = _searcher("|".join(first for first, _ in SECRETS.values()))
 addressed = _searcher("[A-Za-z0-9]@[A-Za-z0-9]")
+announced = _searcher("(?i)generated")  # in all that `GENERATED` finds
 
 
 def marks_of(document: Document) -> dict[str, str]:
@@ -101,8 +102,7 @@ def marks_of(document: Document) -> dict[str, str]:
         found["generated"] = f"by its name, {name}"
     else:
         head = text[:HEAD_CHARACTERS]
-        told = "generated" in head.lower()  # ten times as fast as the patterns, and in all of them
-        if told and (match := GENERATED.search(head)) and HANDS_OFF.search(head):
+        if announced(head) and (match := GENERATED.search(head)) and HANDS_OFF.search(head):
             found["generated"] = f"its head says {match[0].lower()!r}"
     if name.endswith(MINIFIED_SUFFIXES) and len(text) >= MINIFIED_FROM:
         lines = text.count("\n") + 1

@@ -21,11 +21,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from chrysalis_ray.genome import native
+from chrysalis_ray.genome.shingles import HASH_BITS, MOST_AT_ONCE, SAMPLED_ONE_IN, Hashes, kept_shingles
+
 VERSION = 2  # of the rules below: texts that were sketched by others are sketched again
-SHINGLE_WORDS = 5
-SAMPLED_ONE_IN = 2
-HASH_BITS = 48  # of a shingle: among ten million, two different ones are alike with a probability of a fifth
-MOST_AT_ONCE = 2 ** (64 - HASH_BITS)  # texts
 BANDS, ROWS_PER_BAND = 14, 8
 BINS = BANDS * ROWS_PER_BAND
 NEIGHBOURS = 16  # of one bucket
@@ -39,27 +38,9 @@ LEFT_AT_ONCE = 65_536  # texts whose candidates are put together at once
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
 _TAIL = np.uint64(0x94D049BB133111EB)
-_BASE = 0xD6E8FEB86659FD93
-_BYTES_AT_ONCE = 8
 SIGNED_AT_ONCE = 256  # texts
 _EMPTY = np.iinfo(np.uint32).max
 _DRAWS = 64  # of a bin to borrow from, before its neighbours are asked in turn
-
-Hashes = NDArray[np.uint64]
-
-
-def _folding() -> bytes:
-    """What becomes of every byte: letters of ASCII in lower case, digits, ``_`` and all bytes beyond ASCII stay, the rest is
-    0."""
-    table = bytearray(256)
-    for byte in (*range(48, 58), *range(97, 123), 95, *range(128, 256)):
-        table[byte] = byte
-    table[65:91] = range(97, 123)
-    return bytes(table)
-
-
-_FOLDING = _folding()
-_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(_BYTES_AT_ONCE + 1)], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -101,10 +82,13 @@ class Sketches:
 
 def jaccard_of(one: Hashes, other: Hashes) -> float:
     """Jaccard similarity of two ascending, distinct lists; 0 where both are empty."""
-    together = np.concatenate([one, other])
-    together.sort()
-    both = int(np.count_nonzero(together[1:] == together[:-1]))  # distinct in each, so that a pair is one of both
-    return both / max(1, len(together) - both)
+    if native.kernel is not None:
+        both = native.kernel.common(one, other)
+    else:
+        together = np.concatenate([one, other])
+        together.sort()
+        both = int(np.count_nonzero(together[1:] == together[:-1]))  # distinct in each, so that a pair is one of both
+    return both / max(1, len(one) + len(other) - both)
 
 
 class WholeTexts:
@@ -120,38 +104,15 @@ class WholeTexts:
 
 def all_shingles(text: str) -> Hashes:
     """Every shingle of a text, ascending and distinct."""
-    return kept_shingles(*in_one([text.encode("utf-8", "surrogatepass")]), one_in=1)[0]
+    return kept_shingles([text], one_in=1)[0]
 
 
-def sketch(texts: Sequence[str]) -> Sketches:
-    """Sketches of `texts`, all at once. Words are runs of letters, digits and ``_``, those of ASCII in lower case; any
-    character beyond ASCII counts as a letter."""
-    return sketch_of_bytes([text.encode("utf-8", "surrogatepass") for text in texts])
-
-
-def sketch_of_bytes(contents: Sequence[bytes]) -> Sketches:
-    """`sketch` of texts in UTF-8."""
-    if len(contents) > MOST_AT_ONCE:
-        starts = range(0, len(contents), MOST_AT_ONCE)
-        return joined([sketch_of_bytes(contents[start : start + MOST_AT_ONCE]) for start in starts])
-    return sketches_of(*kept_shingles(*in_one(contents)))
-
-
-def in_one(contents: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
-    """`contents` behind one another, each with a line break after it, and where each ends; then so many zero bytes that eight
-    may be loaded from anywhere, up to a multiple of eight."""
-    ends = np.cumsum([len(content) + 1 for content in contents], dtype=np.int64)
-    size = int(ends[-1]) if len(ends) else 0
-    return b"\n".join([*contents, bytes(2 * _BYTES_AT_ONCE + -size % _BYTES_AT_ONCE)]), ends
-
-
-def kept_shingles(together: bytes, ends: NDArray[np.int64], one_in: int = SAMPLED_ONE_IN) -> tuple[Hashes, NDArray[np.int64]]:
-    """The kept shingles of the texts in `together` (`in_one`), one text after the other, ascending and distinct; how many each
-    has. Of `one_in` (a power of two) one is kept."""
-    words, begins = _word_hashes(together)
-    owned = _shingles(words, np.searchsorted(begins, ends), one_in)
-    firsts = owned.searchsorted(np.arange(len(ends), dtype=np.uint64) << np.uint64(HASH_BITS))
-    return owned & np.uint64(2**HASH_BITS - 1), np.diff(firsts, append=len(owned))
+def sketch(texts: Sequence[str | bytes]) -> Sketches:
+    """Sketches of `texts`, all at once."""
+    if len(texts) > MOST_AT_ONCE:
+        starts = range(0, len(texts), MOST_AT_ONCE)
+        return joined([sketch(texts[start : start + MOST_AT_ONCE]) for start in starts])
+    return sketches_of(*kept_shingles(texts))
 
 
 def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:
@@ -161,96 +122,15 @@ def sketches_of(hashes: Hashes, sizes: NDArray[np.int64]) -> Sketches:
     return Sketches(offsets, hashes, signatures_of(hashes, offsets))
 
 
-def _word_hashes(text: bytes) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hash and first byte of every word. Up to 24 bytes a hash depends on all of them, beyond that on the first 16, the last 8
-    and the length. Steps are made in place where they can be: memory that is in the cache is used again."""
-    data = np.frombuffer(text.translate(_FOLDING), np.uint8)
-    inside = np.zeros(len(data) + 1, np.bool_)  # before the text there is no word
-    np.not_equal(data, 0, out=inside[1:])
-    edges = np.flatnonzero(inside[1:] != inside[:-1])  # the zeros at its end close the last word
-    loaded = data.view("<u8")
-    begins = edges[0::2].copy()
-    lengths = edges[1::2] - begins
-    hashes = _eight_bytes(loaded, begins)
-    spare = _FIRST_BYTES.take(lengths, mode="clip")
-    hashes &= spare
-    long = np.flatnonzero(lengths > _BYTES_AT_ONCE)
-    if len(long):
-        hashes[long] ^= _tails(loaded, begins.take(long), lengths.take(long))
-    hashes *= _GOLDEN
-    np.right_shift(hashes, np.uint64(32), out=spare)
-    hashes ^= spare
-    return hashes, begins
-
-
-def _tails(loaded: Hashes, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Hashes:
-    """What the bytes of words beyond the eighth bring to their hashes."""
-    tails = _eight_bytes(loaded, begins + lengths - _BYTES_AT_ONCE)
-    very = np.flatnonzero(lengths > 2 * _BYTES_AT_ONCE)
-    tails[very] += _eight_bytes(loaded, begins.take(very) + _BYTES_AT_ONCE) * _GOLDEN
-    told = lengths.view(np.uint64)
-    told *= _MIXER
-    tails += told
-    np.right_shift(tails, np.uint64(29), out=told)
-    tails ^= told
-    tails *= _TAIL
-    return tails
-
-
-def _eight_bytes(loaded: Hashes, begins: NDArray[np.int64]) -> Hashes:
-    """The eight bytes from each of `begins` on, the first lowest, put together from two aligned words of `loaded`."""
-    place = begins >> 3
-    shift = begins << 3
-    shift &= 56
-    bits = shift.view(np.uint64)
-    low = loaded.take(place, mode="clip")
-    low >>= bits
-    high = loaded[1:].take(place, mode="clip")
-    np.subtract(np.uint64(64), bits, out=bits)
-    high <<= bits  # numpy's shift by 64 leaves nothing
-    low |= high
-    return low
-
-
-def _shingles(words: Hashes, word_ends: NDArray[np.int64], one_in: int) -> Hashes:
-    """Every kept run of `SHINGLE_WORDS` words of one text, the text's number above the `HASH_BITS` of the run's hash: ascending
-    and distinct. A run's hash is a polynomial in those of its words, mixed."""
-    count = len(words) - SHINGLE_WORDS + 1
-    if count <= 0:
-        return np.empty(0, np.uint64)
-    twos = words[:-1] * np.uint64(_BASE)
-    twos += words[1:]
-    mixed = twos[:count] * np.uint64(_BASE * _BASE % 2**64)
-    mixed += twos[2 : count + 2]
-    mixed *= np.uint64(_BASE)
-    mixed += words[SHINGLE_WORDS - 1 :]
-    spare = twos[:count]
-    np.right_shift(mixed, np.uint64(32), out=spare)
-    mixed ^= spare
-    mixed *= _MIXER
-    np.right_shift(mixed, np.uint64(29), out=spare)
-    mixed ^= spare
-    mixed >>= np.uint64(64 - HASH_BITS)
-    np.bitwise_and(mixed, np.uint64(one_in - 1), out=spare)
-    kept = spare == 0
-    for back in range(1, SHINGLE_WORDS):  # runs that begin in one text and end in the next
-        across = word_ends[:-1] - back
-        kept[across[(across >= 0) & (across < count)]] = False
-    where = np.flatnonzero(kept)
-    numbers = np.arange(len(word_ends), dtype=np.uint64) << np.uint64(HASH_BITS)
-    owned = np.repeat(numbers, np.diff(np.r_[0, np.searchsorted(where, word_ends)]))
-    owned |= mixed.take(where)
-    owned.sort()
-    distinct = np.ones(len(owned), np.bool_)
-    np.not_equal(owned[1:], owned[:-1], out=distinct[1:])
-    return owned[distinct]
-
-
 # signatures ---------------------------------------------------------------------------------------------------------
 
 
 def signatures_of(hashes: Hashes, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
     """uint32 [texts, BINS]: of each text's shingles the least one of every bin, empty bins filled."""
+    if native.kernel is not None:
+        signatures = np.empty((len(offsets) - 1, BINS), np.uint32)
+        native.kernel.sign(hashes, offsets, signatures)
+        return signatures
     signatures = np.full((len(offsets) - 1, BINS), _EMPTY, np.uint32)
     for start in range(0, len(signatures), SIGNED_AT_ONCE):
         own = offsets[start : start + SIGNED_AT_ONCE + 1]
@@ -332,7 +212,11 @@ def candidate_pairs(sketches: Sketches) -> Iterator[tuple[int, int]]:
 
 def _pairs_of_band(keys: Hashes, members: NDArray[np.int64], texts: int) -> NDArray[np.int64]:
     """left x texts + right, ascending and distinct, of the `members` that have equal `keys`."""
-    order = np.argsort(keys, kind="stable")  # stable: members of a bucket stay in order
+    order = np.argsort(keys)
+    same = keys[order[1:]] == keys[order[:-1]]
+    shared = (np.r_[same, False] | np.r_[False, same])[: len(keys)]
+    some = np.sort(order[shared])  # most are alone in their bucket
+    order = some[np.argsort(keys[some], kind="stable")]  # stable: members of a bucket stay in order
     keys, members = keys[order], members[order]
     begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])[: len(keys)]
     firsts = np.repeat(begins, np.diff(np.r_[begins, len(keys)]))

@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.genome import native
 from chrysalis_ray.genome.documents import SPLITS, Document
+from chrysalis_ray.genome.shingles import HASH_BITS, SAMPLED_ONE_IN, Hashes
 from chrysalis_ray.genome.similarity import (
     FEWEST_SHINGLES,
-    HASH_BITS,
     NEAR_DUPLICATE,
-    SAMPLED_ONE_IN,
     SPLIT_APART_BELOW,
     Groups,
-    Hashes,
     Sketches,
     WholeTexts,
     similar_pairs,
@@ -33,7 +32,7 @@ from chrysalis_ray.genome.similarity import (
 VERSION = 2  # of who is kin: by version 1 the kept shingles alone said who are near-duplicates
 COMMONPLACE = 24  # a shingle that more documents than this hold says nothing about kinship
 CONTAINED_AT_LEAST = 0.5
-AT_ONCE, DOCUMENTS_AT_ONCE = 100_000, 256  # shingles; so many fit into a cache
+AT_ONCE = 100_000  # shingles; so many fit into a cache
 MEETINGS_AT_ONCE = 1_000_000  # shingles, of those that are compared
 MOST_HASHES = 8_000_000  # of all documents together; a larger genome is looked at through a coarser sample
 
@@ -83,56 +82,52 @@ def kinship(documents: Sequence[Document], sketches: Sketches) -> Kinship:
 def _containing(sources: NDArray[np.int64], sketches: Sketches) -> Iterator[tuple[int, int]]:
     """Pairs of documents of different sources, of which one holds enough shingles of the other. A shingle and its document are
     packed into one number: sorted, equal shingles stand together."""
-    count, sizes = int(sketches.offsets[-1]), sketches.sizes
-    spare = None
-    if count < MOST_HASHES:
-        hashes = sketches.stretch(0, count)
-    else:
-        coarse = np.uint64(SAMPLED_ONE_IN * 2 ** (count // MOST_HASHES).bit_length() - 1)
-        hashes, sizes = _coarser(sketches.stretch, sketches.offsets, coarse)
-        spare = hashes  # of a sample the memory is used again
-    owner_bits = np.uint64(max(16, len(sketches).bit_length()))
-    packed = np.right_shift(hashes, owner_bits - np.uint64(64 - HASH_BITS), out=spare)
-    packed <<= owner_bits
-    ends = np.cumsum(sizes)
-    for begin in range(0, len(sizes), DOCUMENTS_AT_ONCE):
-        some = np.arange(begin, min(begin + DOCUMENTS_AT_ONCE, len(sizes)))
-        packed[ends[some[0]] - sizes[some[0]] : ends[some[-1]]] |= np.repeat(some.astype(np.uint64), sizes[some])
+    count = int(sketches.offsets[-1])
+    coarse = 0 if count < MOST_HASHES else SAMPLED_ONE_IN * 2 ** (count // MOST_HASHES).bit_length() - 1
+    owner_bits = max(16, len(sketches).bit_length())
+    packed, sizes = _packed(sketches.stretch, sketches.offsets, coarse, owner_bits)
     packed.sort()
     pairs, shared = _shared(packed, owner_bits, sources)
+    pairs, shared = pairs[shared >= FEWEST_SHINGLES], shared[shared >= FEWEST_SHINGLES]
     left, right = pairs // max(1, len(sketches)), pairs % max(1, len(sketches))
-    kin = (shared >= FEWEST_SHINGLES) & (shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right]))
+    kin = shared >= CONTAINED_AT_LEAST * np.minimum(sizes[left], sizes[right])
     yield from zip(left[kin].tolist(), right[kin].tolist(), strict=True)
 
 
-def _coarser(
-    stretch: Callable[[int, int], Hashes], offsets: NDArray[np.int64], coarse: np.uint64
+def _packed(
+    stretch: Callable[[int, int], Hashes], offsets: NDArray[np.int64], coarse: int, owner_bits: int
 ) -> tuple[Hashes, NDArray[np.int64]]:
-    """Of all hashes, which `stretch` gives, those that have no bit of `coarse`, and how many every document keeps; in pieces
-    that fit a cache."""
-    sample, filled = [np.empty(0, np.uint64)], 0
-    before = np.zeros(len(offsets), np.int64)  # how many are kept before each document
+    """Of all shingles, which `stretch` gives, those that have no bit of `coarse`, each with its document's number in its place
+    of the lowest `owner_bits`; how many every document keeps. In pieces that fit a cache."""
+    found, sizes = [np.empty(0, np.uint64)], np.zeros(len(offsets) - 1, np.int64)
+    room = np.empty(AT_ONCE + 1, np.uint64)
     for begin in range(0, int(offsets[-1]), AT_ONCE):
         piece = stretch(begin, min(begin + AT_ONCE, int(offsets[-1])))
-        where = np.flatnonzero(piece & coarse == 0)
-        first, last = np.searchsorted(offsets, (begin, begin + len(piece)), side="right")
-        before[first:last] = filled + np.searchsorted(where, offsets[first:last] - begin)
-        sample.append(piece[where])
-        filled += len(where)
-    return np.concatenate(sample), np.diff(before)
+        first = int(np.searchsorted(offsets, begin, side="right")) - 1
+        last = int(np.searchsorted(offsets, begin + len(piece)))
+        cuts = np.clip(offsets[first : last + 1] - begin, 0, len(piece))
+        if native.kernel is not None:
+            filled = native.kernel.own(piece, cuts, first, coarse, owner_bits, room, sizes[first:last])
+            found.append(room[:filled].copy())
+            continue
+        where = np.flatnonzero(piece & np.uint64(coarse) == 0)
+        kept = np.diff(np.searchsorted(where, cuts))
+        packed = (piece[where] >> np.uint64(owner_bits - 64 + HASH_BITS)) << np.uint64(owner_bits)
+        packed |= np.repeat(np.arange(first, last, dtype=np.uint64), kept)
+        found.append(packed)
+        sizes[first:last] += kept
+    return np.concatenate(found), sizes
 
 
-def _shared(packed: Hashes, owner_bits: np.uint64, sources: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _shared(packed: Hashes, owner_bits: int, sources: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of documents of different `sources`, as left x documents + right, ascending, and how many shingles both hold. Where
     many documents are alike, their meetings are many more than their pairs: they are counted a piece at a time."""
     found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     begin = 0
     while begin < len(packed):
         last = packed[min(begin + MEETINGS_AT_ONCE, len(packed)) - 1]
-        end = int(np.searchsorted(packed, last | ((np.uint64(1) << owner_bits) - np.uint64(1)), side="right"))
-        left, right = _meetings(packed[begin:end], owner_bits)
-        apart = sources[left] != sources[right]
-        found.append(np.unique(left[apart] * len(sources) + right[apart], return_counts=True))
+        end = int(np.searchsorted(packed, last | np.uint64(2**owner_bits - 1), side="right"))
+        found.append(np.unique(_meetings(packed[begin:end], owner_bits, sources), return_counts=True))
         if sum(len(pairs) for pairs, _ in found[1:]) > max(MEETINGS_AT_ONCE, len(found[0][0])):
             found = [_added(found)]
         begin = end
@@ -145,33 +140,44 @@ def _added(
     """Every pair of all of `found` once, with its counts added up."""
     if len(found) == 2 and not len(found[0][0]):
         return found[1]
-    pairs, numbers = np.unique(np.concatenate([pairs for pairs, _ in found]), return_inverse=True)
-    counts = np.zeros(len(pairs), np.int64)
-    np.add.at(counts, numbers, np.concatenate([counts for _, counts in found]))
-    return pairs, counts
+    pairs, counts = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(pairs)
+    pairs = pairs[order]
+    begins = np.flatnonzero(np.r_[True, pairs[1:] != pairs[:-1]])[: len(pairs)]
+    return pairs[begins], np.add.reduceat(counts[order], begins)
 
 
-def _meetings(packed: Hashes, owner_bits: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Documents (left, right), left < right, once for every shingle that both hold and at most `COMMONPLACE` do."""
+def _meetings(packed: Hashes, owner_bits: int, sources: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs of documents of different `sources`, as left x documents + right, left < right, once for every shingle that both
+    hold and at most `COMMONPLACE` do."""
+    if native.kernel is not None:
+        room = np.empty(COMMONPLACE * (len(packed) // 2 + 2), np.int64)
+        return room[: native.kernel.meetings(packed, owner_bits, COMMONPLACE, sources, room)]
+    packed = _met(packed, owner_bits)
+    shingles = packed >> np.uint64(owner_bits)
+    owners = (packed & np.uint64(2**owner_bits - 1)).astype(np.int64)
+    found = [np.empty(0, np.int64)]
+    for distance in range(1, min(COMMONPLACE, len(shingles))):
+        same = np.flatnonzero(shingles[distance:] == shingles[:-distance])
+        left, right = owners[same], owners[same + distance]
+        apart = sources[left] != sources[right]
+        found.append(left[apart] * len(sources) + right[apart])
+    return np.concatenate(found)
+
+
+def _met(packed: Hashes, owner_bits: int) -> Hashes:
+    """Of `packed`, which ascends, the shingles that more than one document and at most `COMMONPLACE` hold."""
     met = np.zeros(len(packed), np.bool_)
     for begin in range(0, len(packed) - 1, AT_ONCE):
-        shingles = packed[begin : begin + AT_ONCE + 1] >> owner_bits
+        shingles = packed[begin : begin + AT_ONCE + 1] >> np.uint64(owner_bits)
         same = shingles[1:] == shingles[:-1]
         met[begin + 1 : begin + 1 + len(same)] |= same
         met[begin : begin + len(same)] |= same
     packed = packed[met]  # most shingles are in one document only
-    shingles = packed >> owner_bits
+    shingles = packed >> np.uint64(owner_bits)
     begins = np.flatnonzero(np.r_[True, shingles[1:] != shingles[:-1]])[: len(packed)]
     crowd = np.diff(np.r_[begins, len(packed)])
-    telling = np.repeat(crowd <= COMMONPLACE, crowd)
-    shingles = shingles[telling]
-    owners = (packed[telling] & ((np.uint64(1) << owner_bits) - np.uint64(1))).astype(np.int64)
-    lefts, rights = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for distance in range(1, min(COMMONPLACE, len(shingles))):
-        same = np.flatnonzero(shingles[distance:] == shingles[:-distance])
-        lefts.append(owners[same])
-        rights.append(owners[same + distance])
-    return np.concatenate(lefts), np.concatenate(rights)
+    return packed[np.repeat(crowd <= COMMONPLACE, crowd)]
 
 
 def near_duplicate_marks(

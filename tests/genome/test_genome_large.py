@@ -75,7 +75,6 @@ def test_kin_are_the_same_from_disk_and_in_small_pieces(tmp_path, monkeypatch, m
         (similarity, "LEFT_AT_ONCE", 7),
         (splits, "MEETINGS_AT_ONCE", 50),
         (splits, "AT_ONCE", 31),
-        (splits, "DOCUMENTS_AT_ONCE", 3),
     ):
         monkeypatch.setattr(module, name, value)
     parts = stored([whole.of(number).tolist() for number in range(len(whole))], tmp_path)

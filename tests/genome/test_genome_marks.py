@@ -16,7 +16,8 @@ from chrysalis_ray.genome.documents import PARTS, SPLITS, decoded, make_document
 from chrysalis_ray.genome.licences import identified, is_licence_file, joined, tagged
 from chrysalis_ray.genome.marks import marks_of
 from chrysalis_ray.genome.scanning import scan
-from chrysalis_ray.genome.similarity import SHINGLE_WORDS, Groups, candidate_pairs, similar_pairs, sketch
+from chrysalis_ray.genome.shingles import SHINGLE_WORDS
+from chrysalis_ray.genome.similarity import Groups, candidate_pairs, similar_pairs, sketch
 from chrysalis_ray.genome.splits import kin_groups, kinship
 
 

@@ -52,7 +52,7 @@ def stdlib(megabytes):
 
 
 def word_hash(word):
-    """`similarity._word_hashes` of one word, in plain integers."""
+    """`shingles._word_hashes` of one word, in plain integers."""
     mixed = int.from_bytes(word[:8], "little")
     if len(word) > 8:
         tail = int.from_bytes(word[-8:], "little") + len(word) * MIXER
@@ -134,10 +134,10 @@ def test_a_coarser_sample_is_what_every_document_alone_keeps(found, coarse):
     expected = [[each for each in of_one if each & coarse == 0] for of_one in found]
     at_once, splits.AT_ONCE = splits.AT_ONCE, 7
     try:
-        sample, sizes = splits._coarser(lambda begin, end: hashes[begin:end], offsets, np.uint64(coarse))
+        sample, sizes = splits._packed(lambda begin, end: hashes[begin:end], offsets, coarse, 16)
     finally:
         splits.AT_ONCE = at_once
-    assert sample.tolist() == [each for of_one in expected for each in of_one]
+    assert sample.tolist() == [each << 16 | number for number, of_one in enumerate(expected) for each in of_one]
     assert sizes.tolist() == [len(of_one) for of_one in expected]
 
 
