@@ -246,7 +246,7 @@ def elected_mean(block: Block, kept_Nbl: Tensor, scale: float, agreeing: Agreein
     or their weighted sum.
 
     With S = sum_i w_i x_i and the elected sign e = sign S, y_i = max(e x_i, 0) is 0 for those that do not agree, and
-    T = sum_i w_i y_i; of both signs together there is 2 T - |S|, and where |S| is but rounding of that, both weigh the same: zero.
+    T = sum_i w_i y_i; both signs together are 2 T - |S|, and where |S| is but rounding of that, they weigh the same: zero.
     Members without weight were removed before. `kept_Nbl` is used up: every pass is made in place, so that a block stays in a
     core's cache.
     """
