@@ -2,16 +2,17 @@
 
     python benchmarks/merge.py
     python benchmarks/merge.py --ours ensemble --peft svd --json
-    python benchmarks/merge.py --model qwen3-8b --ours ensemble --peft svd --peft-targets k_proj v_proj --repeats 2
+    python benchmarks/merge.py --model qwen3-8b --ours ensemble slerp --peft svd --peft-targets k_proj v_proj --no-peft-loaded
 
 Adapters are random, of every linear module of the model: a merge does not know better. Ours is `chrysalis merge` after its
 imports: opening, hashing, merging all layers, writing, syncing. PEFT's is `add_weighted_adapter` alone, without loading or
 saving anything, on one layer of the model, of `--peft-targets` only where the whole layer would take too long (then it is a
-lower bound); its seconds are multiplied by the number of layers, which are all alike. PEFT's memory is that of a process which
-has loaded the base in bf16 and all adapters, before it merges anything: a lower bound too. The limit is reading every input,
-and writing and syncing as many bytes as come out, of `ensemble-uncut`, where nothing is cut, N times as many. Every side is a
-process of its own; memory is the kernel's peak resident size. CPU seconds are those of all cores: on a busy machine the better
-measure, though OpenMP spends some on waiting.
+lower bound); its seconds are multiplied by the number of layers, which are all alike. Every side is measured several times,
+ours and the limit turn by turn; of each the run in the middle counts, and all are kept. PEFT's memory is that of a process
+which has loaded the base in bf16 and all adapters, before it merges anything: a lower bound too. The limit is reading every
+input, and writing and syncing as many bytes as come out, of `ensemble-uncut`, where nothing is cut, N times as many. Every side
+is a process of its own; memory is the kernel's peak resident size. CPU seconds are those of all cores: on a busy machine the
+better measure, though OpenMP spends some on waiting.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import machine
@@ -180,12 +182,18 @@ def sides(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     for _ in range(asked.repeats):
         for role in roles:
             answers.setdefault(role, []).append(in_a_process(asked, folder, role))
-    for role in [*(f"peft: {kind}" for kind in asked.peft), *(["peft: loaded"] if asked.peft_loaded else [])]:
-        answers[role] = [in_a_process(asked, folder, role)]
+    for role in [f"peft: {kind}" for kind in asked.peft]:
+        answers[role] = [in_a_process(asked, folder, role) for _ in range(asked.peft_repeats)]
+    if asked.peft_loaded:
+        answers["peft: loaded"] = [in_a_process(asked, folder, "peft: loaded")]
     for role, own in answers.items():
-        best = min(own, key=lambda answer: answer["seconds"])
-        yield {"side": role, **best, "all_seconds": [answer["seconds"] for answer in own],
+        yield {"side": role, **in_the_middle(own), "all_seconds": [answer["seconds"] for answer in own],
                "all_cpu_seconds": [answer["cpu_seconds"] for answer in own]}  # fmt: skip
+
+
+def in_the_middle(answers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The run as many others were slower than as were faster; of an even number, the faster one of the two."""
+    return sorted(answers, key=lambda answer: answer["seconds"])[(len(answers) - 1) // 2]
 
 
 def in_a_process(asked: argparse.Namespace, folder: Path, role: str) -> dict[str, Any]:
@@ -215,7 +223,11 @@ def ratios_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         peft, ours = rows.get(f"peft: {kind}"), rows.get(f"ours: {side}")
         if peft and ours:
             ratios[f"peft_{kind}_to_ours"] = peft["seconds"] / ours["seconds"]
-            ratios[f"peft_{kind}_to_ours_in_cpu_seconds"] = peft["cpu_seconds"] / min(ours["all_cpu_seconds"])
+            ratios[f"peft_{kind}_to_ours_in_cpu_seconds"] = median_low(peft["all_cpu_seconds"]) / median_low(
+                ours["all_cpu_seconds"]
+            )
+            least = min(peft["all_seconds"]) / max(ours["all_seconds"])  # the fastest of theirs, the slowest of ours
+            ratios[f"peft_{kind}_to_ours_at_least"] = least
     for role, row in rows.items():
         if role.startswith("ours: "):
             name = role.removeprefix("ours: ")
@@ -235,7 +247,8 @@ def main() -> None:
     parser.add_argument("--peft", nargs="*", default=list(PEFT), choices=PEFT)
     parser.add_argument("--peft-targets", nargs="*", help="of one layer, the only modules that PEFT merges")
     parser.add_argument("--peft-loaded", action=argparse.BooleanOptionalAction, default=True, help="PEFT's memory, too")
-    parser.add_argument("--repeats", type=int, default=3, help="of our sides and the limit; the fastest counts")
+    parser.add_argument("--repeats", type=int, default=5, help="of our sides and the limit; the run in the middle counts")
+    parser.add_argument("--peft-repeats", type=int, default=3, help="of each of PEFT's kinds of merge")
     parser.add_argument("--json", type=Path, nargs="?", const=Path(), help="also write JSON, by default here")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

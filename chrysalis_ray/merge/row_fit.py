@@ -7,6 +7,7 @@ as the smaller side it is exact. The squared error is known without another pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int, dtype: torc
     if out_size * in_size <= HELD_ENTRIES:
         blocks = _held(blocks, torch.empty(out_size, in_size, dtype=dtype))
     size = min(rank + MORE, out_size, in_size)
-    probe_Is = torch.randn(in_size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe_Is = _random_basis(in_size, size)
     energy = 0.0
     basis_Os = torch.zeros(out_size, size, dtype=torch.float64)
     for turn in range(POWER + 1):
@@ -53,6 +54,12 @@ def fit_rows(blocks: Blocks, out_size: int, in_size: int, rank: int, dtype: torc
     a_ri[:kept] = root_k[:, None] * right_t[:kept]
     lost = max(energy - float((values[:kept] ** 2).sum()), 0.0)
     return Cut((a_ri, b_or), energy, lost, int((values > NULL * values[:1].sum()).sum()))
+
+
+@lru_cache(maxsize=8)
+def _random_basis(in_size: int, size: int) -> Tensor:
+    """The same for all modules of a shape, which are many; to be read only."""
+    return torch.randn(in_size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def _orthonormal(columns_Ds: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chrysalis_ray.config.merges import SlerpMerge
@@ -104,20 +107,28 @@ def _karcher_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:
     counts_N = torch.zeros_like(weights_N)
     shares_N = weights_N[heard] / weights_N[heard].sum() if bool(heard.any()) else weights_N[heard]
     directions_NN = gram_NN[heard][:, heard] / norms_N[heard] / norms_N[heard, None]
+    mean_N = _mean_direction(shares_N.numpy(), directions_NN.numpy())
+    if mean_N is not None:
+        counts_N[heard] = (weights_N @ norms_N) * torch.from_numpy(mean_N) / norms_N[heard]
+    return counts_N
+
+
+def _mean_direction(shares_N: NDArray[np.float64], cosines_NN: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The mean m of unit vectors, in their coefficients; None where they cancel. In numpy, to which a few numbers cost less."""
     mean_N = shares_N
-    size = float(mean_N @ directions_NN @ mean_N) if len(mean_N) else 0.0
+    size = float(mean_N @ cosines_NN @ mean_N) if len(mean_N) else 0.0
     if size <= UNDEFINED**2:
-        return counts_N
+        return None
     mean_N = mean_N / size**0.5
     for _ in range(ROUNDS):
-        cosine_N = (directions_NN @ mean_N).clamp(-1.0, 1.0)
-        angle_N = torch.arccos(cosine_N)
-        stretch_N = shares_N / torch.sinc(angle_N / torch.pi)  # angle / sin(angle), 1 at 0
-        step_N = stretch_N - (stretch_N * cosine_N).sum() * mean_N  # sum_i w_i log_m(u_i), in coefficients
-        length = float((step_N @ directions_NN @ step_N).clamp(min=0.0).sqrt())
+        cosine_N = np.minimum(np.maximum(cosines_NN @ mean_N, -1.0), 1.0)
+        angle_N = np.arccos(cosine_N)
+        sine_N = np.sin(angle_N)
+        stretch_N = shares_N * np.divide(angle_N, sine_N, out=np.ones_like(angle_N), where=sine_N > 0.0)  # 1 at 0
+        step_N = stretch_N - (stretch_N @ cosine_N) * mean_N  # sum_i w_i log_m(u_i), in coefficients
+        length = math.sqrt(max(float(step_N @ cosines_NN @ step_N), 0.0))
         if length < SETTLED:
             break
-        mean_N = torch.cos(torch.tensor(length)) * mean_N + torch.sin(torch.tensor(length)) / length * step_N
-        mean_N = mean_N / float(mean_N @ directions_NN @ mean_N) ** 0.5
-    counts_N[heard] = (weights_N @ norms_N) * mean_N / norms_N[heard]
-    return counts_N
+        mean_N = math.cos(length) * mean_N + math.sin(length) / length * step_N
+        mean_N = mean_N / math.sqrt(float(mean_N @ cosines_NN @ mean_N))
+    return mean_N
