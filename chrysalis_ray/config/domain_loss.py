@@ -9,20 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from chrysalis_ray.config.epigenome import OTHERS, Selector
 from chrysalis_ray.config.problems import Finding, suggestion
 
 MOST_LOST = 0.1  # nats per token, where nothing is said
 
+
+def _kind(written: Any) -> str:
+    return "by domain" if isinstance(written, Mapping) else "for all"
+
+
+def _not_empty(written: Any) -> Any:
+    if isinstance(written, Mapping) and not written:
+        raise ValueError("is an empty mapping; a number was meant, or numbers by domain")
+    return written
+
+
 _Limit = Annotated[float, Field(ge=0.0)]
-_ByDomain = Annotated[
-    dict[Selector, _Limit | None],
-    Field(min_length=1),
-    AfterValidator(lambda limits: {OTHERS: MOST_LOST, **limits}),
+_ByDomain = Annotated[dict[Selector, _Limit | None], AfterValidator(lambda limits: {OTHERS: MOST_LOST, **limits})]
+DomainLoss = Annotated[
+    Annotated[_Limit | None, Tag("for all")] | Annotated[_ByDomain, Tag("by domain")],
+    Discriminator(_kind),
+    BeforeValidator(_not_empty),
 ]
-DomainLoss = _Limit | _ByDomain | None
 Limits = float | Mapping[str, float | None] | None  # what became of it
 
 
@@ -38,5 +49,5 @@ def check_domain_loss(evaluate: Any, domains: Sequence[str]) -> Iterator[Finding
     limits = evaluate.max_domain_loss
     for domain in limits if isinstance(limits, Mapping) else ():
         if domain not in domains and domain != OTHERS:
-            what = f"no source provides the domain {domain!r}; {suggestion(domain, domains)}"
+            what = f"no source provides the domain {domain!r}; {suggestion(domain, domains)}; '*' speaks for all others"
             yield ("evaluate", "max_domain_loss", domain), what

@@ -121,8 +121,8 @@ def agreement_sentence(chosen: str, told: Mapping[str, Any]) -> str:
     apart, spread, majority = told["divergence"], told["spread"], told["with_majority"]
     most = "" if majority is None else f", as most of them do at {majority:.1%} of those where more than half agree"
     return (
-        f"Compared with {len(told['members'])} variants, KL(variant || {chosen}) is {apart['mean']:.4f} nats per token on average "
-        f"(interval {apart['low']:.4f} to {apart['high']:.4f}), {spread:.4f} of it how far they are from their own "
+        f"Compared with {len(told['members'])} variants, KL(variant || {chosen}) is {apart['mean']:.4f} nats per token on "
+        f"average (interval {apart['low']:.4f} to {apart['high']:.4f}), {spread:.4f} of it how far they are from their own "
         f"mixture. {chosen} finds the same token likeliest as a variant at {told['agreement']['mean']:.1%} of the tokens, as "
         f"their mixture at {told['with_mixture']['mean']:.1%}{most}."
     )

@@ -23,7 +23,7 @@ MOST_DRAWS = 50_000
 def draws_for(confidence: float, asked: int) -> int:
     """How many draws an interval of this confidence needs, `asked` at the least."""
     tail = (1.0 - confidence) / 2.0
-    return max(asked, min(MOST_DRAWS, math.ceil(BEYOND / max(tail, BEYOND / MOST_DRAWS))))
+    return max(asked, min(MOST_DRAWS, math.ceil(BEYOND / max(tail, BEYOND / MOST_DRAWS) - 1e-6)))
 
 
 def resampled_losses(losses_CD: Floats, tokens_D: Floats, domains_D: NDArray[np.int64], samples: int, rng_seed: int) -> Floats:

@@ -1,7 +1,8 @@
 """Domain by domain: a merge that is better on the whole may still have lost one of the things its members knew.
 
 A merge is refused where it loses more than `most` nats per token on a domain against the best variant, which would be released
-in its place; `most` is one number for all domains, or one for each (`config/domain_loss.py`). The rule reads *select* and chooses; what came of it on *report* is told with intervals.
+in its place; `most` is one number for all domains, or one for each (`config/domain_loss.py`). The rule reads *select* and
+chooses; what came of it on *report* is told with intervals.
 """
 
 from __future__ import annotations

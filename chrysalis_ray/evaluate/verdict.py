@@ -220,8 +220,8 @@ def make_verdict(
     confidence: float = 0.95,
     rng_seed: int = 0,
 ) -> Verdict:
-    """Tell the choice on report, beside the seed, the best variant and, where all variants were scored, their mean. There are at
-    least `bootstrap_samples` draws, and as many as the widest interval needs.
+    """Tell the choice on report, beside the seed, the best variant and, where all variants were scored, their mean. There are
+    at least `bootstrap_samples` draws, and as many as the widest interval needs.
 
     Raises TypeError for select scores, EvaluationError where one of those was not scored.
     """

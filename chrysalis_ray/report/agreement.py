@@ -14,9 +14,9 @@ HEADS = (
     "variant", "KL from members", "from", "to", "their spread", "same token", "as their mixture", "as most of them", "members",
 )  # fmt: skip
 NOTE = (
-    "On <i>report</i>: the mean of KL(member || candidate) in nats per token, with its interval; of it the spread of the members, "
-    "how far they are from their own mixture, is what no merge can avoid. Then the shares of tokens where the candidate finds the "
-    "same likeliest as a member, as the members' mixture, and as most of them where more than half agree. Nothing here chose."
+    "On <i>report</i>: the mean of KL(member || candidate) in nats per token, with its interval; of it the spread of the "
+    "members, how far they are from their own mixture, is what no merge can avoid. Then the shares of tokens where the "
+    "candidate finds the same likeliest as a member, as the members' mixture, and as most of them where more than half agree."
 )
 
 

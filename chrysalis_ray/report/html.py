@@ -17,12 +17,12 @@ from chrysalis_ray.core.printable import printable_lines
 from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report import judgement, sections
+from chrysalis_ray.report.agreement import agreement_section
 from chrysalis_ray.report.charts import short_count
 from chrysalis_ray.report.comparison import Comparison, read_run
 from chrysalis_ray.report.kinds import is_lora_alone, kind_name
 from chrysalis_ray.report.lineage import mermaid
 from chrysalis_ray.report.page import whole_page
-from chrysalis_ray.report.agreement import agreement_section
 from chrysalis_ray.report.probes import probe_section
 from chrysalis_ray.report.reading import public_manifest
 from chrysalis_ray.report.tasks import task_section

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -60,11 +64,15 @@ def compared(folders, file, slots=2, lanes="compacted", split="select"):
     )
 
 
+@functools.cache
+def plain(folder):
+    model = copy.deepcopy(base_model())
+    return model if folder is None else PeftModel.from_pretrained(model, folder).eval()
+
+
 def logs_of(folder, ids):
     """Log-probabilities that plain PEFT has, [tokens, vocabulary] in fp64."""
-    model = copy.deepcopy(base_model())
-    if folder is not None:
-        model = PeftModel.from_pretrained(model, folder).eval()
+    model = plain(folder)
     with torch.no_grad():
         return model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1].double().log_softmax(-1)
 
@@ -210,6 +218,23 @@ def test_one_that_is_no_number_is_left_out(folders, tmp_path):
     ]  # fmt: skip
     judge_candidates(pack, Rows(), candidates, "select", 9)
     assert list(SelectAgreements.load(tmp_path / "a.json").documents) == ["v1"]
+
+
+def _worker(rank, folders, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
+    compared(folders, Path(out) / "both.json")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_find_together_what_one_finds(folders, tmp_path):
+    mp.spawn(_worker, args=(folders, str(tmp_path)), nprocs=2)
+    compared(folders, tmp_path / "one.json")
+    both, one = (SelectAgreements.load(tmp_path / f"{name}.json") for name in ("both", "one"))
+    for name, rows in one.documents.items():
+        assert [row[:3] for row in both.documents[name]] == [row[:3] for row in rows]
+        np.testing.assert_allclose([row[3:] for row in both.documents[name]], [row[3:] for row in rows], rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
