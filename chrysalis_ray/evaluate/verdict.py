@@ -227,15 +227,7 @@ def make_verdict(
     """
     if not isinstance(report, ReportScores):
         raise TypeError(f"only ReportScores tell, these are {type(report).__name__}")
-    roles = {seed: "seed", choice.winner: "best variant"}
-    if choice.kind == "merge":
-        roles[choice.chosen] = "merge"
-    if MIXTURE in report.candidates:
-        roles[MIXTURE] = "bound"
-    rows = {name: _losses(report, name) for name in roles}
-    if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
-        roles[MEAN_VARIANT] = MEAN_VARIANT
-        rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
+    roles, rows = _who_is_told(choice, report, seed)
     corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
     surely = 1.0 - (1.0 - corrected) / len(report.domains)
     samples = draws_for(surely, bootstrap_samples)
@@ -274,6 +266,20 @@ def make_verdict(
         choice=choice,
         merges=_every_merge(report, choice, samples, confidence, corrected, rng_seed),
     )
+
+
+def _who_is_told(choice: Choice, report: ReportScores, seed: str) -> tuple[dict[str, str], dict[str, Floats]]:
+    """The candidates told in the first place, with their roles, and the loss of each on every document."""
+    roles = {seed: "seed", choice.winner: "best variant"}
+    if choice.kind == "merge":
+        roles[choice.chosen] = "merge"
+    if MIXTURE in report.candidates:
+        roles[MIXTURE] = "bound"
+    rows = {name: _losses(report, name) for name in roles}
+    if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
+        roles[MEAN_VARIANT] = MEAN_VARIANT
+        rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
+    return roles, rows
 
 
 def _every_merge(
