@@ -64,7 +64,7 @@ def evaluate(
 
 def _lines(found: dict[str, Any]) -> list[str]:
     """One line per candidate, the best first, and what diverged; probes and tasks below."""
-    lines = _text_lines(found) if "candidates" in found else [found["base"]]
+    lines = _text_lines(found) + _agreement_lines(found) if "candidates" in found else [found["base"]]
     for probe, answers in found["probes"].items():
         lines.append(f"{probe}, right answers")
         for name, told in answers.items():
@@ -100,3 +100,14 @@ def _text_lines(found: dict[str, Any]) -> list[str]:
         compared = f"{apart['mean']:+.4f} [{apart['low']:+.4f}, {apart['high']:+.4f}]" if apart else ""
         lines.append(f"{told['loss']:>9.4f}{told['perplexity']:>13.2f}{bits:>11}{accuracy:>10}{compared:>32}  {name}")
     return lines
+
+
+def _agreement_lines(found: dict[str, Any]) -> list[str]:
+    """How far each predicts from what the other adapters do; nothing where there is one alone."""
+    lines = []
+    for name, told in sorted(found["agreement"].items(), key=lambda item: item[1]["divergence"]["mean"]):
+        apart = told["divergence"]
+        kl = f"{apart['mean']:>9.4f} [{apart['low']:.4f}, {apart['high']:.4f}]"
+        lines.append(f"{kl}{told['agreement']['mean']:>13.1%}{told['with_mixture']['mean']:>18.1%}  {name}")
+    heads = f"{'KL(another || this), nats':<27}{'same token':>11}{'as their mixture':>18}"
+    return [heads, *lines] if lines else []

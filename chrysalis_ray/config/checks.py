@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chrysalis_ray.config.blueprint import Base, Blueprint, EmbeddedBase
+from chrysalis_ray.config.domain_loss import check_domain_loss
 from chrysalis_ray.config.epigenome_checks import check_epigenomes
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, GenomeSpec, JsonlSource, PythonSource, Source
 from chrysalis_ray.config.genome import (
@@ -49,6 +50,7 @@ def check_experiment(loaded: LoadedExperiment, tree: Node, blueprint_tree: Node)
         *_kinds(loaded.experiment.genome),
         *check_search(loaded, domains_of(loaded.experiment.genome)),
         *check_epigenomes(loaded, domains_of(loaded.experiment.genome)),
+        *check_domain_loss(loaded.experiment.evaluate, domains_of(loaded.experiment.genome)),
         *check_population(loaded),
         *_truth_as_number(tree),
     ]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from chrysalis_ray.config.blueprint import Base, Count, OpenBody, Positive, Written
 from chrysalis_ray.config.blueprint_probe import BlueprintProbe
+from chrysalis_ray.config.domain_loss import MOST_LOST, DomainLoss
 from chrysalis_ray.config.genome import (
     EXCLUDED_BY_DEFAULT,
     ArchiveSource,
@@ -125,7 +126,9 @@ class GenomeSpec(Written):
 
 class Evaluate(Written):
     """How much held-out text judges a variant: rows of `sequence_length` tokens per domain. A merge that loses more than
-    `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything.
+    `max_domain_loss` nats per token on any domain against the best variant is refused; null allows it anything, a mapping says
+    it by domain, `*` for all others. With `max_divergence` so is one that its members are more nats per token away from, by the
+    mean of KL(member || merge).
 
     `probes` are asked of the seed, every variant and every merge, and told. They choose nothing, unless `max_probe_drop` is
     set: then half of each guards (a merge that gets so much less of it right than the best variant is refused), half tells.
@@ -136,7 +139,8 @@ class Evaluate(Written):
     rows_per_report: Count = 2
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    max_domain_loss: Annotated[float, Field(ge=0.0)] | None = 0.1
+    max_domain_loss: DomainLoss = MOST_LOST
+    max_divergence: Annotated[float, Field(ge=0.0)] | None = None
     probes: tuple[WrittenProbe, ...] = ()
     max_probe_drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     lm_eval: LmEval | None = None

@@ -127,6 +127,10 @@ class RunLayout:
     def report_scores(self) -> Path:
         return self.root / "evaluation" / "report.json"
 
+    def agreement(self, split: str) -> Path:
+        """How far candidates predict from what their members do, on select or on report."""
+        return self.root / "evaluation" / f"agreement-{split}.json"
+
     def inputs(self, variant_id: str) -> Path:
         """What a variant feeds the modules of the base, where a merge goes by it."""
         return self.root / "evaluation" / "inputs" / f"{variant_id}.safetensors"

@@ -22,13 +22,14 @@ from chrysalis_ray.config.probes import Probe
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json
-from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
+from chrysalis_ray.evaluate.agreement import ReportAgreements, SelectAgreements
+from chrysalis_ray.evaluate.bootstrap import draws_for, interval, resampled_losses
 from chrysalis_ray.evaluate.folders import Source, open_sources
 from chrysalis_ray.evaluate.judging import judge_candidates
 from chrysalis_ray.evaluate.probes import judge_probes
 from chrysalis_ray.evaluate.questions import Reader
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, Scores, SelectScores
-from chrysalis_ray.evaluate.subjects import Candidate, mixture_of
+from chrysalis_ray.evaluate.subjects import Candidate, Comparing, mixture_of
 from chrysalis_ray.genome.build import open_genome
 from chrysalis_ray.genome.tokenizer import load_tokenizer
 from chrysalis_ray.genome.tokens import TokenStore, open_tokens, tokenize_genome
@@ -109,11 +110,17 @@ def evaluate_folders(
 def judged_text(
     pack: Pack, longest: int | None, adapters: Sequence[Candidate], text: Text, folder: Path, split: Literal["select", "report"]
 ) -> dict[str, Any]:
-    """Scores of the adapters, the first of which is the base, on held-out text, and of what several say together."""
+    """Scores of the adapters, the first of which is the base, on held-out text, and of what several say together; and how far
+    each predicts from what the others do."""
     folders = [each.folder for each in adapters if each.folder is not None]
-    candidates = [*adapters, *([mixture_of(TOGETHER, folders)] if len(folders) > 1 else [])]
-    with tokens_for(text, folder, min(text.row_length, longest or text.row_length)) as tokens:
+    with (
+        tempfile.TemporaryDirectory(prefix="chrysalis-agreement-") as beside,
+        tokens_for(text, folder, min(text.row_length, longest or text.row_length)) as tokens,
+    ):
+        compare = _with_each_other(adapters, Path(beside) / "agreement.json")
+        candidates = [*adapters, *([mixture_of(TOGETHER, folders, compare)] if len(folders) > 1 else [])]
         rows = judge_candidates(pack, tokens, candidates, split, text.rows_per_domain)
+        agreement = _agreement(Path(compare.file), split) if len(folders) > 1 else {}
     kind = SelectScores if split == "select" else ReportScores
     finite = {name: own for name, own in rows.items() if all(math.isfinite(row[2]) for row in own)}
     if BASE not in finite:
@@ -126,8 +133,20 @@ def judged_text(
         "tokens": sum(score.tokens for score in scores.documents),
         "diverged": [name for name in rows if name not in finite],
         "candidates": {name: _told(scores, name) for name in finite},
-        "against_base": against_base(scores, len(folders)),
+        "against_base": against_base(scores),
+        "agreement": agreement,
     }
+
+
+def _with_each_other(adapters: Sequence[Candidate], file: Path) -> Comparing:
+    """Every adapter is compared with all others, the base with all of them."""
+    names = [each.name for each in adapters if each.folder is not None]
+    return Comparing(str(file), {each.name: tuple(name for name in names if name != each.name) for each in adapters})
+
+
+def _agreement(file: Path, split: Literal["select", "report"]) -> dict[str, Any]:
+    found = (SelectAgreements if split == "select" else ReportAgreements).load(file)
+    return {name: found.tell(name, SAMPLES, CONFIDENCE, 0) for name in found.documents}
 
 
 def open_harness() -> Any:
@@ -178,19 +197,20 @@ def pack_for(sources: Sequence[Source], base: Path) -> tuple[Pack, int | None]:
     return Pack(model, modules, slots, rank, engine, threads=torch.get_num_threads()), longest_row(model)
 
 
-def against_base(scores: Scores, adapters: int) -> dict[str, dict[str, float]]:
+def against_base(scores: Scores) -> dict[str, dict[str, float]]:
     """How much less or more than the base each candidate loses, paired over documents, with intervals that are corrected
-    (Bonferroni) for the number of adapters."""
+    (Bonferroni) for the number of candidates that are compared with it: the adapters, and what they say together."""
     tokens_D = np.array([score.tokens for score in scores.documents], dtype=np.float64)
     numbers = {domain: number for number, domain in enumerate(scores.domains)}
     domains_D = np.array([numbers[score.domain] for score in scores.documents], dtype=np.int64)
     losses_CD = np.array([[score.loss_sum for score in scores.of(name)] for name in scores.candidates])
-    drawn_SC = resampled_losses(losses_CD, tokens_D, domains_D, SAMPLES, 0)
+    confidence = 1.0 - (1.0 - CONFIDENCE) / max(1, len(scores.candidates) - 1)
+    drawn_SC = resampled_losses(losses_CD, tokens_D, domains_D, draws_for(confidence, SAMPLES), 0)
     zero = list(scores.candidates).index(BASE)
     found = {}
     for place, name in enumerate(scores.candidates):
         if place != zero:
-            low, high = interval(drawn_SC[:, place] - drawn_SC[:, zero], 1.0 - (1.0 - CONFIDENCE) / adapters)
+            low, high = interval(drawn_SC[:, place] - drawn_SC[:, zero], confidence)
             found[name] = {"mean": scores.loss(name) - scores.loss(BASE), "low": low, "high": high}
     return found
 

@@ -12,6 +12,7 @@ from chrysalis_ray.config.merges import EnsembleMerge, Merge, SeveralMerge
 from chrysalis_ray.core.errors import EvaluationError, MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import read_json, write_json
+from chrysalis_ray.evaluate.function_check import refused_by_divergence
 from chrysalis_ray.evaluate.greedy import Trial, greedy_members, is_greedy
 from chrysalis_ray.evaluate.making import Making, write_merge
 from chrysalis_ray.evaluate.probing import refused_by_probes
@@ -214,10 +215,16 @@ def merges_to_choose(layout: RunLayout) -> list[str]:
 def choice_on_select(layout: RunLayout, variants: Sequence[str], told: Any = None) -> Choice:
     """What the select split chooses: the best merge if it beats the best variant and loses no domain, else the variant.
 
-    `told` is the experiment's `evaluate`: its `max_domain_loss` and, where probes guard the choice, its `max_probe_drop`.
+    `told` is the experiment's `evaluate`: its `max_domain_loss` and, where probes or the distance to the members guard the
+    choice, its `max_probe_drop` and `max_divergence`.
     """
     scores = read_select(layout.select_scores)
     merges = [name for name in merges_to_choose(layout) if name in scores.candidates]
     if told is None:
         return choose(scores, merges, variants)
-    return choose(scores, merges, variants, told.max_domain_loss, partial(refused_by_probes, layout, told))
+
+    def guard(merges: Sequence[str], winner: str) -> Mapping[str, str]:
+        found = refused_by_divergence(layout, told, merges, winner)
+        return {**found, **refused_by_probes(layout, told, merges, winner)}
+
+    return choose(scores, merges, variants, told.max_domain_loss, guard)

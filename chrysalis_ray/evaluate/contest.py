@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import EvaluationError
-from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
+from chrysalis_ray.evaluate.bootstrap import Floats, draws_for, interval, resampled_losses
 from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 
 NATS, GAIN, BITS = "nats per token", "nats per token against the bare base", "bits per byte"
@@ -116,7 +116,7 @@ def decide(
         return _unknown(names, failed, corrected)
     losses_CD, sizes_D, domains_D, unit = table
     told = _macro(losses_CD, sizes_D, domains_D)
-    drawn_SC = resampled_losses(losses_CD, sizes_D, domains_D, bootstrap_samples, rng_seed)
+    drawn_SC = resampled_losses(losses_CD, sizes_D, domains_D, draws_for(corrected, bootstrap_samples), rng_seed)
     apart = [told[place] - told[0] for place in range(len(names))]
     spans = [interval(drawn_SC[:, place] - drawn_SC[:, 0], corrected) for place in range(len(names))]
     enough = len(sizes_D) >= FEWEST_DOCUMENTS

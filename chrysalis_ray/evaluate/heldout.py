@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.scores import DocumentScore
@@ -28,8 +29,9 @@ Place = tuple[str, int]  # domain, row of the token store
 # domain, document, row, tokens, bytes (below zero: not known), loss of each candidate in nats, hits of each (none: not known)
 Piece = tuple[str, int, int, int, int, tuple[float, ...], tuple[int, ...]]
 Scorer = Callable[["RowBatch"], TokenScores]  # rows -> losses and hits of every candidate, [candidates, rows, T]
+Keep = Callable[[Place, Tensor], None]  # a row, and what the head is given of it by every candidate, [candidates, T, D]
 
-__all__ = ["DocumentScore", "Mixture", "heldout_rows", "judge_rows", "score_rows"]
+__all__ = ["DocumentScore", "Mixture", "by_candidate", "heldout_rows", "judge_pieces", "judge_rows", "score_rows"]
 
 
 def score_rows(
@@ -41,22 +43,32 @@ def score_rows(
 
 
 def judge_rows(
-    engine: Engine,
-    score: Scorer,
-    tokens: TokenStore,
-    split: str,
-    rows_per_domain: int,
-    batch_rows: int = 8,
-    hear: Sequence[tuple[Mixture, Sequence[int]]] = (),
+    engine: Engine, score: Scorer, tokens: TokenStore, split: str, rows_per_domain: int, batch_rows: int = 8
 ) -> list[list[DocumentScore]]:
     """Scores of every held-out document under each of the candidates that `score` knows, sorted by domain and document.
 
     `split` is "select" or "report". At most `rows_per_domain` rows of each domain are read, the same whoever asks;
     `batch_rows` of them make one pass per worker, times the number of candidates. A document is what of it lies in those rows.
-    `hear` names mixtures and which candidates are members of each.
     Collective: every worker of a body calls it alike. Raises EvaluationError where the split holds nothing.
     """
     rows = heldout_rows(tokens, split, rows_per_domain)
+    return by_candidate(judge_pieces(engine, score, tokens, split, rows, batch_rows))
+
+
+def judge_pieces(
+    engine: Engine,
+    score: Scorer,
+    tokens: TokenStore,
+    split: str,
+    rows: Sequence[Place],
+    batch_rows: int = 8,
+    hear: Sequence[tuple[Mixture, Sequence[int]]] = (),
+    keep: Keep | None = None,
+) -> list[Piece]:
+    """What every document in some rows comes to, of all workers, in order.
+
+    `hear` names mixtures and which candidates are members of each; `keep` takes what the head is given, where `score` tells it.
+    """
     own: list[Piece] = []
     for group, spare in _shares(rows, batch_rows, engine.parts, engine.whole):
         batch = tokens.batch(group, split)
@@ -68,18 +80,21 @@ def judge_rows(
             own += _pieces(batch, place, row, losses_CNT[:, place], hits_CNT[:, place])
             for mixture, members in hear:
                 mixture.add(row, losses_CNT[list(members), place])
-    return _by_candidate(_gathered(own, engine.world))
+            if keep is not None and scores.hidden is not None:
+                keep(row, scores.hidden[:, place])
+    return _gathered(own, engine.world)
 
 
 class Mixture:
     """The mean of several adapters' probabilities, row by row of this worker: what a merge of them can hope for.
 
     The likelihood of a token under it is the mean of its likelihoods, so that nothing but the members' losses is needed. Which
-    token it finds likeliest is not known.
+    token it finds likeliest is not known from them: `hits` tells it, where somebody compared the members (`listener.py`).
     """
 
     def __init__(self) -> None:
         self.members: dict[Place, int] = {}
+        self.hits: dict[Place, NDArray[np.bool_]] = {}  # whether the label is the likeliest token, [T]
         self.log_sums: dict[Place, NDArray[np.float64]] = {}  # log of the sum of the members' likelihoods, [T]
 
     def add(self, row: Place, losses_MT: NDArray[np.float64]) -> None:
@@ -93,8 +108,9 @@ class Mixture:
         own: list[Piece] = []
         for row, log_sum_T in self.log_sums.items():
             loss_T = math.log(self.members[row]) - log_sum_T
-            own += _pieces(tokens.batch([row], split), 0, row, loss_T[None], None)
-        (scores,) = _by_candidate(_gathered(own, world))
+            hits_1T = self.hits[row][None] if row in self.hits else None
+            own += _pieces(tokens.batch([row], split), 0, row, loss_T[None], hits_1T)
+        (scores,) = by_candidate(_gathered(own, world))
         return scores
 
 
@@ -152,7 +168,7 @@ def _gathered(own: list[Piece], world: int) -> list[Piece]:
     return sorted(piece for pieces in everyone for piece in pieces)
 
 
-def _by_candidate(pieces: Sequence[Piece]) -> list[list[DocumentScore]]:
+def by_candidate(pieces: Sequence[Piece]) -> list[list[DocumentScore]]:
     """Documents put together again: one longer than a row has a piece in each of several."""
     documents: dict[tuple[str, int], list[Piece]] = {}
     for piece in pieces:

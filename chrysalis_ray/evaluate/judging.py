@@ -2,7 +2,8 @@
 
     adapter     a slot of the bank each; one of a higher rank than the bank's is a blend of itself alone
     blend       weighted sums of adapters, which share the members' projections (`training/blend.py`)
-    mixture     nothing of its own: the losses of its members, token by token, give those of their mean probability
+    mixture     nothing of its own: the losses of its members, token by token, give those of their mean probability; what the
+                head is given of them gives its likeliest token, and how far others predict from them (`listener.py`)
 
 A solo body wears one candidate after the other. Collective: every worker of a body calls it alike.
 """
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from chrysalis_ray.evaluate.heldout import Mixture, Scorer, judge_rows
+from chrysalis_ray.evaluate.heldout import Mixture, Piece, Scorer, by_candidate, heldout_rows, judge_pieces
 from chrysalis_ray.evaluate.inputs import keep_inputs
+from chrysalis_ray.evaluate.listener import Listener
 from chrysalis_ray.evaluate.scores import DocumentScore
 from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
 from chrysalis_ray.evaluate.whole_inputs import keep_whole_inputs
@@ -48,19 +50,32 @@ def judge_candidates(
 
     `find` makes a path of what a candidate calls its folder.
     """
-    # of every mixture the members that it has not heard yet
-    mixtures = {each.name: (Mixture(), {folder for folder, _ in each.members}) for each in candidates if each.made == "mixture"}
+    mixtures = {each.name: (Mixture(), [folder for folder, _ in each.members]) for each in candidates if each.made == "mixture"}
     given = [each for each in candidates if each.made != "mixture"]
     told = {each.folder for each in given if each.made == "adapter"}
     untold = sorted({folder for _, folders in mixtures.values() for folder in folders} - told)
+    asked = [*given, *(Candidate("", folder) for folder in untold)]
+    compare = next((each.compare for each in candidates if each.compare is not None), None)
+    listener = Listener(asked, list(mixtures.values()), compare) if mixtures and not isinstance(pack, SoloPack) else None
+    found: dict[int, tuple[Sequence[Candidate], list[Piece]]] = {}
+    every_row = heldout_rows(tokens, split, rows_per_domain)
+    for some in listener.turns(every_row, pack, tokens.sequence_length) if listener else [every_row]:
+        unheard = [(mixture, set(folders)) for mixture, folders in mixtures.values()]  # in these rows
+        for number, (group, score, _, batch_rows) in enumerate(passes(pack, asked, find, keep=listener is not None)):
+            hear = [each for mixture, folders in unheard if (each := (mixture, _take(folders, group)))[1]]
+            together = rows_at_once(pack, batch_rows, tokens.sequence_length)
+            keep = partial(listener.keep, group) if listener else None
+            pieces = judge_pieces(pack.engine, score, tokens, split, some, together, hear, keep)
+            found.setdefault(number, (group, []))[1].extend(pieces)
+        if listener:
+            listener.compare(pack, tokens, split)
     rows: Rows = {}
-    for group, score, _, batch_rows in passes(pack, [*given, *(Candidate("", folder) for folder in untold)], find):
-        hear = [(mixture, _take(folders, group)) for mixture, folders in mixtures.values()]
-        together = rows_at_once(pack, batch_rows, tokens.sequence_length)
-        scores = judge_rows(pack.engine, score, tokens, split, rows_per_domain, together, [each for each in hear if each[1]])
-        rows |= {each.name: told_rows(own) for each, own in zip(group, scores, strict=True) if each.name}
+    for group, pieces in found.values():
+        rows |= {each.name: told_rows(own) for each, own in zip(group, by_candidate(sorted(pieces)), strict=True) if each.name}
     for name, (mixture, _) in mixtures.items():
         rows[name] = told_rows(mixture.scores(tokens, split, pack.engine.world))
+    if listener and compare:
+        listener.write(pack.engine, split, compare)
     keep_inputs(pack, tokens, candidates, split, rows_per_domain, find)
     keep_whole_inputs(pack, tokens, candidates, rows_per_domain * len(tokens.domains), find)
     return {each.name: rows[each.name] for each in candidates}
@@ -95,8 +110,8 @@ class Pass(NamedTuple):
     batch_rows: int
 
 
-def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[Pass]:
-    """The candidates in groups that are judged together."""
+def passes(pack: Pack, candidates: Sequence[Candidate], find: Find, keep: bool = False) -> Iterator[Pass]:
+    """The candidates in groups that are judged together; with `keep` a score holds what the head is given as well."""
     from chrysalis_ray.seed.adapter import read_adapter
     from chrysalis_ray.seed.streamed import open_adapter
 
@@ -115,7 +130,7 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
         for slot, each in enumerate(group):
             _place(pack, slot, None if each.folder is None else read_adapter(find(each.folder)))
         taken = list(range(len(group)))
-        yield Pass(group, partial(pack.judge, taken), partial(write_slots, pack, taken), BATCH_ROWS)
+        yield Pass(group, partial(pack.judge, taken, keep=keep), partial(write_slots, pack, taken), BATCH_ROWS)
     room = slots * BATCH_ROWS  # candidates times rows: no more memory than the slots need
     for group in _groups(blended, room):
         members = [each.members or ((each.folder or "", 1.0),) for each in group]
@@ -127,7 +142,7 @@ def passes(pack: Pack, candidates: Sequence[Candidate], find: Find) -> Iterator[
         adapters = [open_adapter(find(folder)) for folder in folders]
         blend = pack.blend([(adapter.factors, adapter.scale) for adapter in adapters], weights_CM)
         rows = max(1, room // len(group))
-        yield Pass(group, partial(pack.judge_blend, blend), partial(write_blend, pack, blend), rows)
+        yield Pass(group, partial(pack.judge_blend, blend, keep=keep), partial(write_blend, pack, blend), rows)
 
 
 def _groups(candidates: Sequence[Candidate], size: int) -> Iterator[Sequence[Candidate]]:

@@ -5,6 +5,7 @@
     merges/                   the merges, `merges.json` last
     evaluation/probes.json    what all of them answer to questions, where the experiment has any
     evaluation/report.json    seed, variants, merges, and the mixture of all variants: these tell
+    evaluation/agreement-*    how far candidates predict from what their members do (`function_check.py`)
     evaluation/lm_eval.json   what seed, best variant and the chosen one make of tasks of lm-eval, where any are named
 
 Who judges is a function from candidates to scores: the bodies of a run, or one process. What has its file is done.
@@ -28,6 +29,7 @@ from chrysalis_ray.evaluate.candidates import (
     sound_scores,
 )
 from chrysalis_ray.evaluate.folders import Source, audit_sources
+from chrysalis_ray.evaluate.function_check import compare_population, told_agreements
 from chrysalis_ray.evaluate.making import needs_inputs
 from chrysalis_ray.evaluate.probing import Ask, ask_population, told_probes
 from chrysalis_ray.evaluate.scores import read_report, read_select
@@ -144,12 +146,23 @@ def judge_merges(judging: Judging) -> None:
     """Add the merges to the select scores: the same rows, the same pass."""
     layout = judging.layout
     written = read_json(layout.select_scores)
-    names = [name for name in read_json(layout.merges_manifest)["candidates"] if name not in written["candidates"]]
+    made = {name: Candidate(name, str(layout.merge(name))) for name in read_json(layout.merges_manifest)["candidates"]}
+    names = [name for name in made if name not in written["candidates"]]
     if names:
-        scores = judging.scores([Candidate(name, str(layout.merge(name))) for name in names], "select")
-        written["candidates"] |= sound_scores(layout, scores, "select", needed=[])
+        guarded = judging.experiment.evaluate.max_divergence is not None
+        candidates = _beside_their_members(judging, list(made.values())) if guarded else [made[name] for name in names]
+        scores = judging.scores(candidates, "select")
+        written["candidates"] |= sound_scores(layout, {name: scores[name] for name in names}, "select", needed=[])
         write_json(layout.select_scores, written)
         judging.tell("judge", f"{len(names)} merges on the select split")
+
+
+def _beside_their_members(judging: Judging, merges: Sequence[Candidate]) -> list[Candidate]:
+    """The merges with all variants, so that they can be compared with those they were made of."""
+    layout, names = judging.layout, judged(judging.layout, judging.variants)
+    compare = compare_population(layout, "select", names, [merge.name for merge in merges])
+    mixture = mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names], compare)
+    return [*merges, *judging.of_variants(names), mixture]
 
 
 def ask_probes(judging: Judging) -> None:
@@ -175,7 +188,8 @@ def tell_report(judging: Judging) -> None:
     choice = choice_on_select(layout, names, judging.experiment.evaluate)
     candidates = judging.of_variants(names)
     candidates += [Candidate(name, str(layout.merge(name))) for name in choice.merges]
-    together = [mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names])] if len(names) > 1 else []
+    compare = compare_population(layout, "report", names, choice.merges)
+    together = [mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names], compare)] if len(names) > 1 else []
     scores = judging.scores([*candidates, *together], "report")
     sound = sound_scores(layout, scores, "report", needed=["seed", choice.winner, choice.chosen])
     write_json(layout.report_scores, {"split": "report", "candidates": sound})
@@ -206,8 +220,9 @@ def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -
     ).to_json()
     verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
     verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
+    verdict["report"]["agreement"], agreeing = told_agreements(layout, told, choice, experiment.rng_seed)
     verdict["probes"], sentences = told_probes(layout, told, choice)
     verdict["lm_eval"], of_tasks = told_tasks(layout, told, choice)
-    verdict["sentences"] += [*sentences, *of_tasks]
+    verdict["sentences"] += [*agreeing, *sentences, *of_tasks]
     write_json(layout.verdict, verdict)
     return verdict

@@ -20,6 +20,8 @@ class Candidate:
     With `members`, (folder, weight), it is made of several. A ``blend`` is the adapter sum of weight x delta, exact and never
     written. A ``mixture`` is the mean of the members' probabilities, token by token; their weights are equal.
 
+    With `compare`, a mixture also tells how far candidates predict from what others do.
+
     With `inputs`, a file, what an adapter feeds the modules of the base is written there, as far as the adapters `beside` it
     read it; with `own`, all of it, on rows that it was trained on.
     """
@@ -31,6 +33,16 @@ class Candidate:
     inputs: str | None = None
     beside: tuple[str, ...] = ()
     own: OwnRows | None = None
+    compare: Comparing | None = None
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """Candidates whose predictions are compared with those of their members, token by token, all of which are judged with
+    them; `members` are names by candidate. What comes of it is written to `file` (`agreement.py`)."""
+
+    file: str
+    members: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,9 +64,9 @@ def blend_of(name: str, folders: Sequence[str]) -> Candidate:
     return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "blend")
 
 
-def mixture_of(name: str, folders: Sequence[str]) -> Candidate:
+def mixture_of(name: str, folders: Sequence[str], compare: Comparing | None = None) -> Candidate:
     """The mean of the adapters' probabilities."""
-    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "mixture")
+    return Candidate(name, None, tuple((folder, 1.0 / len(folders)) for folder in folders), "mixture", compare=compare)
 
 
 def with_inputs(candidates: Sequence[Candidate], layout: RunLayout) -> list[Candidate]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from chrysalis_ray.config.domain_loss import Limits
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.records import MIXTURE
-from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_by_domain
+from chrysalis_ray.evaluate.bootstrap import Floats, draws_for, interval, resampled_by_domain
 from chrysalis_ray.evaluate.domains import DomainDifference, domain_differences, domain_sentence, refusals
 from chrysalis_ray.evaluate.scores import DocumentScore, ReportScores, SelectScores, mean_of_known, read_report, read_select
 
@@ -33,7 +34,7 @@ class Choice:
     """What select chose. `winner` is the best variant; `chosen`, what is released, the best merge where it beats the winner.
 
     `losses` and `by_domain` hold every candidate scored on select, in nats per token. `refused` says of merges why they were
-    not to choose from: each lost more than `most_lost` on a domain.
+    not to choose from: each lost more than `most_lost` on a domain, or a guard spoke against it.
     """
 
     winner: str
@@ -46,7 +47,7 @@ class Choice:
     merges: tuple[str, ...]
     variants: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-    most_lost: float | None = None
+    most_lost: Limits = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "merges": list(self.merges), "variants": list(self.variants)}
@@ -166,7 +167,7 @@ def choose(
     select: SelectScores,
     merges: Sequence[str],
     variants: Sequence[str],
-    most_lost: float | None = None,
+    most_lost: Limits = None,
     guard: Guard = lambda merges, winner: {},
 ) -> Choice:
     """The best variant, the best merge and what is released, on select alone; among equals the first given.
@@ -219,25 +220,20 @@ def make_verdict(
     confidence: float = 0.95,
     rng_seed: int = 0,
 ) -> Verdict:
-    """Tell the choice on report, beside the seed, the best variant and, where all variants were scored, their mean.
+    """Tell the choice on report, beside the seed, the best variant and, where all variants were scored, their mean. There are
+    at least `bootstrap_samples` draws, and as many as the widest interval needs.
 
     Raises TypeError for select scores, EvaluationError where one of those was not scored.
     """
     if not isinstance(report, ReportScores):
         raise TypeError(f"only ReportScores tell, these are {type(report).__name__}")
-    roles = {seed: "seed", choice.winner: "best variant"}
-    if choice.kind == "merge":
-        roles[choice.chosen] = "merge"
-    if MIXTURE in report.candidates:
-        roles[MIXTURE] = "bound"
-    rows = {name: _losses(report, name) for name in roles}
-    if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
-        roles[MEAN_VARIANT] = MEAN_VARIANT
-        rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
-    by_domain = _draw(report, rows, bootstrap_samples, rng_seed)
+    roles, rows = _who_is_told(choice, report, seed)
+    corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
+    surely = 1.0 - (1.0 - corrected) / len(report.domains)
+    samples = draws_for(surely, bootstrap_samples)
+    by_domain = _draw(report, rows, samples, rng_seed)
     drawn = {name: drawn_SD.mean(1) for name, drawn_SD in by_domain.items()}
     told = tuple(_tell(report, choice, name, role, drawn[name], confidence) for name, role in roles.items())
-    corrected = 1.0 - (1.0 - confidence) / max(1, len(choice.merges))
     losses = {line.candidate: line.loss for line in told}
     ours = choice.chosen
     differences = tuple(
@@ -247,7 +243,6 @@ def make_verdict(
     )
     other = choice.winner if choice.kind == "merge" else seed
     apart = np.array([report.loss_by_domain(ours)[d] - report.loss_by_domain(other)[d] for d in report.domains])
-    surely = 1.0 - (1.0 - corrected) / len(report.domains)
     by_domains = domain_differences(report.domains, by_domain[ours], by_domain[other], apart, other, surely)
     helped = _helped(choice, differences)
     return Verdict(
@@ -265,12 +260,26 @@ def make_verdict(
         domain_differences=by_domains,
         confidence=confidence,
         difference_confidence=corrected,
-        bootstrap_samples=bootstrap_samples,
+        bootstrap_samples=samples,
         documents=len(report.documents),
         tokens=sum(score.tokens for score in report.documents),
         choice=choice,
-        merges=_every_merge(report, choice, bootstrap_samples, confidence, corrected, rng_seed),
+        merges=_every_merge(report, choice, samples, confidence, corrected, rng_seed),
     )
+
+
+def _who_is_told(choice: Choice, report: ReportScores, seed: str) -> tuple[dict[str, str], dict[str, Floats]]:
+    """The candidates told in the first place, with their roles, and the loss of each on every document."""
+    roles = {seed: "seed", choice.winner: "best variant"}
+    if choice.kind == "merge":
+        roles[choice.chosen] = "merge"
+    if MIXTURE in report.candidates:
+        roles[MIXTURE] = "bound"
+    rows = {name: _losses(report, name) for name in roles}
+    if len(choice.variants) > 1 and all(name in report.candidates for name in choice.variants):
+        roles[MEAN_VARIANT] = MEAN_VARIANT
+        rows[MEAN_VARIANT] = np.mean([_losses(report, name) for name in choice.variants], axis=0)
+    return roles, rows
 
 
 def _every_merge(

@@ -123,6 +123,7 @@ class Comparison:
     audit: Mapping[str, Any] = field(default_factory=dict)
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what the verdict tells of each
     lm_eval: Mapping[str, Any] = field(default_factory=dict)  # and of tasks of lm-eval
+    agreement: Mapping[str, Any] = field(default_factory=dict)  # and of how far candidates are from their members, on report
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for ``chrysalis report --json``."""
@@ -214,6 +215,7 @@ def read_run(root: Path) -> Comparison:
         audit=public_manifest(layout.audit) or {},
         probes={str(name): mapping(told) for name, told in mapping(mapping(scores.verdict).get("probes")).items()},
         lm_eval=mapping(mapping(scores.verdict).get("lm_eval")),
+        agreement=mapping(mapping(mapping(scores.verdict).get("report")).get("agreement")),
     )
 
 

@@ -17,6 +17,7 @@ from chrysalis_ray.core.printable import printable_lines
 from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.report import judgement, sections
+from chrysalis_ray.report.agreement import agreement_section
 from chrysalis_ray.report.charts import short_count
 from chrysalis_ray.report.comparison import Comparison, read_run
 from chrysalis_ray.report.kinds import is_lora_alone, kind_name
@@ -55,6 +56,7 @@ def report_page(comparison: Comparison, experiment_yaml: str = "", diagram: str 
         lambda: sections.variant_table(comparison, shown),
         lambda: sections.domain_matrix(comparison, shown),
         lambda: judgement.metric_tables(comparison, shown),
+        lambda: agreement_section(comparison),
         lambda: judgement.audit_section(comparison, shown),
         lambda: probe_section(comparison.probes, comparison.verdict.chosen if comparison.verdict else ""),
         lambda: task_section(comparison.lm_eval, comparison.verdict.chosen if comparison.verdict else ""),

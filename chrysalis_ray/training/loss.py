@@ -104,10 +104,12 @@ def chunk_of(head_vd: Tensor) -> int:
 
 
 class TokenScores(NamedTuple):
-    """How labelled tokens were predicted: losses in nats, and whether no other token was likelier than the label."""
+    """How labelled tokens were predicted: losses in nats, and whether no other token was likelier than the label; where it was
+    asked for, what the head was given of every token, on the CPU."""
 
     losses: Tensor
     hits: Tensor
+    hidden: Tensor | None = None
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -251,15 +252,16 @@ class Pack:
         """Losses of the same rows under every slot's adapter: fp32 (fp64) [slots, rows, T] on the CPU, 0 without a label."""
         return self.judge(slots, batch).losses
 
-    def judge(self, slots: Sequence[int], batch: RowBatch) -> TokenScores:
-        """`score`, and hits: whether a label was the likeliest token, bool [slots, rows, T] on the CPU."""
+    def judge(self, slots: Sequence[int], batch: RowBatch, keep: bool = False) -> TokenScores:
+        """`score`, and hits: whether a label was the likeliest token, bool [slots, rows, T] on the CPU. With `keep` what the
+        head was given as well, [slots, rows, T, D]."""
         order = self.arrange(slots)
-        return self._judged(self.shards.rows, batch, [order.index(slot) for slot in slots], None)
+        return self._judged(self.shards.rows, batch, [order.index(slot) for slot in slots], None, keep)
 
-    def judge_blend(self, blend: Blend, batch: RowBatch) -> TokenScores:
+    def judge_blend(self, blend: Blend, batch: RowBatch, keep: bool = False) -> TokenScores:
         """The same for every candidate of `blend`, [candidates, rows, T]; the bank is neither read nor changed."""
         with self.shards.blended(blend) as parts:
-            return self._judged(parts, batch, list(range(len(blend))), blend)
+            return self._judged(parts, batch, list(range(len(blend))), blend, keep)
 
     def blend(self, members: Sequence[tuple[Factors, float]], weights_CM: Tensor) -> Blend:
         """Candidates that are weighted sums of `members` (factors and scale), ready to be judged. Raises ModelError for a
@@ -267,18 +269,19 @@ class Pack:
         known = {target.name: (target.out_features, target.in_features) for target in self.bank.targets}
         return Blend(members, weights_CM, known, self.bank.flat_SP.dtype, self.engine.device)
 
-    def _judged(self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int], blend: Blend | None) -> TokenScores:
+    def _judged(
+        self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int], blend: Blend | None, keep: bool
+    ) -> TokenScores:
         """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
         found: dict[int, TokenScores] = {}
         for pieces in self.shards.in_turns(parts, self._lanes_at_once(batch, parts, blend), blend):
             micro = [repeated(batch, piece.stop - piece.start, self.engine.device) for piece in pieces]
-            scores = self.shards.each(Shard.token_scores, micro)
+            scores = self.shards.each(partial(Shard.token_scores, keep=keep), micro)
             found |= {piece.start: own for piece, own in zip(pieces, scores, strict=True)}
-        in_order = [found[start] for start in sorted(found)]
-        losses, hits = (
-            torch.cat(part).view(-1, *batch.labels.shape)[list(lanes)].cpu() for part in zip(*in_order, strict=True)
-        )
-        return TokenScores(losses, hits)
+        kept: list[Any] = [
+            torch.cat(part) for part in zip(*(found[start][: 3 if keep else 2] for start in sorted(found)), strict=True)
+        ]
+        return TokenScores(*(part.view(-1, *batch.labels.shape, *part.shape[1:])[list(lanes)].cpu() for part in kept))
 
     def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice], blend: Blend | None) -> int:
         """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, as a pass may hold."""

@@ -93,8 +93,9 @@ class Shard:
         """Optimizer step number `step` of a variant was made here; its gradient is still there."""
 
     @torch.no_grad()
-    def token_scores(self, batch: MicroBatch) -> TokenScores:
-        """Losses [N x T] in nats of every token, 0 where there is no label, and hits; for evaluation."""
+    def token_scores(self, batch: MicroBatch, keep: bool = False) -> TokenScores:
+        """Losses [N x T] in nats of every token, 0 where there is no label, and hits; for evaluation. With `keep` the hidden
+        states [N x T, D] as well."""
         hidden_ND = self.hidden(batch)
         with self.engine.gather(self.head.parameters):
             scores_K = token_scores(
@@ -102,9 +103,9 @@ class Shard:
             )
         losses_N = scores_K.losses.new_zeros(hidden_ND.shape[0])
         hits_N = scores_K.hits.new_zeros(hidden_ND.shape[0])
-        losses_N[batch.labelled.index_K], hits_N[batch.labelled.index_K] = scores_K
+        losses_N[batch.labelled.index_K], hits_N[batch.labelled.index_K] = scores_K[:2]
         self.progress()
-        return TokenScores(losses_N, hits_N)
+        return TokenScores(losses_N, hits_N, hidden_ND.cpu() if keep else None)
 
 
 class Shards:

@@ -293,6 +293,29 @@ TYPES = [
         "evaluate.confidence",
         "must be < 1, not 1.5",
     ),
+    *(
+        exp(
+            f"what a domain may lose: {name}",
+            "confidence: 0.9}",
+            f"confidence: 0.9, max_domain_loss: {written}}}",
+            "max_domain_loss",
+            where,
+            *words,
+        )
+        for name, written, where, *words in (
+            ("nobody's", "{cod: 0.0}", "max_domain_loss.cod", "no source provides", "did you mean 'code'", "'*' speaks"),
+            ("default", "{default: 0.1}", "max_domain_loss.default", "no source provides", "'*' speaks for all others"),
+            ("negative", "{code: -1}", "max_domain_loss.code", "must be >= 0, not -1"),
+            ("negative for all", "-0.1", "max_domain_loss", "must be >= 0, not -0.1"),
+            ("a word", "{code: lots}", "max_domain_loss.code", "'lots' is text; a number was meant"),
+            ("a word for all", "little", "max_domain_loss", "'little' is text; a number was meant"),
+            ("nothing", "{}", "max_domain_loss", "is an empty mapping; a number was meant, or numbers by domain"),
+            ("a list", "[0.1]", "max_domain_loss", "this is a list; a number was meant"),
+            ("no number", "{code: .nan}", "max_domain_loss.code", "nan is not a finite number"),
+            ("truth", "{code: true}", "max_domain_loss.code", "true is true/false; a number was meant"),
+        )
+    ),
+    exp("negative distance", "confidence: 0.9}", "max_divergence: -1}", "max_divergence", "must be >= 0, not -1"),
     exp("not a number", "reduction_factor: 2", "reduction_factor: .nan", ".nan", "nan is not a finite number"),
     exp("infinite", "reduction_factor: 2", "reduction_factor: 1e999", "1e999", "inf is not a finite number"),
     exp(

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from malformed import BLUEPRINT, CASES, EXPERIMENT, Case
 
-from chrysalis_ray.config.loading import load_blueprint, load_experiment
+from chrysalis_ray.config.domain_loss import limit_of
+from chrysalis_ray.config.experiment import Evaluate
+from chrysalis_ray.config.loading import experiment_schema, load_blueprint, load_experiment
 from chrysalis_ray.core.errors import ConfigError
 
 
@@ -99,3 +101,22 @@ def test_a_missing_file_names_its_neighbours(good: Path) -> None:
         load_experiment(good.parent / "notes" / "x.yaml")
     with pytest.raises(ConfigError, match="no such file"):
         load_experiment(Path("a\0b"))
+
+
+@pytest.mark.parametrize(
+    ("written", "limits"),
+    [
+        ("0.02", {"code": 0.02, "chats": 0.02}),
+        ("null", {"code": None, "chats": None}),
+        ("{code: 0, chats: null}", {"code": 0.0, "chats": None, "notes": 0.1}),
+        ("{code: 0.5, '*': 0.02}", {"code": 0.5, "chats": 0.02, "notes": 0.02}),
+        ("{code: 0.5, '*': null}", {"code": 0.5, "chats": None}),
+    ],
+)
+def test_what_a_domain_may_lose_is_said_for_all_or_by_domain(good: Path, written: str, limits: dict[str, float | None]) -> None:
+    good.write_text(EXPERIMENT.replace("confidence: 0.9}", f"max_domain_loss: {written}}}"))
+    told = load_experiment(good).experiment.evaluate
+    assert {domain: limit_of(told.max_domain_loss, domain) for domain in limits} == limits
+    assert Evaluate.model_validate(told.model_dump(mode="json")) == told  # as a run keeps it
+    shapes = experiment_schema()["$defs"]["Evaluate"]["properties"]["max_domain_loss"]["oneOf"]
+    assert any(shape.get("type") == "object" for shape in shapes)

@@ -73,6 +73,29 @@ def by_hand(base, genome, split, adapter=None):
     return told
 
 
+def kl_by_hand(base, genome, split, adapter, other):
+    """KL(other || adapter) in nats per token and the share of tokens both find likeliest, the means over domains, with peft."""
+    from peft import PeftModel
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    models = [
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), name).eval()
+        for name in (adapter, other)
+    ]
+    told = []
+    for domain in genome.domains:
+        apart, agreed, tokens = 0.0, 0, 0
+        for document in genome.documents(domain, split):
+            ids = tokenizer(document.text)["input_ids"]
+            ids = torch.tensor([*ids, tokenizer.eos_token_id] if ids[-1] != tokenizer.eos_token_id else ids)
+            with torch.no_grad():
+                own, its = (model(ids[None]).logits[0, :-1].double().log_softmax(-1) for model in models)
+            apart += float((its.exp() * (its - own)).sum())
+            agreed, tokens = agreed + int((own.argmax(-1) == its.argmax(-1)).sum()), tokens + len(ids) - 1
+        told.append((apart / tokens, agreed / tokens))
+    return tuple(sum(column) / len(told) for column in zip(*told, strict=True))
+
+
 @pytest.mark.parametrize("split", ["select", "report"])
 def test_what_is_told_of_adapters_is_what_peft_finds(tiny_base, genome, adapters, split):
     found = evaluate_folders(adapters, genome.folder, tiny_base, split)
@@ -84,6 +107,13 @@ def test_what_is_told_of_adapters_is_what_peft_finds(tiny_base, genome, adapters
             assert told["domains"][domain]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
             assert told["domains"][domain]["accuracy"] == pytest.approx(accuracy, abs=1e-9)
             assert told["domains"][domain]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert 0.0 <= found["candidates"][TOGETHER]["accuracy"] <= 1.0
+    first, second, base = (found["agreement"][name] for name in (*adapters, BASE))
+    assert (first["members"], second["members"], base["members"]) == ([adapters[1]], [adapters[0]], adapters)
+    apart, agreed = kl_by_hand(tiny_base, genome, split, *adapters)
+    assert first["divergence"]["mean"] == pytest.approx(apart, rel=1e-4)  # KL(the other || this)
+    assert first["agreement"]["mean"] == second["agreement"]["mean"] == pytest.approx(agreed)
+    assert first["spread"] == pytest.approx(0.0, abs=1e-6)  # of one member
     apart = found["against_base"][adapters[0]]
     assert apart["low"] <= apart["mean"] <= apart["high"]
     assert apart["mean"] == pytest.approx(found["candidates"][adapters[0]]["loss"] - found["candidates"][BASE]["loss"])
@@ -117,6 +147,9 @@ def test_the_verb_tells_the_best_first_and_writes_nothing(tiny_base, genome, ada
     told = CliRunner().invoke(app, asked)
     assert told.exit_code == 0, told.output
     heads, *lines = told.stdout.splitlines()[1:]
+    lines, (below, *agreements) = lines[:4], lines[4:]
+    assert below.split() == ["KL(another", "||", "this),", "nats", "same", "token", "as", "their", "mixture"]
+    assert {line.split()[-1] for line in agreements} == {BASE, *adapters}
     assert heads.split() == ["loss", "perplexity", "bits/byte", "accuracy", "against", "the", "base"]
     losses = [float(line.split()[0]) for line in lines]
     assert losses == sorted(losses)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_evaluate_heldout import TARGETS, Rows, adapters, base_model
 
-from chrysalis_ray.evaluate.heldout import judge_rows
+from chrysalis_ray.evaluate.heldout import judge_pieces
 from chrysalis_ray.evaluate.judging import judge_candidates, rows_at_once
 from chrysalis_ray.evaluate.subjects import Candidate, blend_of, mixture_of
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
@@ -82,14 +82,14 @@ def test_every_kind_of_candidate_has_the_scores_it_has_alone(folders):
             assert told[0] == pytest.approx(loss, rel=1e-5)
             assert told[1:] == counted
     for domain, document, loss, tokens, size, hits in rows["together"]:
-        likelihoods = [
-            torch.stack([logits_of(own, ids).softmax(-1) for own in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]).mean(0)[
-                range(len(ids) - 1), ids[1:]
-            ]
+        mixtures = [
+            (torch.stack([logits_of(own, ids).softmax(-1) for own in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]).mean(0), ids[1:])
             for ids in texts[domain, document]
         ]
+        likelihoods = [mixture[range(len(labels)), labels] for mixture, labels in mixtures]
         assert loss == pytest.approx(-sum(float(own.log().sum()) for own in likelihoods), rel=1e-5)
-        assert (tokens, size, hits) == (*expected((0, 0, 0), texts, (domain, document))[1:3], None)
+        right = sum(int((mixture.argmax(-1) == torch.from_numpy(labels)).sum()) for mixture, labels in mixtures)
+        assert (tokens, size, hits) == (*expected((0, 0, 0), texts, (domain, document))[1:3], right)
 
 
 def test_a_mixture_judges_members_that_nobody_asked_for(folders):
@@ -115,12 +115,12 @@ def test_an_adapter_of_a_higher_rank_than_the_bank_is_judged_all_the_same(folder
 def test_more_candidates_than_lanes_come_in_turns(folders, monkeypatch):
     passes = []
 
-    def counted(engine, score, tokens, split, rows_per_domain, batch_rows, hear):
-        found = judge_rows(engine, score, tokens, split, rows_per_domain, batch_rows, hear)
-        passes.append((len(found), batch_rows))
+    def counted(engine, score, tokens, split, rows, batch_rows, hear, keep):
+        found = judge_pieces(engine, score, tokens, split, rows, batch_rows, hear, keep)
+        passes.append((len(found[0][5]), batch_rows))
         return found
 
-    monkeypatch.setattr("chrysalis_ray.evaluate.judging.judge_rows", counted)
+    monkeypatch.setattr("chrysalis_ray.evaluate.judging.judge_pieces", counted)
     monkeypatch.setattr("chrysalis_ray.evaluate.judging.LANE_TOKENS", 1)
     weights = [share / 20 for share in range(20)]
     blends = [Candidate(str(w), None, ((folders[0], w), (folders[1], 1 - w)), "blend") for w in weights]

@@ -12,7 +12,7 @@ import pytest
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.records import MIXTURE
-from chrysalis_ray.evaluate.bootstrap import interval, resampled_losses
+from chrysalis_ray.evaluate.bootstrap import draws_for, interval, resampled_losses
 from chrysalis_ray.evaluate.verdict import Choice, DocumentScore, ReportScores, SelectScores, choose, make_verdict
 
 
@@ -188,6 +188,22 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
     assert 0.82 <= hits / trials <= 0.96
 
 
+def test_an_interval_that_is_corrected_for_many_comparisons_has_draws_beyond_its_ends():
+    rng = np.random.default_rng(0)
+    losses, tokens, domains = rng.normal(2.0, 0.5, (1, 60)), np.ones(60), np.zeros(60, dtype=np.int64)
+    confidence = 1 - 0.05 / 60
+    assert (draws_for(0.95, 2000), draws_for(0.95, 100)) == (2000, 400)
+    assert draws_for(1.0, 100) == draws_for(1 - 1e-12, 2000) == 50_000
+    draws = draws_for(confidence, 2000)
+    assert draws * (1 - confidence) / 2 == pytest.approx(10, abs=0.001)
+    expected = 2.0 + (losses.mean() - 2.0) + losses.std() / np.sqrt(60) * 3.34 * np.array([-1, 1])  # of a normal distribution
+    ends = [interval(resampled_losses(losses, tokens, domains, draws, seed)[:, 0], confidence) for seed in range(3)]
+    np.testing.assert_allclose(ends, [expected] * 3, atol=0.3 * losses.std() / np.sqrt(60))
+    choice = choose(by_domain(SelectScores, BY_DOMAIN), ["even", "narrow"], ["v00", "v01"])
+    verdict = make_verdict(choice, by_domain(ReportScores, BY_DOMAIN), bootstrap_samples=100)
+    assert verdict.bootstrap_samples == 1600  # two merges, two domains: 10 of 1600 lie beyond each end
+
+
 def test_pairing_makes_differences_sharp_and_blocks_do_not_matter(monkeypatch):
     report = population(ReportScores, {"a": 0.0, "b": -0.1}, noise=0.01)
     losses = np.array([[score.loss_sum for score in report.of(name)] for name in "ab"])
@@ -254,6 +270,37 @@ def test_nothing_that_is_released_loses_a_domain_on_select_by_more_than_was_allo
         lost = [choice.by_domain[choice.chosen][d] - choice.by_domain[choice.winner][d] for d in ("code", "prose")]
         assert most is None or max(lost) <= most
         assert set(choice.refused) <= {"narrow", "even"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "chosen"),
+    [
+        ({"*": 0.1, "code": 0.3}, "narrow"),  # it loses 0.25 there
+        ({"*": 0.1, "code": None}, "narrow"),
+        ({"*": None, "code": 0.2}, "even"),
+        ({"*": 0.3, "prose": 0.0}, "narrow"),
+        ({"*": 0.3, "code": 0.0}, "even"),
+    ],
+)
+def test_every_domain_has_a_limit_of_its_own(limits, chosen):
+    select = by_domain(SelectScores, BY_DOMAIN)
+    choice = choose(select, ["narrow", "even"], ["v00", "v01"], limits)
+    assert choice.chosen == chosen
+    assert ("narrow" in choice.refused) == (chosen == "even")
+    assert all(f"more than the {limits['code']:g} that" in why for why in choice.refused.values())
+    assert Choice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
+
+
+def test_the_domain_farthest_beyond_its_own_limit_is_the_reason():
+    losses = {**BY_DOMAIN, "narrow": (3.2, 3.3)}  # 0.2 more on code, 0.1 more on prose
+    choice = choose(by_domain(SelectScores, losses), ["narrow"], ["v00", "v01"], {"*": 0.15, "prose": 0.0})
+    assert "on prose it loses 0.0988" in choice.refused["narrow"]
+    told = by_domain(ReportScores, {**BY_DOMAIN, "even": (3.2, 3.25)}, rng_seed=1)
+    even = choose(by_domain(SelectScores, BY_DOMAIN), ["even"], ["v00", "v01"], {"*": 0.3, "prose": 0.01})
+    (line,) = (line for line in make_verdict(even, told, bootstrap_samples=100).sentences if "does worst on" in line)
+    assert "worst on code" in line
+    assert "on prose it is 0.05" in line
+    assert line.count("allows (0.01), and select did not show it") == 1
 
 
 def test_what_select_did_not_show_is_told_on_report_by_domain():
