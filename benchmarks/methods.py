@@ -38,12 +38,13 @@ WEIGHTS = ("softmax", "geometric_median", "robust", "greedy")
 
 
 def merges() -> list[dict[str, Any]]:
-    """The whole table, and the mean with every way to weigh."""
+    """The whole table, RegMean on whole inputs, and the mean with every way to weigh."""
     from chrysalis_ray.config.merges import METHOD_NAMES
 
     plain = [{"method": method} for method in METHOD_NAMES]
     weighed = [{"method": "ensemble", "name": f"ensemble-{weights}", "weights": weights} for weights in WEIGHTS]
-    return [*plain, *weighed, {"method": "ensemble", "name": "ensemble-all", "best_share": 1.0}]
+    whole = {"method": "regmean", "name": "regmean-whole", "space": "dense"}
+    return [*plain, whole, *weighed, {"method": "ensemble", "name": "ensemble-all", "best_share": 1.0}]
 
 
 def play(rng_seed: int, runs: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -64,9 +65,7 @@ def play(rng_seed: int, runs: Path, overrides: Sequence[str]) -> dict[str, Any]:
     with lifecycle.bodies_for(run, base, variants, None) as bodies:
         run.story.bodies = bodies
         lifecycle.train(run, branching, variants, bodies)
-        lifecycle.judge_variants(run, bodies)
-        lifecycle.merge_population(run, bodies)
-        lifecycle.judge_merges(run, bodies)
+        lifecycle.judge(run, bodies)
         names = judged(run.layout, emerged(run.layout))
         made = json.loads(run.layout.merges_manifest.read_text())
         candidates = [Candidate("seed", None), *(Candidate(name, str(run.layout.adapter(name))) for name in names)]
