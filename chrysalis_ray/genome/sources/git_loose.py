@@ -85,7 +85,7 @@ def inflated(packed: bytes | memoryview, most: int) -> bytes | None:
     unpacker = isal_zlib.decompressobj()
     try:
         content = unpacker.decompress(packed, most)
-    except isal_zlib.IsalError:
+    except isal_zlib.error:  # type: ignore[misc]  # the stub calls the class an instance
         return None
     return content if unpacker.eof and not unpacker.unused_data else None
 

@@ -10,41 +10,21 @@ format; SHA-1 or SHA-256 by the length of the name).
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from chrysalis_ray.config.genome import PROTOCOLS
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
-from chrysalis_ray.core.redaction import redact_text
+from chrysalis_ray.genome.sources.git_batch import CatFile, GitObject, algorithm
 from chrysalis_ray.genome.sources.git_loose import LooseObjects, object_folders
 from chrysalis_ray.genome.sources.git_packs import PackedObjects
+from chrysalis_ray.genome.sources.git_program import OURS, OURS_TEXT, git
 
-NEUTRAL = (
-    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
-    "-c", "protocol.allow=never", "-c", "protocol.ext.allow=never",
-    *(part for protocol in PROTOCOLS for part in ("-c", f"protocol.{protocol}.allow=always")),
-    "-c", "protocol.version=2", "-c", "fetch.recurseSubmodules=false", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
-    "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "credential.helper=",
-)  # fmt: skip
-KEPT_VARIABLES = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
-     "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "LD_LIBRARY_PATH"}
-)  # fmt: skip
-# Read by the `upload-pack` of a local repository too, which need not look for deltas in what is copied over a pipe.
-OURS, OURS_TEXT = "fetching.config", "[pack]\n\twindow = 0\n\tcompression = 1\n"
 WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
-PIECE = 1 << 20
 MAX_ENTRIES = 2_000_000
 MAX_STRUCTURE_BYTES = 64 * 2**20  # of a commit, tag or tree
 TAG_DEPTH = 8
@@ -53,72 +33,12 @@ NO_FILE_NAMES = frozenset({b".", b"..", b".git"})
 TREE, LINK, SUBMODULE = 0o040000, 0o120000, 0o160000
 
 
-@dataclass(frozen=True)
-class GitObject:
-    """An object whose hash is its name. `content` is None where it is longer than the caller wanted."""
-
-    name: str
-    kind: str
-    size: int
-    content: bytes | None
-
-
 class TreeEntry(NamedTuple):
     """One path of a commit: its mode, its name in bytes, the object it names."""
 
     mode: int
     path: bytes
     name: str
-
-
-# the binary ---------------------------------------------------------------------------------------------------------
-
-
-def git(arguments: Sequence[str], cwd: Path) -> bytes:
-    """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words."""
-    done = subprocess.run(
-        [_binary(), *NEUTRAL, *arguments],
-        cwd=cwd,
-        env=_environment(cwd / OURS),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        raise GenomeError(f"git {arguments[0]} failed: {_last_words(done.stderr)}", "check address, access and commit")
-    return done.stdout
-
-
-def _binary() -> str:
-    found = shutil.which("git")
-    if found is None:
-        raise GenomeError(
-            "a git source needs the `git` program, which is not there", "install git (Debian: apt-get install git)"
-        )
-    return found
-
-
-def _environment(configuration: Path | None = None) -> dict[str, str]:
-    """Nothing of the user's configuration but, if it is there, ours; no question at a terminal, no lazily fetched object."""
-    ours = configuration if configuration is not None and configuration.is_file() else os.devnull
-    kept = {key: value for key, value in os.environ.items() if key in KEPT_VARIABLES}
-    return kept | {
-        "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": str(ours),
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ASKPASS": "true",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=30 -oPermitLocalCommand=no",
-        "LC_ALL": "C",
-    }
-
-
-def _last_words(stderr: bytes) -> str:
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    return redact_text(" | ".join(lines[-4:])[-400:]) or "it said nothing"
 
 
 # fetching -----------------------------------------------------------------------------------------------------------
@@ -164,12 +84,8 @@ def fetch(url: str, commit: str, store: Path) -> None:
 def make_store(store: Path, commit: str) -> None:
     """An empty bare repository for objects named as `commit` is."""
     store.mkdir(parents=True)
-    git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
+    git(["init", "--quiet", "--bare", "--template=", f"--object-format={algorithm(commit)}", "."], store)
     (store / OURS).write_text(OURS_TEXT)
-
-
-def _algorithm(name: str) -> str:
-    return "sha1" if len(name) == 40 else "sha256"
 
 
 # reading ------------------------------------------------------------------------------------------------------------
@@ -181,7 +97,7 @@ class ObjectReader:
     def __init__(self, store: Path) -> None:
         folders = object_folders(store)
         self._loose, self._packs = LooseObjects(folders), PackedObjects(folders)
-        self._git, self._apart = _CatFile(store), _CatFile(store)
+        self._git, self._apart = CatFile(store), CatFile(store)
         self.verified = 0
 
     def __enter__(self) -> Self:
@@ -237,81 +153,6 @@ class ObjectReader:
 
 
 _AtHand = LooseObjects | PackedObjects
-
-
-class _CatFile:
-    """One `git cat-file --batch` on a bare store, started when it is first asked; and a hash over everything."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._stderr.close()
-
-    def ask(self, names: Sequence[str]) -> None:
-        """Let git look for objects, whose answers are then to be read in this order."""
-        if not names:
-            return
-        stdin = self._started().stdin
-        assert stdin is not None
-        try:
-            stdin.write(("\n".join(names) + "\n").encode())
-            stdin.flush()
-        except BrokenPipeError:
-            raise self._ended(names[0]) from None
-
-    def answer(self, name: str, keep_bytes: int) -> GitObject:
-        """The next of the objects that were asked for. Raises GenomeCorrupt."""
-        stdout = self._started().stdout
-        assert stdout is not None
-        header = stdout.readline().decode("ascii", "replace").split()
-        if len(header) != 3 or header[0] != name or not header[2].isdigit():
-            if len(header) == 2 and header[1] == "missing":
-                raise GenomeCorrupt(f"git object {name} is missing", "fetch it again; name a commit that the repository has")
-            raise self._ended(name)
-        kind, size = header[1], int(header[2])
-        digest = hashlib.new(_algorithm(name), f"{kind} {size}\0".encode(), usedforsecurity=False)
-        pieces: list[bytes] = []
-        unread = size
-        while unread:
-            piece = stdout.read(min(unread, PIECE))
-            if not piece:
-                raise self._ended(name)
-            unread -= len(piece)
-            digest.update(piece)
-            if size <= keep_bytes:
-                pieces.append(piece)
-        if stdout.read(1) != b"\n":
-            raise self._ended(name)
-        if digest.hexdigest() != name:
-            raise GenomeCorrupt(
-                f"git object {name} ({kind}, {size} bytes) hashes to {digest.hexdigest()}",
-                "the repository is damaged; fetch again",
-            )
-        return GitObject(name, kind, size, b"".join(pieces) if size <= keep_bytes else None)
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-            self._process = subprocess.Popen(
-                [_binary(), *NEUTRAL, f"--git-dir={self._store}", "cat-file", "--batch"],
-                env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            )  # fmt: skip
-        return self._process
-
-    def _ended(self, name: str) -> GenomeCorrupt:
-        """What to say when git stopped in the middle of an object."""
-        process = self._started()
-        process.kill()
-        process.wait()
-        self._stderr.seek(0)
-        return GenomeCorrupt(
-            f"git object {name} cannot be read: {_last_words(self._stderr.read())}", "fetch the repository again"
-        )
 
 
 def tree_of_commit(reader: ObjectReader, commit: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import struct
 from bisect import bisect_left
@@ -23,6 +24,7 @@ import numpy as np
 from chrysalis_ray.genome.sources.git_deltas import Misfit, patched, size_at
 from chrysalis_ray.genome.sources.git_loose import inflated, packed_at_most
 
+NAME = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 KINDS = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}
 DELTA_BY_PLACE, DELTA_BY_NAME = 6, 7
 INDEX_BEGINS, PACK_BEGINS = b"\xfftOc\0\0\0\x02", (b"PACK\0\0\0\x02", b"PACK\0\0\0\x03")
@@ -55,7 +57,7 @@ class PackedObjects:
 
     def holds(self, name: str) -> bool:
         """Whether an index has the object, whatever is in its pack."""
-        found = self._find(bytes.fromhex(name))
+        found = self._find(name)
         if found is not None:
             self._found[name] = found
         return found is not None
@@ -63,7 +65,7 @@ class PackedObjects:
     def read(self, name: str, most: int) -> tuple[str, bytes] | None:
         """(kind, content) of the object, hashed; None where it is not there, not what its name says, longer than `most`, or
         not to be had without git."""
-        found = self._found.pop(name, None) or self._find(bytes.fromhex(name))
+        found = self._found.pop(name, None) or self._find(name)
         if found is None:
             return None
         pack, place = found
@@ -82,11 +84,14 @@ class PackedObjects:
             pack.close()
         self._packs = []
 
-    def _find(self, name: bytes) -> tuple[Pack, int] | None:
+    def _find(self, name: str) -> tuple[Pack, int] | None:
+        if not NAME.fullmatch(name):  # a commit may say anything of its tree
+            return None
+        identity = bytes.fromhex(name)
         if self._packs is None:
-            self._packs = _opened(self._folders, len(name))
+            self._packs = _opened(self._folders, len(identity))
         for pack in self._packs:
-            place = pack.place_of(name)
+            place = pack.place_of(identity)
             if place is not None:
                 return pack, place
         return None
@@ -133,7 +138,9 @@ class Pack:
     def __init__(self, index: Path, id_bytes: int, bases: Bases) -> None:
         self._id_bytes, self._bases = id_bytes, bases
         with os.fdopen(_descriptor(index), "rb") as stream:
-            content = stream.read(MOST_INDEX_BYTES + 1)
+            if os.fstat(stream.fileno()).st_size > MOST_INDEX_BYTES:
+                raise Misfit("a very large index")
+            content = stream.read()
         self._descriptor = _descriptor(index.with_suffix(".pack"))
         try:
             end = os.fstat(self._descriptor).st_size - id_bytes
@@ -216,8 +223,8 @@ class Pack:
     def _read_index(self, content: bytes, end: int) -> None:
         """Take names and offsets from the index of a pack whose entries end at `end`."""
         names_begin = len(INDEX_BEGINS) + FAN_BYTES
-        if len(content) > MOST_INDEX_BYTES or not content.startswith(INDEX_BEGINS) or len(content) < names_begin:
-            raise Misfit("no index of version 2, or a very large one")
+        if not content.startswith(INDEX_BEGINS) or len(content) < names_begin:
+            raise Misfit("no index of version 2")
         self._fan = (0, *struct.unpack_from(">256I", content, len(INDEX_BEGINS)))
         count = self._fan[-1]
         sums_begin = names_begin + count * self._id_bytes
