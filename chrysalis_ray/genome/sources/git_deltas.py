@@ -32,8 +32,8 @@ def _patched(base: bytes, delta: bytes, most: int) -> bytes:
     if base_size != len(base) or size > most:
         raise Misfit(f"a delta from {base_size} to {size} bytes, on {len(base)}")
     pieces: list[bytes] = []
-    left = size
-    while at < len(delta):
+    left, end = size, len(delta)
+    while at < end:
         told = delta[at]
         at += 1
         if told & COPY:
@@ -51,7 +51,7 @@ def _patched(base: bytes, delta: bytes, most: int) -> bytes:
         else:
             piece = delta[at : at + told]
             at += told
-            if not piece or at > len(delta):
+            if at > end or not piece:
                 raise Misfit("a delta inserts what is not there")
         left -= len(piece)
         if left < 0:
