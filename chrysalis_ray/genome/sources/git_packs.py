@@ -117,12 +117,14 @@ class Bases:
         self._bytes = 0
 
     def get(self, pack: Pack, place: int) -> tuple[str, bytes] | None:
+        """(kind, content) of the object at `place` of `pack`, None where it is not kept."""
         found = self._kept.get((pack, place))
         if found is not None:
             self._kept.move_to_end((pack, place))
         return found
 
     def keep(self, pack: Pack, place: int, kind: str, content: bytes) -> None:
+        """Keep an object, and drop those that were not wanted for the longest time."""
         if (pack, place) in self._kept or len(content) > CACHE_BYTES:
             return
         self._kept[pack, place] = (kind, content)
@@ -151,6 +153,7 @@ class Pack:
             raise
 
     def close(self) -> None:
+        """Close its file."""
         os.close(self._descriptor)
 
     def place_of(self, name: bytes) -> int | None:

@@ -43,6 +43,7 @@ def git(arguments: Sequence[str], cwd: Path) -> bytes:
 
 
 def binary() -> str:
+    """Where `git` is. Raises GenomeError where it is not."""
     found = shutil.which("git")
     if found is None:
         raise GenomeError(
@@ -70,5 +71,6 @@ def environment(configuration: Path | None = None) -> dict[str, str]:
 
 
 def last_words(stderr: bytes) -> str:
+    """The end of what git complained of, on one line, without secrets."""
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     return redact_text(" | ".join(lines[-4:])[-400:]) or "it said nothing"
