@@ -33,6 +33,8 @@ Why = Callable[[Document], str | None]
 def denier(denials: Sequence[Denial], relative_to: Path) -> Callable[[Iterable[Document]], Iterable[Document]]:
     """What marks those of some documents that a denial speaks of. Raises GenomeError for a robots file that cannot be read."""
     rules = [_rule(denial, relative_to) for denial in denials]
+    if not rules:
+        return iter
 
     def marked(documents: Iterable[Document]) -> Iterable[Document]:
         for document in documents:

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome.sources.git_objects import fetch, git, make_store
+from chrysalis_ray.genome.sources.git_objects import fetch, make_store
+from chrysalis_ray.genome.sources.git_program import git
 
 FILE_BYTES = 4096  # of a `.git` file and of `commondir`
 

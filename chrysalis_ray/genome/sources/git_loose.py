@@ -2,7 +2,7 @@
 
 ``objects/<two digits of its name>/<the others>`` holds ``<kind> <size> NUL <content>``, deflated (gitrepository-layout; RFC
 1950). An object is given only where all is as it must be and the hash is the name. Everything else, a file that is damaged, an
-object that lies in a pack or is larger than wanted, is git's to find, to unpack or to complain of.
+object that is nowhere or is larger than wanted, is git's to find, to unpack or to complain of.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import hashlib
 import os
 import re
 import stat
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from isal import isal_zlib
 
 from chrysalis_ray.core.errors import GenomeCorrupt
 
@@ -67,19 +68,31 @@ def object_folders(store: Path) -> list[Path]:
 def unpacked(packed: bytes, name: str, most: int) -> tuple[str, bytes] | None:
     """(kind, content) of the object `name` from the bytes of its file; None where they are not that object, or it is longer
     than `most`. Never more than that is unpacked."""
-    unpacker = zlib.decompressobj()
-    try:
-        whole = unpacker.decompress(packed, most + HEADER_BYTES)
-    except zlib.error:
-        return None
-    header = HEADER.match(whole)
-    if not unpacker.eof or unpacker.unused_data or header is None or header[1] not in KINDS:
+    whole = inflated(packed, most + HEADER_BYTES)
+    header = None if whole is None else HEADER.match(whole)
+    if whole is None or header is None or header[1] not in KINDS:
         return None
     content = whole[header.end() :]
     if len(content) != int(header[2]) or len(content) > most:
         return None
     digest = (hashlib.sha1 if len(name) == 40 else hashlib.sha256)(whole, usedforsecurity=False)
     return (header[1].decode(), content) if digest.hexdigest() == name else None
+
+
+def inflated(packed: bytes | memoryview, most: int) -> bytes | None:
+    """What `packed` unpacks to (RFC 1950), by Intel's ISA-L: twice as fast as zlib. None where it is not one whole stream of
+    less than `most` bytes; more is never unpacked."""
+    unpacker = isal_zlib.decompressobj()
+    try:
+        content = unpacker.decompress(packed, most)
+    except isal_zlib.error:  # type: ignore[misc]  # the stub calls the class an instance
+        return None
+    return content if unpacker.eof and not unpacker.unused_data else None
+
+
+def packed_at_most(size: int) -> int:
+    """The most bytes that an object of `size` bytes is packed to: what cannot be deflated grows by less than a thousandth."""
+    return size + size // 1000 + 1024
 
 
 def _names(folder: str) -> list[str]:
@@ -99,8 +112,7 @@ def _content(path: str, most: int) -> bytes | None:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise GenomeCorrupt(f"{path} is no file", "the repository is malformed; clone it again")
-        small = about.st_size <= most + most // 1000 + 1024  # what cannot be deflated grows by less than a thousandth
-        return os.read(descriptor, about.st_size) if small else None
+        return os.read(descriptor, about.st_size) if about.st_size <= packed_at_most(most) else None
     except OSError:
         return None
     finally:

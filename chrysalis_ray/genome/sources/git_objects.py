@@ -1,61 +1,36 @@
 """Objects of a git repository, fetched and checked without running anything that comes with it.
 
-The `git` binary moves bytes: `fetch` into a bare store of our own, one `cat-file --batch` out of it; loose objects are unpacked
-here (`git_loose`). There is never a working tree, so no checkout, hook, filter, smudge, LFS or submodule runs. No configuration
-is read, neither the user's nor the repository's; protocols are ``https``, ``ssh`` and ``file``. What is read is believed only
-because every object, from the pinned commit over its trees to each file, is hashed here again: the object's name is the hash of
-``<kind> <size> NUL <content>`` (git's object format; SHA-1 or SHA-256 by the length of the name).
+The `git` binary moves bytes: `fetch` into a bare store of our own. Loose and packed objects are unpacked here where they lie as
+usual (`git_loose`, `git_packs`), and come out of one `cat-file --batch` where not. There is never a working tree, so no
+checkout, hook, filter, smudge, LFS or submodule runs. No configuration is read, neither the user's nor the repository's;
+protocols are ``https``, ``ssh`` and ``file``. What is read is believed only because every object, from the pinned commit over
+its trees to each file, is hashed here again: the object's name is the hash of ``<kind> <size> NUL <content>`` (git's object
+format; SHA-1 or SHA-256 by the length of the name).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from chrysalis_ray.config.genome import PROTOCOLS
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
-from chrysalis_ray.core.redaction import redact_text
+from chrysalis_ray.genome.sources.git_batch import CatFile, GitObject, algorithm
 from chrysalis_ray.genome.sources.git_loose import LooseObjects, object_folders
+from chrysalis_ray.genome.sources.git_packs import PackedObjects
+from chrysalis_ray.genome.sources.git_program import OURS, OURS_TEXT, git
 
-NEUTRAL = (
-    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
-    "-c", "protocol.allow=never", "-c", "protocol.ext.allow=never",
-    *(part for protocol in PROTOCOLS for part in ("-c", f"protocol.{protocol}.allow=always")),
-    "-c", "protocol.version=2", "-c", "fetch.recurseSubmodules=false", "-c", "gc.auto=0", "-c", "maintenance.auto=false",
-    "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "credential.helper=",
-)  # fmt: skip
-KEPT_VARIABLES = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
-     "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "LD_LIBRARY_PATH"}
-)  # fmt: skip
-# Read by the `upload-pack` of a local repository too, which need not look for deltas in what is copied over a pipe.
-OURS, OURS_TEXT = "fetching.config", "[pack]\n\twindow = 0\n\tcompression = 1\n"
 WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
-PIECE = 1 << 20
 MAX_ENTRIES = 2_000_000
 MAX_STRUCTURE_BYTES = 64 * 2**20  # of a commit, tag or tree
 TAG_DEPTH = 8
+ENTRIES = {2 * size: re.compile(rb"([0-7]+) ([^\0/]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
+NO_FILE_NAMES = frozenset({b".", b"..", b".git"})
 TREE, LINK, SUBMODULE = 0o040000, 0o120000, 0o160000
-
-
-@dataclass(frozen=True)
-class GitObject:
-    """An object whose hash is its name. `content` is None where it is longer than the caller wanted."""
-
-    name: str
-    kind: str
-    size: int
-    content: bytes | None
 
 
 class TreeEntry(NamedTuple):
@@ -64,56 +39,6 @@ class TreeEntry(NamedTuple):
     mode: int
     path: bytes
     name: str
-
-
-# the binary ---------------------------------------------------------------------------------------------------------
-
-
-def git(arguments: Sequence[str], cwd: Path) -> bytes:
-    """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words."""
-    done = subprocess.run(
-        [_binary(), *NEUTRAL, *arguments],
-        cwd=cwd,
-        env=_environment(cwd / OURS),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        raise GenomeError(f"git {arguments[0]} failed: {_last_words(done.stderr)}", "check address, access and commit")
-    return done.stdout
-
-
-def _binary() -> str:
-    found = shutil.which("git")
-    if found is None:
-        raise GenomeError(
-            "a git source needs the `git` program, which is not there", "install git (Debian: apt-get install git)"
-        )
-    return found
-
-
-def _environment(configuration: Path | None = None) -> dict[str, str]:
-    """Nothing of the user's configuration but, if it is there, ours; no question at a terminal, no lazily fetched object."""
-    ours = configuration if configuration is not None and configuration.is_file() else os.devnull
-    kept = {key: value for key, value in os.environ.items() if key in KEPT_VARIABLES}
-    return kept | {
-        "GIT_ALLOW_PROTOCOL": ":".join(PROTOCOLS),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": str(ours),
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ASKPASS": "true",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=30 -oPermitLocalCommand=no",
-        "LC_ALL": "C",
-    }
-
-
-def _last_words(stderr: bytes) -> str:
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-    return redact_text(" | ".join(lines[-4:])[-400:]) or "it said nothing"
 
 
 # fetching -----------------------------------------------------------------------------------------------------------
@@ -159,42 +84,34 @@ def fetch(url: str, commit: str, store: Path) -> None:
 def make_store(store: Path, commit: str) -> None:
     """An empty bare repository for objects named as `commit` is."""
     store.mkdir(parents=True)
-    git(["init", "--quiet", "--bare", "--template=", f"--object-format={_algorithm(commit)}", "."], store)
+    git(["init", "--quiet", "--bare", "--template=", f"--object-format={algorithm(commit)}", "."], store)
     (store / OURS).write_text(OURS_TEXT)
-
-
-def _algorithm(name: str) -> str:
-    return "sha1" if len(name) == 40 else "sha256"
 
 
 # reading ------------------------------------------------------------------------------------------------------------
 
 
 class ObjectReader:
-    """The loose objects of a bare store, one `git cat-file --batch` on it for the others, and a hash over everything."""
+    """The objects of a bare store, a hash over each: loose and packed ones are read here, the others by git."""
 
     def __init__(self, store: Path) -> None:
-        self._store = store
-        self._loose = LooseObjects(object_folders(store))
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        self._process = subprocess.Popen(
-            [_binary(), *NEUTRAL, f"--git-dir={store}", "cat-file", "--batch"],
-            env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-        )  # fmt: skip
+        folders = object_folders(store)
+        self._loose, self._packs = LooseObjects(folders), PackedObjects(folders)
+        self._git, self._apart = CatFile(store), CatFile(store)
         self.verified = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._stderr.close()
+        self._packs.close()
+        self._git.close()
+        self._apart.close()
 
     def read(self, name: str, kind: str) -> bytes:
         """Content of one object of `kind`. Raises GenomeCorrupt when it is missing, of another kind, or not what its name
         says."""
-        (found,) = self.objects([name], MAX_STRUCTURE_BYTES)
+        found = self._one(name, MAX_STRUCTURE_BYTES)
         if found.kind != kind or found.content is None:
             raise GenomeCorrupt(f"object {name} is a {found.kind} of {found.size} bytes; a {kind} was meant")
         return found.content
@@ -202,77 +119,40 @@ class ObjectReader:
     def objects(self, names: Iterable[str], keep_bytes: int) -> Iterator[GitObject]:
         """The objects named, in order; those of more than `keep_bytes` are hashed and dropped. Raises GenomeCorrupt."""
         left = iter(names)
-        waiting: deque[tuple[str, bool]] = deque()  # name, and whether git was asked for it
+        waiting: deque[tuple[str, _AtHand | None]] = deque()  # name, and where it is read; of the others git was asked
         while True:
             if len(waiting) <= WINDOW // 2:
-                fresh = [(name, not self._loose.holds(name)) for name in islice(left, WINDOW - len(waiting))]
-                self._ask([name for name, of_git in fresh if of_git])
+                fresh = [(name, self._at_hand(name)) for name in islice(left, WINDOW - len(waiting))]
+                self._git.ask([name for name, at_hand in fresh if at_hand is None])
                 waiting.extend(fresh)
             if not waiting:
                 return
-            name, of_git = waiting.popleft()
-            yield self._one(name, keep_bytes) if of_git else self._from_file(name, keep_bytes)
-
-    def _ask(self, names: Sequence[str]) -> None:
-        assert self._process.stdin is not None
-        if not names:
-            return
-        try:
-            self._process.stdin.write(("\n".join(names) + "\n").encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._ended(names[0]) from None
-
-    def _from_file(self, name: str, keep_bytes: int) -> GitObject:
-        """A loose object; where its file is not that object or it is too long, what git, asked apart, makes of it."""
-        found = self._loose.read(name, keep_bytes)
-        if found is None:
-            with ObjectReader(self._store) as apart:
-                apart._ask([name])
-                again = apart._one(name, keep_bytes)
+            name, at_hand = waiting.popleft()
+            found = self._git.answer(name, keep_bytes) if at_hand is None else self._read_here(name, at_hand, keep_bytes)
             self.verified += 1
-            return again
+            yield found
+
+    def _one(self, name: str, keep_bytes: int) -> GitObject:
+        """An object apart from those that are under way."""
+        found = self._read_here(name, self._at_hand(name), keep_bytes)
         self.verified += 1
+        return found
+
+    def _at_hand(self, name: str) -> _AtHand | None:
+        return self._loose if self._loose.holds(name) else self._packs if self._packs.holds(name) else None
+
+    def _read_here(self, name: str, at_hand: _AtHand | None, keep_bytes: int) -> GitObject:
+        """An object that lies there; where what lies there is not that object or it is too long, what git, asked apart from
+        all that it was asked before, makes of it."""
+        found = None if at_hand is None else at_hand.read(name, keep_bytes)
+        if found is None:
+            self._apart.ask([name])
+            return self._apart.answer(name, keep_bytes)
         kind, content = found
         return GitObject(name, kind, len(content), content)
 
-    def _one(self, name: str, keep_bytes: int) -> GitObject:
-        assert self._process.stdout is not None
-        header = self._process.stdout.readline().decode("ascii", "replace").split()
-        if len(header) != 3 or header[0] != name or not header[2].isdigit():
-            if len(header) == 2 and header[1] == "missing":
-                raise GenomeCorrupt(f"git object {name} is missing", "fetch it again; name a commit that the repository has")
-            raise self._ended(name)
-        kind, size = header[1], int(header[2])
-        digest = hashlib.new(_algorithm(name), f"{kind} {size}\0".encode(), usedforsecurity=False)
-        pieces: list[bytes] = []
-        unread = size
-        while unread:
-            piece = self._process.stdout.read(min(unread, PIECE))
-            if not piece:
-                raise self._ended(name)
-            unread -= len(piece)
-            digest.update(piece)
-            if size <= keep_bytes:
-                pieces.append(piece)
-        if self._process.stdout.read(1) != b"\n":
-            raise self._ended(name)
-        if digest.hexdigest() != name:
-            raise GenomeCorrupt(
-                f"git object {name} ({kind}, {size} bytes) hashes to {digest.hexdigest()}",
-                "the repository is damaged; fetch again",
-            )
-        self.verified += 1
-        return GitObject(name, kind, size, b"".join(pieces) if size <= keep_bytes else None)
 
-    def _ended(self, name: str) -> GenomeCorrupt:
-        """What to say when git stopped in the middle of an object."""
-        self._process.kill()
-        self._process.wait()
-        self._stderr.seek(0)
-        return GenomeCorrupt(
-            f"git object {name} cannot be read: {_last_words(self._stderr.read())}", "fetch the repository again"
-        )
+_AtHand = LooseObjects | PackedObjects
 
 
 def tree_of_commit(reader: ObjectReader, commit: str) -> tuple[str, str]:
@@ -307,26 +187,25 @@ def tree_entries(reader: ObjectReader, tree: str) -> Iterator[TreeEntry]:
     while waiting:
         prefix, name = waiting.pop()
         below: list[tuple[bytes, str]] = []
-        for entry in _entries(reader.read(name, "tree"), len(name) // 2, name):
+        for mode, path, identity in _entries(reader.read(name, "tree"), name):
             count += 1
             if count > MAX_ENTRIES:
                 raise GenomeError(f"tree {tree} has more than {MAX_ENTRIES} entries", "name a smaller repository")
-            path = prefix + entry.path
-            if entry.mode == TREE:
-                below.append((path + b"/", entry.name))
+            if mode == TREE:
+                below.append((prefix + path + b"/", identity))
             else:
-                yield TreeEntry(entry.mode, path, entry.name)
+                yield TreeEntry(mode, prefix + path, identity)
         waiting += reversed(below)
 
 
-def _entries(content: bytes, id_bytes: int, tree: str) -> Iterator[TreeEntry]:
-    """The lines of one tree object: octal mode, space, name, NUL, raw id."""
+def _entries(content: bytes, tree: str) -> Iterator[tuple[int, bytes, str]]:
+    """(mode, file name, name of the object) of each line of one tree object: octal mode, space, file name, NUL, raw id."""
     at = 0
+    pattern = ENTRIES[len(tree)]
     while at < len(content):
-        space, end = content.find(b" ", at), content.find(b"\0", at)
-        mode, name = content[at:space], content[space + 1 : end]
-        at = end + 1 + id_bytes
-        bad = not 0 < space < end or at > len(content) or not mode.isdigit() or b"8" in mode or b"9" in mode
-        if bad or not name or b"/" in name or name in (b".", b"..") or name.lower() == b".git":
-            raise GenomeCorrupt(f"tree {tree} has an entry that is no file name: {name[:40]!r}", "the repository is malformed")
-        yield TreeEntry(int(mode, 8), name, content[end + 1 : at].hex())
+        entry = pattern.match(content, at)
+        if entry is None or entry[2].lower() in NO_FILE_NAMES:
+            begin = content[at : at + 100].partition(b"\0")[0].partition(b" ")[2]
+            raise GenomeCorrupt(f"tree {tree} has an entry that is no file name: {begin[:40]!r}", "the repository is malformed")
+        at = entry.end()
+        yield int(entry[1], 8), entry[2], entry[3].hex()

@@ -20,7 +20,8 @@ from chrysalis_ray.config.genome import is_remote, refused_url
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.redaction import redact_text
 from chrysalis_ray.genome.documents import shown_path
-from chrysalis_ray.genome.sources.git_objects import LINK, SUBMODULE, ObjectReader, TreeEntry, git
+from chrysalis_ray.genome.sources.git_objects import LINK, SUBMODULE, ObjectReader, TreeEntry
+from chrysalis_ray.genome.sources.git_program import git
 
 FILE = b".gitmodules"
 FILE_BYTES = 2**20
