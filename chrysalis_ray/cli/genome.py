@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,18 +87,20 @@ def verify_genome(
     \b
     chrysalis genome verify runs/quickstart
     """
+    from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.genome import build
+    from chrysalis_ray.training.planning.choice import chooser
 
+    loaded = None if rebuild is None else load_experiment(rebuild, [], chooser())
     genome = build.verify_genome(genome_folder(directory))
-    if rebuild is not None:
-        from chrysalis_ray.config.loading import load_experiment
+    domains = f"{len(genome.domains)} domain{'s' if len(genome.domains) > 1 else ''}"
+    print_lines([f"genome {genome.genome_id} is intact: {domains} ({', '.join(genome.domains)})"])
+    if loaded is not None:
         from chrysalis_ray.genome.rebuilding import check_against_sources
-        from chrysalis_ray.training.planning.choice import chooser
 
-        loaded = load_experiment(rebuild, [], chooser())
+        sys.stdout.flush()  # it is so, whatever becomes of the sources
         check_against_sources(genome, loaded.experiment.genome, loaded.folder)
-    also = "" if rebuild is None else ", and comes out of its sources again"
-    print_lines([f"genome {genome.genome_id} is intact{also}: {len(genome.domains)} domains ({', '.join(genome.domains)})"])
+        print("it comes out of its sources again")
 
 
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:

@@ -119,6 +119,17 @@ def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
         check_tasks(LmEval(tasks=("arc_easy",)))
 
 
+def test_an_extra_that_lacks_what_it_needs_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "chrysalis_ray.evaluate.harness", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("import sacreblue_of_nobody")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EvaluationError, match=r"cannot be imported: No module named 'sacreblue_of_nobody'\n.*\[lm-eval\]"):
+        check_tasks(LmEval(tasks=("arc_easy",)))
+
+
 def test_without_tasks_nothing_is_asked_and_nothing_told(layout):
     experiment = Told(tasks=["x"])
     experiment.evaluate = Evaluate(bootstrap_samples=100)
