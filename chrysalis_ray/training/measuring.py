@@ -352,6 +352,6 @@ if __name__ == "__main__":
     code = main(*sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # The answer is there, or why there is none. Threads of gloo and DeepSpeed that are still about can abort a usual exit, which
+    # The answer is there, or why there is none. Threads of gloo and DeepSpeed that are still about can abort a usual exit. It
     # takes a while besides: the others, who wait for this process, would be seen to fail before it does.
     os._exit(code)
