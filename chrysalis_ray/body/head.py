@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,11 +66,13 @@ def no_dashboard() -> ImportError:
 def own_sigterm() -> Iterator[None]:
     """Inside this block `ray.init` leaves SIGTERM to whoever heeds it here: Ray's own handlers end a driver by exit code 1 or
     15 and leave nobody time to tidy up. Where nobody heeds it they stay Ray's."""
-    if callable(signal.getsignal(signal.SIGTERM)):
-        with instead(utils, "set_sigterm_handler", lambda handler: None):
-            yield
-    else:
+    heeded = signal.getsignal(signal.SIGTERM)
+    if not callable(heeded) or threading.current_thread() is not threading.main_thread():
         yield
+        return
+    with instead(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+    signal.signal(signal.SIGTERM, heeded)  # once more: below Python, too, something has come before it that prints a trace
 
 
 @contextmanager

@@ -239,16 +239,19 @@ def test_ray_data_builds_the_same_genome(tmp_path, monkeypatch):
     one = build_genome(spec(), tmp_path / "one", tmp_path)
     # in a process of its own: Ray remembers the token of the first cluster that a process starts
     script = """
-import sys
+import signal, sys
 from pathlib import Path
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.genome import batch
 from chrysalis_ray.genome.build import build_genome
 batch.BATCH_CHARACTERS = 20_000
 folder = Path(sys.argv[1])
+def heed(number, frame): pass
+signal.signal(signal.SIGTERM, heed)
 print(build_genome(GenomeSpec.model_validate_json(sys.argv[2]), folder / "ray", folder).genome_id)
 import ray
 assert not ray.is_initialized()
+assert signal.getsignal(signal.SIGTERM) is heed
 """
     asked = spec(engine="ray", processes=2).model_dump_json()
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), asked], capture_output=True, text=True, check=False)
