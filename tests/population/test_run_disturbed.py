@@ -119,7 +119,7 @@ def test_a_node_is_lost_on_a_cluster_of_two_and_the_adapters_are_the_same(garden
         pytest.param(signal.SIGTERM, os.killpg, 143, "terminated", marks=pytest.mark.slow),  # as a supervisor does, to a group
     ],
 )
-def test_ctrl_c_and_sigterm_leave_a_run_that_goes_on(sent, code, name, garden, undisturbed):
+def test_ctrl_c_and_sigterm_leave_a_run_that_goes_on(sent, to, code, name, garden, undisturbed):
     process = garden.start(name)
     try:
         garden.wait_for(name, lambda run: len(cuts(run)) >= 2, process)
