@@ -170,7 +170,9 @@ def test_a_blueprint_is_shown_whole_with_what_its_base_weighs() -> None:
     assert "# 1,720.6 million parameters, 3.4 GB in bf16; an adapter of rank 16 has 17.43 million" in shown
     assert "sequence_length: 2048" in shown
     assert "near_duplicate" in shown
-    assert "not one of those shipped: gemma-2-2b" in chrysalis("blueprint", "show", "tinny").stderr
+    missed = chrysalis("blueprint", "show", "tinny").stderr
+    assert "not one of those shipped (gemma-2-2b, " in missed
+    assert missed.endswith("tiny); did you mean 'tiny'?\nHEAVY []\n")
 
 
 def test_without_a_name_every_shipped_blueprint_is_listed_with_its_base() -> None:
