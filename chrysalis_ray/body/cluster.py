@@ -61,14 +61,15 @@ def joined(address: str | None) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    try:
-        if address is None:
-            from chrysalis_ray.body.head import quiet_head
+    from chrysalis_ray.body.head import own_sigterm, quiet_head
 
-            with quiet_head():
-                ray.init(address="local", include_dashboard=False, _system_config={**HEALTH, **CONNECTING}, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+    try:
+        with own_sigterm():
+            if address is None:
+                with quiet_head():
+                    ray.init(address="local", include_dashboard=False, _system_config={**HEALTH, **CONNECTING}, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BodyError(
             f"cannot join Ray at {address or 'this machine'}: {error}",

@@ -11,6 +11,8 @@ This file leans on how Ray 2.60 is built inside, which is why `pyproject.toml` p
 from __future__ import annotations
 
 import importlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +60,19 @@ def start_python(component: str, *arguments: Any, **settings: Any) -> list[str]:
 def no_dashboard() -> ImportError:
     """What Ray is told when it looks whether there could be a dashboard, for which it imports all that one would need."""
     return ImportError("this cluster has no dashboard")
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Inside this block `ray.init` leaves SIGTERM to whoever heeds it here: Ray's own handlers end a driver by exit code 1 or
+    15 and leave nobody time to tidy up. Where nobody heeds it they stay Ray's."""
+    heeded = signal.getsignal(signal.SIGTERM)
+    if not callable(heeded) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with instead(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+    signal.signal(signal.SIGTERM, heeded)  # once more: below Python, too, something has come before it that prints a trace
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def show_blueprint(
     chrysalis blueprint show qwen3-1.7b
     """
     from chrysalis_ray.config.loading import load_blueprint, shipped_blueprints
+    from chrysalis_ray.config.problems import nearest
     from chrysalis_ray.config.writing import blueprint_text
     from chrysalis_ray.core.errors import ConfigError
 
@@ -43,7 +44,8 @@ def show_blueprint(
         return
     path = shipped.get(blueprint, Path(blueprint))
     if not path.exists():
-        raise ConfigError(f"no blueprint {blueprint!r}: no file, and not one of those shipped: {', '.join(shipped)}")
+        guess = f"; did you mean {close!r}?" if (close := nearest(blueprint, shipped)) else ""
+        raise ConfigError(f"no blueprint {blueprint!r}: no file, and not one of those shipped ({', '.join(shipped)}){guess}")
     loaded = load_blueprint(path)
     if json:
         print_json(loaded.model_dump(mode="json"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,18 +88,20 @@ def verify_genome(
     \b
     chrysalis genome verify runs/quickstart
     """
+    from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.genome import build
+    from chrysalis_ray.training.planning.choice import chooser
 
+    loaded = None if rebuild is None else load_experiment(rebuild, [], chooser())
     genome = build.verify_genome(genome_folder(directory))
-    if rebuild is not None:
-        from chrysalis_ray.config.loading import load_experiment
+    domains = f"{len(genome.domains)} domain{'s' if len(genome.domains) > 1 else ''}"
+    print_lines([f"genome {genome.genome_id} is intact: {domains} ({', '.join(genome.domains)})"])
+    if loaded is not None:
         from chrysalis_ray.genome.rebuilding import check_against_sources
-        from chrysalis_ray.training.planning.choice import chooser
 
-        loaded = load_experiment(rebuild, [], chooser())
+        sys.stdout.flush()  # it is so, whatever becomes of the sources
         check_against_sources(genome, loaded.experiment.genome, loaded.folder)
-    also = "" if rebuild is None else ", and comes out of its sources again"
-    print_lines([f"genome {genome.genome_id} is intact{also}: {len(genome.domains)} domains ({', '.join(genome.domains)})"])
+        print("it comes out of its sources again")
 
 
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
@@ -198,7 +202,7 @@ def tell_exposure(
     Computed from each variant's mix and history alone; what a variant took over from another counts.
 
     \b
-    chrysalis genome exposure runs/quickstart python/argparse.py#code-3
+    chrysalis genome exposure runs/quickstart python/topics/assert#reference-0
     """
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.tokens import open_tokens
@@ -246,11 +250,19 @@ def find_document(genome: Genome, wanted: str) -> dict[str, Any]:
     for stone in genome.manifest["content"].get("forgotten", []):
         if wanted in (stone["doc_id"], stone.get("path")) or (len(wanted) >= 6 and stone["doc_id"].startswith(wanted)):
             raise GenomeError(f"{wanted!r} was forgotten on {stone['date']}: {stone['reason']}")
-    near = [printable(row["path"]) for row in rows if wanted and wanted in row["path"]][:3]
     raise GenomeError(
-        f"the genome has no document {wanted!r}" + (f"; there is {', '.join(near)}" if near else ""),
+        f"the genome has no document {wanted!r}; there is {', '.join(_near(wanted, [row['path'] for row in rows]))}",
         "name it by its sha256 (or at least 6 digits of it) or by its path",
     )
+
+
+def _near(wanted: str, paths: Sequence[str]) -> list[str]:
+    """Three paths that hold what is wanted, or else its file, or else the name of that; or any three."""
+    file = wanted.partition("#")[0]
+    for part in (wanted, file, Path(file).stem):
+        if near := [printable(path) for path in paths if part and part in path][:3]:
+            return near
+    return [printable(path) for path in paths[:3]]
 
 
 def summary(genome: Genome) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`chrysalis VERB FILE [--set a.b=c] [--json]`: the verbs and nothing else. Knobs live in the YAML, not here.
 
-Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit this hardware, 130 interrupted.
+Exit codes: 0 well, 1 failed, 2 wrong usage or an invalid file, 3 does not fit this hardware, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from chrysalis_ray.cli.termination import ended_by_sigterm
 from chrysalis_ray.core.errors import ChrysalisError, ConfigError
 from chrysalis_ray.core.printable import printable, printable_json, printable_lines
 from chrysalis_ray.core.redaction import redact_text
@@ -18,6 +19,7 @@ FAILED = 1
 INVALID = 2
 DOES_NOT_FIT = 3
 INTERRUPTED = 130
+TERMINATED = 143
 
 TRACEBACK_VARIABLE = "CHRYSALIS_TRACEBACK"
 
@@ -27,19 +29,20 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **options: Any) -> None:
-        try:
-            code = function(*args, **options) or 0
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            print("\ninterrupted: run the same command again to go on", file=sys.stderr)
-            code = INTERRUPTED
-        except ChrysalisError as error:
-            code = tell(error)
-        except BrokenPipeError:  # `chrysalis report RUN | head`: whoever reads has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = FAILED
-        except OSError as error:
-            code = tell(of_the_system(error))
+        with ended_by_sigterm() as terminated:
+            try:
+                code = function(*args, **options) or 0
+                sys.stdout.flush()
+            except KeyboardInterrupt:
+                what, code = ("terminated", TERMINATED) if terminated() else ("interrupted", INTERRUPTED)
+                print(f"\n{what}: run the same command again to go on", file=sys.stderr)
+            except ChrysalisError as error:
+                code = tell(error)
+            except BrokenPipeError:  # `chrysalis report RUN | head`: whoever reads has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = FAILED
+            except OSError as error:
+                code = tell(of_the_system(error))
         sys.exit(code)
 
     return command

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from chrysalis_ray.config.adapters import Adapter, PeftAdapter, refuse_other_kinds
 from chrysalis_ray.config.written import Count, Fraction, Names, Positive, Written
-from chrysalis_ray.core.patterns import PLAIN, Patterns, hidden_key, means
+from chrysalis_ray.core.patterns import PLAIN, Patterns, hidden_key, means, nearest_key
 
 
 class EmbeddedBase(Written):
@@ -113,7 +113,8 @@ class Lora(Written):
                     "or layers.0.self_attn.q_proj"
                 )
             if targets and not any(means(target, key) or means(key, target) for target in targets):
-                raise ValueError(f"{key!r} means none of lora.targets ({', '.join(targets)}); leave it out")
+                guess = nearest_key(key, (f"{key.rpartition('.')[0]}.{target}" for target in targets)) or "; leave it out"
+                raise ValueError(f"{key!r} means none of lora.targets ({', '.join(targets)}){guess}")
         if found := hidden_key(pattern):
             raise ValueError(f"{found[0]!r} means all that {found[1]!r} means, and the first that fits counts; write it after")
         return pattern

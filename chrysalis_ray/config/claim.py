@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from chrysalis_ray import __version__
-from chrysalis_ray.config.resolve import MOVABLE, LoadedExperiment
+from chrysalis_ray.config.resolve import MOVABLE, LoadedExperiment, essence
 from chrysalis_ray.core.errors import RunError
 from chrysalis_ray.core.layout import RunLayout, is_run_name
 from chrysalis_ray.core.records import is_draft, read_json, sha256_of, write_bytes, write_json
+
+MOST_TOLD, MOST_SHOWN = 3, 60  # differences, and characters of a value, in an error
 
 
 def run_directory(loaded: LoadedExperiment, runs: Path, name: str | None) -> RunLayout:
@@ -43,7 +48,8 @@ def claim_run(loaded: LoadedExperiment, layout: RunLayout) -> str:
         experiment_sha256, run_id = _claimed(layout)
         if experiment_sha256 != resolved["sha256"]:
             raise RunError(
-                f"{layout.root} holds another experiment: {experiment_sha256[:12]}, not {resolved['sha256'][:12]}",
+                f"{layout.root} holds another experiment ({experiment_sha256[:12]}, not {resolved['sha256'][:12]})"
+                f"{_what_differs(layout, resolved)}",
                 "give this one another --name, or move that folder away; nothing in it was touched",
             )
         return run_id
@@ -61,6 +67,37 @@ def claim_run(loaded: LoadedExperiment, layout: RunLayout) -> str:
     write_bytes(layout.experiment_yaml, loaded.text.encode())
     write_json(layout.run_manifest, manifest)
     return run_id
+
+
+def _what_differs(layout: RunLayout, resolved: dict[str, Any]) -> str:
+    """``: population.variants is 8 there, 4 here``, as far as the manifest tells."""
+    try:
+        told = read_json(layout.run_manifest)
+        then = essence(told["experiment"]["experiment"], told["experiment"]["blueprint"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    found = list(differences(then, essence(resolved["experiment"], resolved["blueprint"])))
+    if not found:  # fields that a version has and another has not
+        return f": it was begun by version {told.get('version')}, this is {__version__}"
+    more = f" and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
+    return f": {', '.join(found[:MOST_TOLD])}{more}"
+
+
+def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
+    """``population.variants is 8 there, 4 here`` for every value that is not the same in both."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted({*then, *now}):
+            yield from differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (before, after) in enumerate(zip(then, now, strict=True)):
+            yield from differences(before, after, f"{path}.{number}")
+    elif then != now:
+        yield f"{path.removeprefix('experiment.')} is {_short(then)} there, {_short(now)} here"
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 4]} ..."
 
 
 def another_body(loaded: LoadedExperiment, layout: RunLayout) -> str | None:

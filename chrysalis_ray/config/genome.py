@@ -150,7 +150,7 @@ class GitSource(PackedSource):
 
     type: Literal["git"]
     url: str
-    commit: str
+    commit: Annotated[str, Field(description="an id, which `git rev-parse HEAD` prints, or the name of a branch or tag")]
     submodules: Literal["record", "follow"] = "record"
 
     @property

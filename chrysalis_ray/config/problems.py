@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from chrysalis_ray.config.synonyms import ABSENT, BLUEPRINT, CONVERSIONS, EXPERIMENT, SYNONYMS
+from chrysalis_ray.config.synonyms import ABSENT, BLUEPRINT, CONVERSIONS, EXPERIMENT, GLOBS, SYNONYMS
 from chrysalis_ray.config.yaml_tree import Node
 
 Location = tuple[str | int, ...]
@@ -185,6 +185,8 @@ def _shown(value: Any) -> str:
 def unknown_key(key: str, known: Sequence[str], root: type[BaseModel], home: str) -> str:
     """What `key` probably meant: a typo, another trainer's name, or a key that stands in the wrong place."""
     close = nearest(key, known)
+    if key in GLOBS and "glob" in known:
+        return f"unknown key {key!r}; the name here is glob, one pattern such as '**/*.py'"
     if key in ABSENT:
         return f"unknown key {key!r}: {ABSENT[key]}"
     if key in SYNONYMS:

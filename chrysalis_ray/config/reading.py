@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -41,15 +42,18 @@ def validate(model: type[Model], root: Node, home: str, problems: list[str]) -> 
 
 
 def _neighbours(path: Path) -> str:
-    """`; did you mean ...?` from the YAML files that lie where `path` was looked for."""
+    """`; did you mean ...?` from the YAML files that lie where `path` was looked for, or under its name a folder below."""
     try:
-        there = sorted(file.name for file in path.parent.glob("*.yaml"))[:20]
+        below = sorted(path.parent.glob(f"*/{glob.escape(path.stem)}.yaml"))
+        there = {file.stem: file for file in sorted(path.parent.glob("*.yaml"))[:20]}
     except (OSError, ValueError):
         return ""
+    close = nearest(path.stem, there)
+    if found := [*below, *([there[close]] if close else [])]:
+        return f"; did you mean {str(found[0])!r}?"
     if not there:
         return f"; there is no YAML file in {path.parent}"
-    close = nearest(path.name, there)
-    return f"; did you mean {close!r}?" if close else f"; there are {', '.join(there)}"
+    return f"; there {'is' if len(there) == 1 else 'are'} {', '.join(file.name for file in there.values())}"
 
 
 def refusal(path: Path, problems: Sequence[str]) -> ConfigError:

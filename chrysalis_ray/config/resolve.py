@@ -169,10 +169,11 @@ class LoadedExperiment:
         for part, name in ((blueprint, "adapter"), (blueprint["lora"], "exclude"), (blueprint["lora"], "layers")):
             if not part[name]:  # runs of before there were these go on
                 del part[name]
-        return {"experiment": experiment, "blueprint": blueprint, "sha256": sha256_of(_essence(experiment, blueprint))}
+        return {"experiment": experiment, "blueprint": blueprint, "sha256": sha256_of(essence(experiment, blueprint))}
 
 
-def _essence(experiment: dict[str, Any], blueprint: dict[str, Any]) -> dict[str, Any]:
+def essence(experiment: dict[str, Any], blueprint: dict[str, Any]) -> dict[str, Any]:
+    """What a run directory belongs to."""
     left_out = (*COSMETIC, "blueprint")
     body = {key: value for key, value in experiment["body"].items() if key not in MOVABLE}
     return {

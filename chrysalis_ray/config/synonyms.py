@@ -142,3 +142,6 @@ ABSENT: dict[str, str] = {
     "include": "one experiment is one file; there are no includes",
     "defaults": "one experiment is one file; there are no includes",
 }
+
+# Of a source that has a `glob`.
+GLOBS = ("include", "includes", "pattern", "patterns", "files", "extensions", "suffixes")

@@ -6,6 +6,7 @@ the first that fits, where longer keys stand before shorter ones; it does not de
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -81,6 +82,15 @@ PLAIN = Patterns()
 def means(key: str, module: str) -> bool:
     """Whether a key means this module: by its name or the end of it."""
     return module == key or module.endswith(f".{key}")
+
+
+def nearest_key(key: str, modules: Iterable[str]) -> str:
+    """``did you mean 'q_proj'?`` by the ends of these modules' names that have as many parts as `key`; nothing if none is
+    near."""
+    parts = key.count(".") + 1
+    ends = sorted({".".join(module.split(".")[-parts:]) for module in modules})
+    close = difflib.get_close_matches(key, ends, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def hidden_key(pattern: Mapping[str, Any]) -> tuple[str, str] | None:

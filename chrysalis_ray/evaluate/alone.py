@@ -150,13 +150,15 @@ def _agreement(file: Path, split: Literal["select", "report"]) -> dict[str, Any]
 
 
 def open_harness() -> Any:
-    """The room's door to lm-eval. Raises EvaluationError where that extra is not installed."""
+    """The room's door to lm-eval. Raises EvaluationError where that extra is not installed, or not all that it needs."""
     try:
         return importlib.import_module("chrysalis_ray.evaluate.harness")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "lm_eval":
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "chrysalis_ray":
             raise
-        raise EvaluationError("lm-eval is not installed", "pip install -c constraints.txt -e '.[lm-eval]'") from error
+        whole = "is not installed" if missing == "lm_eval" else f"cannot be imported: {error}"
+        raise EvaluationError(f"lm-eval {whole}", "pip install -c constraints.txt -e '.[lm-eval]'") from error
 
 
 def find_text(folder: Path) -> Text:

@@ -36,7 +36,7 @@ from chrysalis_ray.evaluate.scores import read_report, read_select
 from chrysalis_ray.evaluate.subjects import Candidate, Judge, Rows, mixture_of, with_inputs, with_own_rows
 from chrysalis_ray.evaluate.tasks import ask_tasks, told_tasks
 from chrysalis_ray.evaluate.verdict import make_verdict
-from chrysalis_ray.evaluate.whole_inputs import input_sizes, refuse_too_little_room
+from chrysalis_ray.evaluate.whole_inputs import input_sizes, refuse_too_little_room, throw_away
 from chrysalis_ray.merge.whole_regmean import looks_at_whole_inputs
 from chrysalis_ray.seed.adapter import adapter_sha256, read_config
 from chrysalis_ray.seed.solo import is_plain
@@ -126,10 +126,15 @@ def audit_population(judging: Judging) -> None:
 
 
 def merge_population(judging: Judging) -> None:
-    """Every merge that the experiment asks for, of the variants that were judged."""
+    """Every merge that the experiment asks for, of the variants that were judged; what they alone went by is thrown away."""
     layout = judging.layout
-    if layout.merges_manifest.exists():
-        return
+    if not layout.merges_manifest.exists():
+        _make_merges(judging)
+    throw_away(layout)
+
+
+def _make_merges(judging: Judging) -> None:
+    layout = judging.layout
     made = merge_candidates(
         layout,
         judging.experiment.merge,

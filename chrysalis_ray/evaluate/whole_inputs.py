@@ -9,6 +9,7 @@ there when it is whole.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import Variant
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import Variant, sync_folder
 from chrysalis_ray.evaluate.inputs import listen, read_through
 from chrysalis_ray.merge.core_space import Factors
 from chrysalis_ray.merge.inputs import Inputs
@@ -124,7 +126,12 @@ def write_moments(path: Path, sizes: Mapping[str, int], moments: Iterator[tuple[
     try:
         with building.open("wb") as stream:
             write_floats(stream, {module: (size, size) for module, size in sizes.items()}, next_of, "format", "pt")
+            stream.flush()
+            os.fsync(
+                stream.fileno()
+            )  # scores that stand for it are synced too: after a power cut nobody would measure it again
         building.replace(path)
+        sync_folder(path.parent)
     finally:
         building.unlink(missing_ok=True)
 
@@ -200,6 +207,13 @@ def keep_whole_inputs(
                     pass
         except MergeError:
             continue
+
+
+def throw_away(layout: RunLayout) -> None:
+    """Remove what `keep_whole_inputs` wrote, whole or not: it is large, and nobody asks for it once the merges are made."""
+    each = layout.whole_inputs("*")
+    for path in (*each.parent.glob(each.name), *each.parent.glob(f".{each.name}.part")):
+        path.unlink(missing_ok=True)
 
 
 def rows_of(own: OwnRows, tokens: TokenStore, most_rows: int) -> list[Place]:

@@ -14,6 +14,8 @@ import hashlib
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -73,7 +75,11 @@ def _connected() -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
+    heeded = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    if callable(heeded) and threading.current_thread() is threading.main_thread():
+        # whoever heeds SIGTERM here goes on doing so: Ray's own handler leaves nobody time to tidy up
+        signal.signal(signal.SIGTERM, heeded)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -103,6 +103,7 @@ class _Segment:
         self._folder = folder
         self.path: Path | None = None
         self._draft: Path | None = None
+        self._open = ExitStack()
         self._keys: list[bytes] = []
         self._seen: list[Seen] = []
         self._shingles = 0
@@ -118,17 +119,19 @@ class _Segment:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        if kind is None and self._keys:
-            self._write()
-        if self._draft is None:
-            return
-        self._writer.close()
-        self._sink.close()
-        if kind is not None:
-            self._draft.unlink(missing_ok=True)
-            return
-        with suppress(FileNotFoundError):  # cleared by another build into this folder; what it held is looked for again
-            self._keep(self._draft)
+        try:
+            if kind is None and self._keys:
+                self._write()
+            self._open.close()
+            if kind is None and self._draft is not None:
+                with suppress(FileNotFoundError):  # cleared by another build into this folder; what it held is looked for again
+                    self._keep(self._draft)
+        except OSError:
+            if kind is None:  # else the disk that has no room for the end of a segment had none for the rest of it
+                raise
+        finally:
+            if self._draft is not None:
+                self._draft.unlink(missing_ok=True)  # where it has no name of its own by now
 
     def _keep(self, draft: Path) -> None:
         """Give a draft that is whole its name."""
@@ -145,8 +148,8 @@ class _Segment:
             descriptor, draft = tempfile.mkstemp(dir=self._folder, prefix=".segment.")
             os.close(descriptor)
             self._draft = Path(draft)
-            self._sink = pa.OSFile(draft, "wb")
-            self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+            sink = self._open.enter_context(pa.OSFile(draft, "wb"))
+            self._writer = self._open.enter_context(pa.ipc.new_file(sink, SCHEMA))
         self._writer.write_table(_table(self._keys, self._seen))
         self._keys, self._seen, self._shingles = [], [], 0
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.genome.batch import Scanned, batches, scan_batch
 from chrysalis_ray.genome.documents import Document
+from chrysalis_ray.genome.pools import deaf_to_ctrl_c, process_pool
 from chrysalis_ray.genome.scan_cache import ScanCache, key_of
 from chrysalis_ray.genome.similarity import Sketches
 from chrysalis_ray.genome.sketch_store import SketchStore
@@ -66,8 +65,10 @@ def _scan_all(documents: Sequence[Document], how: GenomeBuild) -> Iterable[Scann
 
 def _scan_apart(parts: Sequence[Sequence[Document]], processes: int) -> Iterator[Scanned]:
     together = max(1, min(SENT_TOGETHER, len(parts) // processes))
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(scan_batch, parts, chunksize=together)
+    with process_pool(processes) as pool:
+        with deaf_to_ctrl_c():
+            found = pool.map(scan_batch, parts, chunksize=together)
+        yield from found
 
 
 def processes_for(documents: Sequence[Document]) -> int:

@@ -10,14 +10,11 @@ of numpy arrays carries checksums. What comes out does not depend on how many pr
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.errors import GenomeCorrupt
 from chrysalis_ray.core.records import write_bytes
 from chrysalis_ray.genome.documents import SPLITS, Document
+from chrysalis_ray.genome.pools import deaf_to_ctrl_c, process_pool
 from chrysalis_ray.genome.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -139,30 +137,18 @@ def in_the_making(
 
         yield made_here
         return
-    pool = ProcessPoolExecutor(min(processes, len(missing)), multiprocessing.get_context("spawn"), _begin)
-    try:
-        futures: dict[Piece, Future[None]] = {piece: pool.submit(make_piece, piece, encoding) for piece in missing}
+    with process_pool(min(processes, len(missing))) as pool:
+        with deaf_to_ctrl_c():
+            futures: dict[Piece, Future[None]] = {piece: pool.submit(make_piece, piece, encoding) for piece in missing}
 
         def made_there(wanted: Sequence[Piece]) -> Ids:
             for piece in wanted:
                 if piece in futures:
-                    _result(futures[piece])
+                    futures[piece].result()
                     progress.done(piece)
             return joined(wanted)
 
         yield made_there
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(future: Future[None]) -> None:
-    try:
-        future.result()
-    except BrokenProcessPool as error:
-        raise GenomeError(
-            "a process that tokenised was killed, perhaps for want of memory",
-            "run the same command again: it goes on where it was",
-        ) from error
 
 
 class Progress:
@@ -212,19 +198,6 @@ def _loaded(encoding: Encoding, is_chat: bool) -> tuple[Any, Any]:
     if is_chat:
         return None, load_chat_tokenizer(encoding.tokenizer_folder, encoding.chat_template)
     return load_tokenizer(encoding.tokenizer_folder), None
-
-
-def _begin() -> None:
-    """What a process of the pool does first: one thread for tokenizers, and an end with whoever started it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 # reading ------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from chrysalis_ray.seed.tensors import parse_tensors, tensor_bytes, unique_keys
 
 FORMAT = "chrysalis.seed/2"
 ADAMW_ONLY = "chrysalis.seed/1"
+NEWER = ("solo", "patterns")  # of `meta`, since format 2
 KINDS = ("weight", *sorted({name for names in MOMENTS.values() for name in names}))
 SOLO_KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)}|initial|constant|running)/(?P<name>{MODULE.pattern})")
 KEY = re.compile(rf"(?P<kind>{'|'.join(KINDS)})/(?P<module>{MODULE.pattern})\.lora_(?P<side>[AB])")
@@ -58,7 +59,9 @@ def unpack_seed(content: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     if not known or not isinstance(envelope.get("meta"), dict):
         raise StoreCorrupt(f"these bytes are not a {FORMAT}", "go back to the cut before")
     meta = envelope["meta"]
-    problem = _problem_of(tensors, meta, meta.get("optimizer", "adamw") if envelope["format"] == FORMAT else "adamw")
+    newer = [name for name in NEWER if name in meta and envelope["format"] == ADAMW_ONLY]
+    problem = f"one of format 1 has no {newer[0]}" if newer else None
+    problem = problem or _problem_of(tensors, meta, meta.get("optimizer", "adamw") if envelope["format"] == FORMAT else "adamw")
     if problem:
         raise StoreCorrupt(f"a seed cannot be read: {problem}", "go back to the cut before")
     return tensors, meta
@@ -68,11 +71,14 @@ def _problem_of(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], op
     """What is wrong with a seed, or None."""
     if "solo" in meta:
         return _solo_problem(tensors, optimizer)
+    told = meta.get("patterns", {})
     try:
-        patterns = Patterns.from_json(meta.get("patterns", {}))
-        return _problem(tensors, optimizer, patterns)
-    except (AttributeError, TypeError):
-        return f"its patterns {meta['patterns']!r} are none"
+        patterns = Patterns.from_json(told)
+        sound = told == patterns.to_json() and all(type(rank) is int and rank > 0 for rank in patterns.ranks.values())
+        sound = sound and all(alpha > 0 for alpha in patterns.alphas.values())
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    return _problem(tensors, optimizer, patterns) if sound else f"its patterns {told!r} are none"
 
 
 def _solo_problem(tensors: Mapping[str, torch.Tensor], optimizer: Any) -> str | None:

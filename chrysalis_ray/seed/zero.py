@@ -16,7 +16,7 @@ import torch
 from chrysalis_ray.config.adapters import PeftAdapter
 from chrysalis_ray.config.blueprint import Lora
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.core.patterns import means
+from chrysalis_ray.core.patterns import means, nearest_key
 from chrysalis_ray.seed.adapter import PREFIX, AdapterWeights, write_adapter
 
 
@@ -167,7 +167,8 @@ def _check_patterns(lora: Lora, shapes: Mapping[str, tuple[int, int]]) -> None:
     for field, pattern in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
         for key in pattern:
             if not any(means(key, name) for name in shapes):
-                raise ModelError(f"lora.{field} names {key!r}, and lora.targets mean no such module", "leave it out")
+                guess = nearest_key(key, shapes)
+                raise ModelError(f"lora.{field} names {key!r}, and lora.targets mean no such module{guess}", "leave it out")
     for name, sides in shapes.items():
         if lora.patterns.rank_of(name, 1) > min(sides):
             raise ModelError(f"lora.rank_pattern gives {name} a rank above {min(sides)}, its smaller side", "write less")

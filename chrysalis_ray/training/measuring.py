@@ -48,7 +48,8 @@ DOMAIN = "measured"
 SHORT = 0.5  # the other row length, as a share: it tells what attention takes
 
 
-def main(path: str, rank: str) -> None:
+def main(path: str, rank: str) -> int:
+    """Measure, and return the exit code."""
     order = Order(**read_json(Path(path)))
     try:
         answer = observe(order, int(rank))
@@ -56,12 +57,13 @@ def main(path: str, rank: str) -> None:
         if not is_out_of_memory(error):
             raise
         print(f"out of memory: {error}", file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY)
+        return OUT_OF_MEMORY
     if rank == "0":
         write_json(Path(order.folder) / "answer.json", answer)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+    return 0
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -314,6 +316,9 @@ def synthetic_tokens(length: int, vocabulary: int, rows: int = 64) -> TokenStore
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    code = main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # the answer is there; threads of gloo and DeepSpeed that are still about can abort a usual exit
+    sys.stderr.flush()
+    # The answer is there, or why there is none. Threads of gloo and DeepSpeed that are still about can abort a usual exit. It
+    # takes a while besides: the others, who wait for this process, would be seen to fail before it does.
+    os._exit(code)

@@ -68,8 +68,10 @@ class WornLayer(nn.Module):
         worn = past_key_values is None and is_worn(self, hidden_states, lanes)
         if worn and attention_mask is not None and position_embeddings is not None:
             return worn_pass(self, hidden_states, attention_mask, position_embeddings, lanes)
+        settings |= {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        settings |= {"use_cache": use_cache, "position_embeddings": position_embeddings}
         usual: Any = super().forward
-        return usual(hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **settings)
+        return usual(hidden_states, **settings)  # by name: their order is each version's own
 
 
 def worn_pass(layer: Any, x_NTD: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor], lanes: int) -> Tensor:

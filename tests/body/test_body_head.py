@@ -1,12 +1,17 @@
 """What stands in a head node for what nobody asks for."""
 
 import contextlib
+import inspect
 import os
+import signal
 import subprocess
 import sys
 import time
 
+from ray._private import node, utils, worker
+
 from chrysalis_ray.body import agent
+from chrysalis_ray.body.head import own_sigterm
 
 
 def test_the_agent_says_that_nothing_is_served_and_ends_with_its_raylet(tmp_path):
@@ -44,3 +49,24 @@ def waited_until(is_so, seconds=30):
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_ray_leaves_sigterm_to_whoever_heeds_it():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def heed(number, frame):
+        raise AssertionError
+
+    def of_ray(number, frame):
+        raise AssertionError
+
+    try:
+        for heeded, afterwards in ((heed, heed), (signal.SIG_DFL, of_ray)):
+            signal.signal(signal.SIGTERM, heeded)
+            with own_sigterm():
+                utils.set_sigterm_handler(of_ray)
+            assert signal.getsignal(signal.SIGTERM) is afterwards
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "set_sigterm_handler(" in inspect.getsource(worker) + inspect.getsource(node)  # both go by what is replaced
+    assert "signal.signal(" not in inspect.getsource(worker) + inspect.getsource(node)

@@ -98,6 +98,7 @@ def test_wrong_input_is_one_message_and_nothing_is_written(place: Path, built: P
     assert "no manifest.json" in refused("show", place / "notes")
     assert "no document 'zzz'" in refused("show", built, "zzz")
     assert "there is notes/1.txt" in refused("show", built, "1.txt")
+    assert "there is notes/3.txt" in refused("show", built, "other/3.md#code-9")  # of that name, at least
     assert "is not overwritten" in refused("export", built, "--out", place / "small.yaml")
     assert "no folder" in refused("export", built, "--out", place / "new" / "genome.txt")
     assert "does not exist" in refused("verify", place / "nowhere")

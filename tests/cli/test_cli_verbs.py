@@ -129,15 +129,17 @@ def test_a_failure_is_a_message_with_a_remedy_and_no_traceback(tmp_path: Path) -
     assert "Traceback" in chrysalis("report", str(tmp_path), CHRYSALIS_TRACEBACK="1").stderr
 
 
-def test_ctrl_c_exits_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_ctrl_c_and_sigterm_say_how_to_go_on(sent: signal.Signals, code: int, told: str, tmp_path: Path) -> None:
     metrics = run_folder(tmp_path) / "metrics.jsonl"
     os.mkfifo(metrics)
     command = [sys.executable, "-m", "chrysalis_ray", "report", str(tmp_path)]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with metrics.open("w"):  # returns once the verb has opened the other end: it is now inside its work
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         error = child.communicate(timeout=30)[1]
-    assert (child.returncode, error.splitlines()[-1]) == (130, "interrupted: run the same command again to go on")
+    assert (child.returncode, error.splitlines()[-1]) == (code, f"{told}: run the same command again to go on")
+    assert "Traceback" not in error
 
 
 def test_lineage_prints_what_emerged(tmp_path: Path) -> None:
@@ -168,7 +170,9 @@ def test_a_blueprint_is_shown_whole_with_what_its_base_weighs() -> None:
     assert "# 1,720.6 million parameters, 3.4 GB in bf16; an adapter of rank 16 has 17.43 million" in shown
     assert "sequence_length: 2048" in shown
     assert "near_duplicate" in shown
-    assert "not one of those shipped: gemma-2-2b" in chrysalis("blueprint", "show", "tinny").stderr
+    missed = chrysalis("blueprint", "show", "tinny").stderr
+    assert "not one of those shipped (gemma-2-2b, " in missed
+    assert missed.endswith("tiny); did you mean 'tiny'?\nHEAVY []\n")
 
 
 def test_without_a_name_every_shipped_blueprint_is_listed_with_its_base() -> None:

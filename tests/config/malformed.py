@@ -122,6 +122,7 @@ PACKED = [
         "runs a command",
     ),
     exp("an option as url", CHATS, f"{{type: git, url: '--upload-pack=x', commit: {ID[:-1]}a, domain: d}}", "upload", "dash"),
+    exp("no commit", CHATS, "{type: git, url: ./nowhere, domain: d}", "nowhere", "commit: is missing", "git rev-parse HEAD"),
     exp("no repository", CHATS, f"{{type: git, url: ./nowhere, commit: {ID[:-1]}a, domain: d}}", "nowhere", "no repository"),
     exp("no archive", CHATS, "{type: archive, path: gone.zip, domain: d}", "gone.zip", "no archive"),
     exp(
@@ -938,6 +939,7 @@ CONVERSATIONS = [
         "field_messages",
         "the name here is genome.sources.messages_key",
     ),
+    exp("a glob by another name", 'glob: "**/*.md"', "include: '*.md'", "include", "the name here is glob"),
     exp("messages of a folder", 'glob: "**/*.md"', "messages_key: m", "messages_key: m", "unknown key 'messages_key'"),
 ]
 

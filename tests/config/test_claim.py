@@ -1,5 +1,6 @@
 """A run directory belongs to exactly one experiment, and a kill at any write leaves one that the same command takes up."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,22 @@ def test_a_run_goes_on_with_another_body_that_computes_the_same(good: Path, tmp_
 def test_another_experiment_and_a_damaged_manifest_are_refused(good: Path, tmp_path: Path) -> None:
     layout = run_directory(load_experiment(good), tmp_path, "mine")
     claim_run(load_experiment(good), layout)
-    with pytest.raises(RunError, match="holds another experiment"):
+    with pytest.raises(RunError, match=r"holds another experiment \(\w+, not \w+\): rng_seed is 17 there, 77 here\n"):
         claim_run(load_experiment(good, ["rng_seed=77"]), layout)
+    many = [
+        "rng_seed=77",
+        "population.variants=2",
+        "blueprint.lora.rank=2",
+        "blueprint.lora.alpha=3",
+        "merge=[{method: winner}]",
+    ]
+    with pytest.raises(RunError, match=r": blueprint\.lora\.alpha is 16\.0 there, 3\.0 here, .* and 2 more\n") as refused:
+        claim_run(load_experiment(good, many), layout)
+    assert len(refused.value.message) < 600
+    manifest = json.loads(layout.run_manifest.read_text())
+    layout.run_manifest.write_text(json.dumps({**manifest, "experiment_sha256": "0" * 64, "version": "0.0.1"}))
+    with pytest.raises(RunError, match=r"it was begun by version 0\.0\.1, this is "):
+        claim_run(load_experiment(good), layout)
     layout.run_manifest.write_text('{"name": "mine"')
     with pytest.raises(RunError, match="is damaged") as refused:
         claim_run(load_experiment(good), layout)

@@ -93,8 +93,15 @@ def test_files_that_are_no_mapping(content: bytes, words: str, tmp_path: Path) -
 
 
 def test_a_missing_file_names_its_neighbours(good: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file; did you mean 'experiment\.yaml'"):
+    with pytest.raises(ConfigError, match=r"no such file; did you mean '[^']*experiment\.yaml'"):
         load_experiment(good.with_name("experimnt.yaml"))
+    (good.parent / "sub").mkdir()
+    (good.parent / "sub" / "letters.yaml").write_text("name: letters")
+    for asked in ("letters.yaml", "letters"):  # from the folder above, as new users do
+        with pytest.raises(ConfigError, match=r"no such file; did you mean '[^']*sub/letters\.yaml'"):
+            load_experiment(good.with_name(asked))
+    with pytest.raises(ConfigError, match=r"there are \w+\.yaml, "):
+        load_experiment(good.with_name("somethingelse.yaml"))
     with pytest.raises(ConfigError, match="not a file"):
         load_experiment(good.parent)
     with pytest.raises(ConfigError, match="no such file; there is no YAML file"):

@@ -18,6 +18,12 @@ from chrysalis_ray.training.planning.shapes import KNOWN
     [
         (("blueprint.lora.rank_pattern={v_proj: 48}",), "rank 48 is above 32"),
         (("blueprint.lora.rank_pattern={v_proj: 4}", "blueprint.lora.init=pissa", "body={slots: 1}"), "one scale is kept"),
+        (("blueprint.lora.rank_pattern={v_porj: 4}",), "none of lora.targets (q_proj, v_proj); did you mean 'v_proj'?"),
+        (
+            ("blueprint.lora.alpha_pattern={layers.0.self_attn.q_prj: 4}",),
+            "did you mean 'layers.0.self_attn.q_proj'?",
+        ),
+        (("blueprint.lora.rank_pattern={embed_tokens: 4}",), "(q_proj, v_proj); leave it out"),
         (("blueprint.lora.rank_pattern={v_proj: 2, q_proj: 4}",), "gives every target its own"),
         (("blueprint.lora.alpha_pattern={v_proj: 2, q_proj: 4}",), "gives every target its own"),
         (("blueprint.adapter={type: loha}", "blueprint.lora.alpha_pattern={q_proj: 4}"), "in whose place adapter stands"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 
 import pytest
 import torch
+from tiny_tasks import installed, write_tasks
 from typer.testing import CliRunner
 
 from chrysalis_ray.cli.main import app
@@ -16,39 +16,6 @@ from chrysalis_ray.evaluate.alone import Tasks, evaluate_folders
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 
 MODULES = {"model.layers.0.self_attn.q_proj": (64, 48), "model.layers.1.mlp.down_proj": (48, 96)}
-CHOICES = """
-task: tiny_choices
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-doc_to_choice: "{{choices}}"
-metric_list: [{metric: acc}, {metric: acc_norm}]
-"""
-WRITTEN = """
-task: tiny_written
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{wanted}}"
-generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
-metric_list: [{metric: exact_match}]
-"""
-ROLLING = """
-task: tiny_rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
-"""
-installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
 
 
 @pytest.fixture
@@ -67,27 +34,7 @@ def adapters(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Tasks whose data lie in a file; nothing may be fetched."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    where = tmp_path / "tasks"
-    where.mkdir()
-    words = ("self", "import os", "return", "def parse", "args", "for x in", "print", "class A", "with open", "if not")
-    rows = [
-        {
-            "question": word,
-            "choices": [" a", " self", "  x = 1"],
-            "answer": number % 3,
-            "wanted": "(",
-            "text": f"{word} = 1\n" * 90,
-        }
-        for number, word in enumerate(words)
-    ]
-    (where / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    for name, text in (("choices", CHOICES), ("written", WRITTEN), ("rolling", ROLLING)):
-        (where / f"{name}.yaml").write_text(text % (where / "rows.jsonl"))
-    return where
+    return write_tasks(tmp_path, monkeypatch, 10)
 
 
 def by_lm_eval(base, adapter, folder, tasks):
@@ -104,19 +51,19 @@ def by_lm_eval(base, adapter, folder, tasks):
 @installed
 @pytest.mark.slow
 def test_every_adapter_gets_what_lm_eval_finds_for_it_alone(tiny_base, adapters, folder):
-    tasks = ("tiny_choices", "tiny_written", "tiny_rolling")
+    tasks = ("tiny_normed", "tiny_written", "tiny_rolling")
     found = evaluate_folders(adapters, None, tiny_base, tasks=Tasks(tasks, folder))["lm_eval"]
     assert list(found["tasks"]) == list(tasks)
     for name in ("base", *adapters):
         expected = by_lm_eval(tiny_base, None if name == "base" else name, folder, list(tasks))
         told = {task: found["tasks"][task]["candidates"][name] for task in tasks}
-        assert found["tasks"]["tiny_choices"]["items"] == 10
+        assert found["tasks"]["tiny_normed"]["items"] == 10
         for metric in ("acc", "acc_norm"):
-            assert told["tiny_choices"][metric] == pytest.approx(expected["tiny_choices"][metric])
+            assert told["tiny_normed"][metric] == pytest.approx(expected["tiny_normed"][metric])
         assert told["tiny_written"]["exact_match"] == pytest.approx(expected["tiny_written"]["exact_match"])
         for metric in ("word_perplexity", "bits_per_byte"):
             assert told["tiny_rolling"][metric] == pytest.approx(expected["tiny_rolling"][metric], rel=1e-3)
-    assert len({str(found["tasks"]["tiny_choices"]["candidates"][name]) for name in ("base", *adapters)}) > 1
+    assert len({str(found["tasks"]["tiny_normed"]["candidates"][name]) for name in ("base", *adapters)}) > 1
 
 
 @installed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_tasks import installed, write_tasks
 
 from chrysalis_ray.config.experiment import Evaluate
 from chrysalis_ray.config.lm_eval import LmEval
@@ -30,28 +29,6 @@ from chrysalis_ray.training.pack import Pack
 NAME = "model.layers.0.self_attn.q_proj"
 VARIANTS = ("v000-a", "v001-b")
 LOSSES = {"seed": 4.0, "v000-a": 3.0, "v001-b": 3.2, "mean": 2.9}
-CHOICES = """
-task: tiny_choices
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-doc_to_choice: "{{choices}}"
-metric_list: [{metric: acc}]
-"""
-ROLLING = """
-task: tiny_rolling
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{question}} = 1"
-metric_list: [{metric: bits_per_byte}]
-"""
-installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra")
 
 
 @pytest.fixture
@@ -72,18 +49,7 @@ def layout(tmp_path, tiny_base):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Tasks whose data lie in a file; nothing may be fetched."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    where = tmp_path / "tasks"
-    where.mkdir()
-    words = ("self", "import os", "return", "def parse", "args", "for x in", "print", "class A")
-    rows = [{"question": word, "choices": [" a", " self", " x"], "answer": n % 3} for n, word in enumerate(words)]
-    (where / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    for name, text in (("choices", CHOICES), ("rolling", ROLLING)):
-        (where / f"{name}.yaml").write_text(text % (where / "rows.jsonl"))
-    return where
+    return write_tasks(tmp_path, monkeypatch, 8)
 
 
 class Told:
@@ -150,6 +116,17 @@ def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "chrysalis_ray.evaluate.harness", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
     with pytest.raises(EvaluationError, match=r"lm-eval is not installed\n.*\[lm-eval\]"):
+        check_tasks(LmEval(tasks=("arc_easy",)))
+
+
+def test_an_extra_that_lacks_what_it_needs_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "chrysalis_ray.evaluate.harness", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("import sacreblue_of_nobody")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EvaluationError, match=r"cannot be imported: No module named 'sacreblue_of_nobody'\n.*\[lm-eval\]"):
         check_tasks(LmEval(tasks=("arc_easy",)))
 
 

@@ -17,12 +17,21 @@ from transformers import AutoModelForCausalLM
 
 from chrysalis_ray.config.merges import EnsembleMerge, RegmeanMerge
 from chrysalis_ray.core.errors import MergeError
-from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant
+from chrysalis_ray.core.layout import RunLayout
+from chrysalis_ray.core.records import Epigenome, Hyperparameters, Variant, read_json, write_json
 from chrysalis_ray.evaluate import whole_inputs
 from chrysalis_ray.evaluate.folders import Texts, merge_folders
 from chrysalis_ray.evaluate.inputs import read_rows
+from chrysalis_ray.evaluate.stages import Judging, merge_population
 from chrysalis_ray.evaluate.subjects import Candidate, OwnRows
-from chrysalis_ray.evaluate.whole_inputs import groups, keep_whole_inputs, open_moments, refuse_too_little_room, rows_of
+from chrysalis_ray.evaluate.whole_inputs import (
+    groups,
+    keep_whole_inputs,
+    open_moments,
+    refuse_too_little_room,
+    rows_of,
+    write_moments,
+)
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.pack import Pack
@@ -170,3 +179,54 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(tmp_path, three, 
     assert [path.name for path in writes] == ["inputs-0.safetensors", "inputs-1.safetensors"]
     assert read_rows(files[0], base)
     assert PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+
+
+@pytest.fixture
+def merging(tmp_path):
+    """A run whose variants are judged and heard, and nothing is merged yet."""
+    layout, sizes = RunLayout(tmp_path / "run"), dict.fromkeys(TARGETS, 16)
+    moments = [(name, torch.eye(16)) for name in sorted(TARGETS)]
+    for number, name in enumerate(("v0", "v1")):
+        generator = torch.Generator().manual_seed(number)
+        factors = {
+            module: (torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator)) for module in TARGETS
+        }
+        write_adapter(layout.adapter(name), AdapterWeights("b", None, 2, 4.0, False, TARGETS, factors))
+        write_moments(layout.whole_inputs(name), sizes, iter(moments))
+        layout.inputs(name).write_bytes(b"small")
+    layout.seed.parent.mkdir(exist_ok=True)
+    zero = {module: (torch.ones(2, 16), torch.zeros(16, 2)) for module in TARGETS}
+    write_adapter(layout.seed, AdapterWeights("b", None, 2, 4.0, False, TARGETS, zero))
+    layout.whole_inputs("v1").with_name(".v1.whole.safetensors.part").write_bytes(b"half")  # of a life that was killed
+    scores = {name: [["code", 0, 30.0, 10]] for name in ("seed", "v0", "v1")}
+    write_json(layout.select_scores, {"split": "select", "candidates": scores})
+
+    def of(*specs):
+        return Judging(layout, SimpleNamespace(merge=specs), ("v0", "v1"), None, lambda *line: None, lambda *entry: None)
+
+    return layout, of
+
+
+def left(layout):
+    return sorted(path.name for path in layout.inputs("v0").parent.iterdir())
+
+
+def test_whole_inputs_are_thrown_away_when_the_merges_are_made_and_not_before(merging):
+    layout, of = merging
+    aside = layout.inputs("v0").replace(layout.root / "aside")
+    whole = layout.whole_inputs("v0").replace(layout.inputs("v0"))  # so that v0 was not heard
+    with pytest.raises(MergeError, match="no merge could be made"):
+        merge_population(of(WHOLE))
+    assert "v1.whole.safetensors" in left(layout)
+    whole.replace(layout.whole_inputs("v0"))
+    aside.replace(layout.inputs("v0"))
+    merge_population(of(WHOLE))
+    assert read_json(layout.merges_manifest)["failed"] == {}
+    assert left(layout) == ["v0.safetensors", "v1.safetensors"]
+
+
+def test_whole_inputs_that_a_kill_spared_go_with_the_next_start(merging):
+    layout, of = merging
+    write_json(layout.merges_manifest, {"candidates": {}, "failed": {}})
+    merge_population(of(WHOLE))
+    assert left(layout) == ["v0.safetensors", "v1.safetensors"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -238,16 +239,19 @@ def test_ray_data_builds_the_same_genome(tmp_path, monkeypatch):
     one = build_genome(spec(), tmp_path / "one", tmp_path)
     # in a process of its own: Ray remembers the token of the first cluster that a process starts
     script = """
-import sys
+import signal, sys
 from pathlib import Path
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.genome import batch
 from chrysalis_ray.genome.build import build_genome
 batch.BATCH_CHARACTERS = 20_000
 folder = Path(sys.argv[1])
+def heed(number, frame): pass
+signal.signal(signal.SIGTERM, heed)
 print(build_genome(GenomeSpec.model_validate_json(sys.argv[2]), folder / "ray", folder).genome_id)
 import ray
 assert not ray.is_initialized()
+assert signal.getsignal(signal.SIGTERM) is heed
 """
     asked = spec(engine="ray", processes=2).model_dump_json()
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), asked], capture_output=True, text=True, check=False)
@@ -335,6 +339,33 @@ def test_two_builds_into_one_folder_do_not_end_each_other(tmp_path):
     assert len(list(one)) == 1
     assert list(folder.iterdir()) == []  # each cleared what the other held: nothing is believed, all is looked for again
     assert keys[0] not in scan_cache.ScanCache(folder)
+
+
+@pytest.mark.parametrize("room", [0, 4, 3000], ids=["none at all", "for a part of the head", "for a part"])
+def test_a_disk_that_is_full_leaves_no_draft_of_the_cache(room, tmp_path):
+    """A limit on files stands for the disk: writes beyond it fail as they do there, by an OSError."""
+    documents = stdlib(0.3)
+    cache = scan_cache.ScanCache(tmp_path / "scan")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            scan(documents, cache=cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "scan").iterdir()) == []
+    assert scan(documents, cache=scan_cache.ScanCache(tmp_path / "scan"))[0] == scan(documents)[0]
+
+
+def test_a_scan_that_fails_leaves_no_draft_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_cache, "DOCUMENTS_AT_ONCE", 2)
+    documents = stdlib(0.3)
+    cache = scan_cache.ScanCache(tmp_path / "scan")
+    found = scan_cache.Seen({}, np.arange(9, dtype=np.uint64))
+    keys = [scan_cache.key_of(document) for document in documents]
+    with pytest.raises(RuntimeError, match="StopIteration"):  # nothing more was found
+        list(cache.renewed(keys, iter([found] * 3)))
+    assert list((tmp_path / "scan").iterdir()) == []
 
 
 def test_the_cache_holds_what_the_genome_holds_in_few_segments(tmp_path, monkeypatch):

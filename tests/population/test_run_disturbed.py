@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import psutil
 import pytest
@@ -113,17 +112,27 @@ def test_a_node_is_lost_on_a_cluster_of_two_and_the_adapters_are_the_same(garden
     assert len(cuts(run)) == len(cuts(undisturbed)) >= before  # no turn was committed twice, none is missing
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(garden, undisturbed):
-    process = garden.start("interrupted")
+@pytest.mark.parametrize(
+    ("sent", "to", "code", "name"),
+    [
+        (signal.SIGINT, os.kill, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, os.killpg, 143, "terminated", marks=pytest.mark.slow),  # as a supervisor does, to a group
+    ],
+)
+def test_ctrl_c_and_sigterm_leave_a_run_that_goes_on(sent, to, code, name, garden, undisturbed):
+    process = garden.start(name)
     try:
-        garden.wait_for("interrupted", lambda run: len(cuts(run)) >= 2, process)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130, garden.log("interrupted")
+        garden.wait_for(name, lambda run: len(cuts(run)) >= 2, process)
+        started = psutil.Process(process.pid).children(recursive=True)
+        to(process.pid, sent)
+        assert process.wait(timeout=60) == code, garden.log(name)
+        _, left = psutil.wait_procs(started, timeout=20)
+        assert left == []
     finally:
         end(process)
-    assert "run the same command again" in garden.log("interrupted")
-    time.sleep(1)
-    run = garden.run("interrupted")
+    assert garden.log(name).splitlines()[-1] == f"{name}: run the same command again to go on"
+    assert not any(trace in garden.log(name) for trace in ("Traceback", "***", "SIGTERM"))
+    run = garden.run(name)
     assert adapters(run) == adapters(undisturbed)
     assert json.loads((run / "verdict.json").read_text())["winner"] in population(run)
 

@@ -1,38 +1,17 @@
 """A run that names a task of lm-eval: asked of bodies, told in the verdict and on the page. lm-eval is an extra."""
 
-import importlib.util
 import json
 
 import pytest
+from tiny_tasks import installed, write_tasks
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra"),
-]
-
-TASK = """
-task: tiny_choices
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-doc_to_choice: "{{choices}}"
-metric_list: [{metric: acc}]
-"""
+pytestmark = [pytest.mark.ray, pytest.mark.slow, installed]
 
 
 def test_a_run_tells_tasks_of_lm_eval_that_chose_nothing(garden, tmp_path, monkeypatch):
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    rows = [{"question": word, "choices": [" a", " self"], "answer": n % 2} for n, word in enumerate(("def", "return", "x"))]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "tiny.yaml").write_text(TASK % (tmp_path / "rows.jsonl"))
+    folder = write_tasks(tmp_path, monkeypatch, 3)
     run = garden.run(
-        "tasks", f"evaluate.lm_eval={{tasks: [tiny_choices], folder: '{tmp_path}'}}", "population.scheduler={type: fifo}"
+        "tasks", f"evaluate.lm_eval={{tasks: [tiny_choices], folder: '{folder}'}}", "population.scheduler={type: fifo}"
     )
     verdict = json.loads((run / "verdict.json").read_text())
     told = verdict["lm_eval"]["tasks"]["tiny_choices"]

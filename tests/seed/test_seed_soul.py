@@ -103,6 +103,21 @@ def test_a_seed_of_the_first_format_opens():
         unpack_seed(save(odd, {"seed": '{"format":"chrysalis.seed/1","meta":{"optimizer":"adamax"}}'}))
 
 
+@pytest.mark.parametrize("newer", ['"patterns":{"ranks":{"q_proj":2}}', '"patterns":{}', '"solo":{"type":"loha"}'])
+def test_a_seed_of_the_first_format_says_nothing_that_came_later(newer):
+    with pytest.raises(StoreCorrupt, match=r"format 1 has no (patterns|solo)"):
+        unpack_seed(save(tensors(), {"seed": f'{{"format":"chrysalis.seed/1","meta":{{{newer}}}}}'}))
+
+
+@pytest.mark.parametrize("patterns", [
+    {"ranks": {"q_proj": True}}, {"ranks": {"other": 0}}, {"ranks": {"other": 2.0}}, {"alphas": {"q_proj": "x"}},
+    {"alphas": {"q_proj": -1.0}}, {"alphas": {"q_proj": None}}, {"alphas": {}}, {"scales": {"q_proj": 2}}, None,
+], ids=str)  # fmt: skip
+def test_patterns_that_nobody_wrote_are_refused(patterns):
+    with pytest.raises(ValueError, match="patterns"):
+        pack_seed(tensors(), {**META, "patterns": patterns})
+
+
 def test_one_moment_alone_is_refused():
     with pytest.raises(ValueError, match="exp_avg_sq"):
         pack_seed({name: t for name, t in tensors().items() if name != "exp_avg_sq/model.layers.0.q_proj.lora_A"}, META)

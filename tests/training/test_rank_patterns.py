@@ -173,7 +173,11 @@ def test_keys_mean_what_they_mean_to_peft_in_any_order() -> None:
 
 
 def test_patterns_that_mean_nothing_are_refused_before_anything_trains(tiny_base: Path, tmp_path: Path) -> None:
-    for pattern, words in (({"layers.9.self_attn.q_proj": 2}, "no such module"), ({"q_proj": 1000}, "smaller side")):
+    for pattern, words in (
+        ({"layers.9.self_attn.q_proj": 2}, "no such module"),
+        ({"self_atn.q_proj": 2}, r"did you mean 'self_attn\.q_proj'\?"),
+        ({"q_proj": 1000}, "smaller side"),
+    ):
         lora = Lora(targets=PROJECTIONS, rank_pattern=pattern)
         with pytest.raises(ModelError, match=words):
             write_adapter_zero(tiny_base, str(tiny_base), lora, lora.patterns.largest(8), 17, tmp_path / "seed")

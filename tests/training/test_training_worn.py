@@ -162,3 +162,23 @@ def test_a_base_of_another_precision_wears_nothing(family: str) -> None:
     quicken(model)
     wear(model)
     assert not any(isinstance(module, WornLayer) for module in model.modules())
+
+
+def test_a_version_whose_layers_take_things_in_another_order_is_called_by_their_names() -> None:
+    model = base_of("llama")
+    known = type(model.model.layers[0])
+
+    class LlamaDecoderLayer(known):  # type: ignore[misc, valid-type]
+        def forward(self, hidden_states, position_embeddings=None, attention_mask=None, cache_position=None, **settings):
+            return super().forward(
+                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **settings
+            )
+
+    usual = model.base_model(**given_rows()).last_hidden_state
+    for layer in model.model.layers:
+        layer.__class__ = LlamaDecoderLayer
+    quicken(model)
+    wear(model)
+    assert isinstance(model.model.layers[0], WornLayer)
+    found = model.base_model(**given_rows()).last_hidden_state  # gradients may be wanted: the usual way
+    assert (found - usual).abs().max() <= 1e-5 * usual.abs().max()
