@@ -225,7 +225,7 @@ def reach_verdict(layout: RunLayout, experiment: Any, variants: Sequence[str]) -
     ).to_json()
     verdict["select"]["metrics"] = {name: select.metrics(name) for name in select.candidates}
     verdict["report"]["metrics"] = {name: report.metrics(name) for name in report.candidates}
-    verdict["report"]["agreement"], agreeing = told_agreements(layout, told, choice, experiment.rng_seed)
+    verdict["report"]["agreement"], agreeing = told_agreements(layout, told, choice, report, experiment.rng_seed)
     verdict["probes"], sentences = told_probes(layout, told, choice)
     verdict["lm_eval"], of_tasks = told_tasks(layout, told, choice)
     verdict["sentences"] += [*agreeing, *sentences, *of_tasks]

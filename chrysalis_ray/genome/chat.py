@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from chrysalis_ray.core.errors import GenomeError, ModelError
 from chrysalis_ray.genome.documents import Document
+from chrysalis_ray.genome.tokenizer import byte_counts
 
 ROLES = ("system", "user", "assistant")
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -108,6 +109,23 @@ class ChatTokenizer:
             self._check_text(messages, document.path)
             found.append(encode_one(messages, document.path))
         return found
+
+    def encode_sized(self, documents: Iterable[Document]) -> tuple[list[Encoded], list[NDArray[np.int32]]]:
+        """`encode`, and the bytes of what was rendered that each token stands for: those of the messages, and of the words that
+        the template puts between them. A control token stands for none, as one that ends a document does. -1 throughout where
+        the rendered text does not give these tokens again."""
+        known = list(documents)
+        found = self.encode(known)
+        return found, [self._sizes(document, ids) for document, (ids, _) in zip(known, found, strict=True)]
+
+    def _sizes(self, document: Document, ids: NDArray[np.uint32]) -> NDArray[np.int32]:
+        whole = self._apply(messages_of(document), document.path, tokenize=False)
+        encoding = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        if encoding["input_ids"] != ids.tolist():
+            return np.full(len(ids), -1, np.int32)
+        sizes = byte_counts(whole, [end for _, end in encoding["offset_mapping"]])
+        control = [number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special]
+        return np.where(np.isin(ids, control), np.int32(0), sizes)
 
     def cue(self, messages: Sequence[Message], where: str) -> list[int]:
         """Ids of a conversation up to where the assistant begins to speak. Raises GenomeError for one that the template cannot

@@ -175,9 +175,11 @@ def make_piece(piece: Piece, encoding: Encoding) -> None:
     documents = read_rows(piece.shards, piece.domain, piece.start, piece.stop)
     arrays: dict[str, NDArray[Any]] = {}
     if piece.is_chat:
-        both = chat.encode(documents)
+        both, sizes = (chat.encode(documents), []) if piece.split == "train" else chat.encode_sized(documents)
         ids, flags = [ids for ids, _ in both], [flags for _, flags in both]
         arrays["learned"] = np.concatenate(flags) if flags else np.empty(0, np.bool_)
+        if sizes:
+            arrays["bytes"] = np.concatenate(sizes)
     elif piece.split == "train":
         ids = tokenizer.encode([document.text for document in documents])
     else:

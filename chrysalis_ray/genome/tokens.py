@@ -254,6 +254,7 @@ def encoding_of(
         "end_id": tokenizer.end_id,
         "chat_template_sha256": chat.sha256 if chat else None,
         "sequence_length": sequence_length,
+        **({"chat_bytes": True} if chat else {}),  # before, those of conversations were not counted
     }
     return key, Encoding(tokenizer_folder, chat_template, sha256_of(key))
 

@@ -53,8 +53,9 @@ def _count(members: Any) -> int | None:
 def _members(name: str, told: Mapping[str, Any]) -> str:
     rows = []
     for member, found in mapping(told.get("by_member")).items():
-        own = numbers(found)
+        own, loss = numbers(found), numbers(mapping(found).get("loss"))
         cells = _cell(own.get("divergence")) + _cell(own.get("agreement"), ".1%")
+        cells += "".join(_cell(loss.get(key), "+.4f") for key in ("mean", "low", "high"))
         rows.append(f"<tr><th scope='row'>{escape(str(member))}</th>{cells}</tr>")
-    heads = ("variant", f"KL(variant || {name})", "same token")
+    heads = ("variant", f"KL(variant || {name})", "same token", "loss against it", "from", "to")
     return f"<h3>{escape(name)}</h3>{_table(f'{name} and its members', heads, rows)}" if rows else ""

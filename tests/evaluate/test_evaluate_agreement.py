@@ -111,9 +111,15 @@ def expected(folders):
     }
 
 
-@pytest.mark.parametrize(("slots", "lanes", "kept"), [(2, "compacted", 1 << 30), (8, "compacted", 1), (4, "fixed", 30_000)])
-def test_what_is_told_is_what_plain_peft_says_of_the_logits(folders, expected, tmp_path, monkeypatch, slots, lanes, kept):
+@pytest.mark.parametrize(
+    ("slots", "lanes", "kept", "fewest"),
+    [(2, "compacted", 1 << 30, 256), (8, "compacted", 1, 256), (4, "fixed", 30_000, 256), (3, "compacted", 1 << 30, 1)],
+)
+def test_what_is_told_is_what_plain_peft_says_of_the_logits(
+    folders, expected, tmp_path, monkeypatch, slots, lanes, kept, fewest
+):
     monkeypatch.setattr("chrysalis_ray.evaluate.listener.KEPT", kept)
+    monkeypatch.setattr("chrysalis_ray.training.folded.FEWEST", fewest)  # 1: candidates one after the other, worn by the base
     compared(folders, tmp_path / "a.json", slots, lanes)
     found = SelectAgreements.load(tmp_path / "a.json")
     assert {name: set(members) for name, members in found.members.items()} == {n: set(own) for n, own in SEVERAL.items()}

@@ -15,6 +15,7 @@ from chrysalis_ray.core.records import MIXTURE, read_json, write_json
 from chrysalis_ray.evaluate.agreement import ReportAgreements, SelectAgreements
 from chrysalis_ray.evaluate.candidates import choice_on_select
 from chrysalis_ray.evaluate.judging import judge_candidates
+from chrysalis_ray.evaluate.scores import read_report
 from chrysalis_ray.evaluate.stages import Judging, judge_merges, judge_variants, reach_verdict, tell_report
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 from chrysalis_ray.training.engine import make_engine
@@ -98,6 +99,15 @@ def test_everybody_is_told_on_report_beside_the_members(layout):
         assert own["divergence"]["mean"] == pytest.approx(mean, rel=1e-6)
     assert found["mean"]["spread"] == pytest.approx(found["seed"]["spread"])  # the same members
     assert found["mean"]["divergence"]["mean"] < found["seed"]["divergence"]["mean"]
+    losses = read_report(layout.report_scores).losses()
+    for name in ("pair", "v1"):
+        against = {member: own["loss"] for member, own in found[name]["by_member"].items() if "loss" in own}
+        assert list(against) == [member for member in found[name]["members"] if member != name]
+        for member, apart in against.items():
+            assert apart["mean"] == pytest.approx(losses[name] - losses[member])
+            assert apart["low"] < apart["mean"] < apart["high"]
+    one, other = (found[name]["by_member"][member]["loss"] for name, member in (("v0", "v1"), ("v1", "v0")))
+    assert (one["mean"], one["low"]) == (-other["mean"], pytest.approx(-other["high"], abs=1e-3))
     sentences = [line for line in verdict["sentences"] if line.startswith("Compared with ")]
     assert len(sentences) == 1
     assert f"{verdict['chosen']}) is {found[verdict['chosen']]['divergence']['mean']:.4f} nats" in sentences[0]

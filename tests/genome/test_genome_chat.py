@@ -205,6 +205,39 @@ def test_masks_are_those_made_by_hand(folders, kind):
         assert learned.tolist() == expected
 
 
+@pytest.mark.parametrize("kind", ["marked", "unmarked"])
+def test_the_bytes_of_a_conversation_are_those_of_its_text(folders, kind):
+    """One token is one byte here, but for control tokens, which stand for none."""
+    chat = load_chat_tokenizer(folders[kind])
+    documents = [make_document(json.dumps(row), f"c{n}", "", "chats", "") for n, row in enumerate(conversations())]
+    encoded, sizes = chat.encode_sized(iter(documents))
+    assert [ids.tolist() for ids, _ in encoded] == [by_hand(row)[0] for row in conversations()]
+    for row, (ids, learned), own in zip(conversations(), encoded, sizes, strict=True):
+        characters = "".join(f"{message['role']}\n{message['content']}\n" for message in row)
+        assert own.dtype == np.int32
+        assert own.sum() == len(characters.encode())
+        assert (own[ids >= 256] == 0).all()
+        answers = "".join(f"{message['content']}\n" for message in row if message["role"] == "assistant")
+        assert own[learned].sum() == len(answers.encode())
+
+
+def test_held_out_conversations_know_their_bytes_and_training_does_not(tmp_path, genome, folders):
+    store = tokenize_genome(genome, folders["marked"], tmp_path, 1024)
+    for split in ("select", "report"):
+        batch = store.batch([("chats", row) for row in range(store.rows("chats", split))], split)
+        for ordinal, document in enumerate(genome.documents("chats", split)):
+            text = "".join(f"{message['role']}\n{message['content']}\n" for message in messages_of(document))
+            assert int(batch.bytes[batch.document == ordinal].sum()) == len(text.encode())
+    assert (store.batch([("chats", 0)], "train").bytes == -1).all()
+
+
+def test_where_the_text_gives_other_tokens_bytes_are_not_known(folders):
+    chat = load_chat_tokenizer(folders["marked"])
+    document = make_document(json.dumps(conversations()[0]), "c", "", "chats", "")
+    ((ids, _),) = chat.encode([document])
+    assert (chat._sizes(document, ids[:-1]) == -1).all()
+
+
 def cuts(length, row_length):
     """(start, stop) of the pieces of a document."""
     starts = list(range(0, length, row_length))

@@ -5,6 +5,8 @@ import json
 import pytest
 from garden import population
 
+from chrysalis_ray.core.records import MIXTURE
+
 pytestmark = pytest.mark.ray
 
 MERGES = (
@@ -52,6 +54,12 @@ def test_a_run_makes_merges_by_inputs_and_by_judging(garden):
     assert len({text for (text,) in asked["written"]["said"].values()}) > 1  # and not all the same
     assert set(verdict["probes"]["known"]["candidates"]) == set(everyone)
     assert set(verdict["report"]["merges"]) == {"regmean", "searched", "whole", "layered"}  # whatever was chosen
+    agreement = verdict["report"]["agreement"]
+    assert set(agreement) == set(everyone)
+    assert all(own["beyond_spread"]["mean"] >= -1e-6 for own in agreement.values())
+    assert agreement["regmean"]["members"] == names
+    assert 0.0 < verdict["report"]["accuracy"][MIXTURE] < 1.0
+    assert "Do they still do what their members do?" in (run / "report.html").read_text()
     assert any(sentence.startswith("Probe known: ") for sentence in verdict["sentences"])
     assert "## Probes" in (run / "imago" / "README.md").read_text()
     assert "Probe known" in (run / "report.html").read_text()

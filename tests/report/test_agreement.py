@@ -24,7 +24,10 @@ def told(layout: RunLayout, majority: float | None) -> dict:
             "with_mixture": {"mean": 0.9375, "low": 0.9, "high": 0.95},
             "with_majority": majority,
             "majorities": 0.96875,
-            "by_member": {member: {"divergence": apart + 0.001, "agreement": 0.8125} for member in members},
+            "by_member": {
+                member: {"divergence": apart + 0.001, "agreement": 0.8125, "loss": {"mean": -0.25, "low": -0.5, "high": 0.125}}
+                for member in members
+            },
         }
         for name, apart in {"seed": 0.5, verdict["winner"]: 0.125, "ensemble": 0.0625, "consensus": 0.25, "gone": 9.0}.items()
     }
@@ -45,6 +48,7 @@ def test_the_page_tells_how_far_everybody_is_from_the_members(judged: RunLayout)
         assert cell in chosen
     assert "ensemble" in chosen
     assert f"KL(variant || {verdict['winner']})" in words
+    assert "<td data-v='-0.25'>-0.2500</td><td data-v='-0.5'>-0.5000</td><td data-v='0.125'>+0.1250</td>" in section
     assert HOSTILE in words
     assert HOSTILE not in text
     assert "gone" not in section
