@@ -103,15 +103,15 @@ def verify_genome(
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
     """Show what is in a genome, or prove that a document is.
 
-    Domains, splits, licences, marks, and what every source was pinned to. For a document: its line of the manifest and an
-    inclusion proof of RFC 6962 against the Merkle root.
+    Domains, splits, licences, marks, and what every source was pinned to. For a document: its line of the manifest, the record
+    that it was told from, and an inclusion proof of RFC 6962 against the Merkle root.
 
     \b
     chrysalis genome show runs/quickstart
     """
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.proofs import prove
-    from chrysalis_ray.genome.swhid import swhid_of_document
+    from chrysalis_ray.genome.swhid import sealed_document, swhid_of
 
     genome = open_genome(genome_folder(directory))
     if document is None:
@@ -119,7 +119,10 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
         return
     row = find_document(genome, document)
     proof = prove(genome.manifest["content"]["documents"], row["doc_id"])
-    row = {**row, "swhid": swhid_of_document(genome, row)}
+    sealed = sealed_document(genome, row)
+    row = {**row, "swhid": swhid_of(sealed.content)}
+    if sealed.record:
+        row["record"] = {**row["record"], "json": sealed.record}
     shown = {**row, "merkle_root": genome.manifest["content"]["merkle_root"], "proof": proof}
     if json:
         print_json(shown)

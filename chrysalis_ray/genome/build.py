@@ -47,6 +47,7 @@ from chrysalis_ray.genome.sealing import (
     REBUILD,
     check_documents,
     check_shards,
+    name_of_record,
     place_shards,
     read_shard,
     root_of_documents,
@@ -382,7 +383,7 @@ def row_of(document: Document, part: str) -> dict[str, Any]:
         row["encoding"] = document.encoding
     if document.marks:
         row["marks"] = dict(document.marks)
-    return row
+    return row | name_of_record(document)
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
