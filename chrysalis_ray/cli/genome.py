@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,28 +77,39 @@ def check_place(folder: Path) -> None:
 
 def verify_genome(
     directory: Directory,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=4, help="Stop at this level; 4 if not given.", show_default=False)
+    ] = None,
     rebuild: Annotated[Path | None, typer.Option("--rebuild", metavar="EXPERIMENT", help="Read its sources again too.")] = None,
 ) -> None:
     """Hash a sealed genome again.
 
-    Every document, the Merkle root and every shard; exit 1 if one byte changed. With --rebuild it is also built again from the
-    sources of EXPERIMENT, in a folder that is thrown away; exit 1 unless the same genome comes out.
+    Level by level: 0 the manifest, 1 every shard, 2 the Merkle root, 4 every document; exit 1 if one byte changed. With
+    --rebuild it is also built again from the sources of EXPERIMENT, in a folder that is thrown away; exit 1 unless every object
+    of its repositories (level 3) is what its id says and the same genome comes out (level 5).
 
     \b
     chrysalis genome verify runs/quickstart
     """
     from chrysalis_ray.genome import build
+    from chrysalis_ray.genome.levels import DOCUMENTS, Checked, sources_checked
 
-    genome = build.verify_genome(genome_folder(directory))
+    if rebuild is not None and level is not None:
+        raise typer.BadParameter("--rebuild is level 5, which rests on all others: leave --level out")
+    told: list[Checked] = []
+    genome = build.verify_genome(genome_folder(directory), DOCUMENTS if level is None else level, told.append)
     if rebuild is not None:
         from chrysalis_ray.config.loading import load_experiment
         from chrysalis_ray.genome.rebuilding import check_against_sources
         from chrysalis_ray.training.planning.choice import chooser
 
-        loaded = load_experiment(rebuild, [], chooser())
+        loaded, begun = load_experiment(rebuild, [], chooser()), perf_counter()
         check_against_sources(genome, loaded.experiment.genome, loaded.folder)
+        told += sources_checked(genome.manifest["content"], perf_counter() - begun)
+    print_lines(checked.line for checked in sorted(told, key=lambda checked: checked.level))
+    intact = "is intact" if level is None or level >= DOCUMENTS else f"holds as far as level {level}"
     also = "" if rebuild is None else ", and comes out of its sources again"
-    print_lines([f"genome {genome.genome_id} is intact{also}: {len(genome.domains)} domains ({', '.join(genome.domains)})"])
+    print_lines([f"genome {genome.genome_id} {intact}{also}: {len(genome.domains)} domains ({', '.join(genome.domains)})"])
 
 
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
