@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,44 +79,55 @@ def check_place(folder: Path) -> None:
 
 def verify_genome(
     directory: Directory,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=4, help="Stop at this level; 4 if not given.", show_default=False)
+    ] = None,
     rebuild: Annotated[Path | None, typer.Option("--rebuild", metavar="EXPERIMENT", help="Read its sources again too.")] = None,
 ) -> None:
     """Hash a sealed genome again.
 
-    Every document, the Merkle root and every shard; exit 1 if one byte changed. With --rebuild it is also built again from the
-    sources of EXPERIMENT, in a folder that is thrown away; exit 1 unless the same genome comes out.
+    Level by level: 0 the manifest, 1 every shard, 2 the Merkle root, 4 every document; exit 1 if one byte changed. With
+    --rebuild it is also built again from the sources of EXPERIMENT, in a folder that is thrown away; exit 1 unless every object
+    of its repositories (level 3) is what its id says and the same genome comes out (level 5).
 
     \b
     chrysalis genome verify runs/quickstart
     """
     from chrysalis_ray.config.loading import load_experiment
     from chrysalis_ray.genome import build
+    from chrysalis_ray.genome.levels import DOCUMENTS, Checked, sources_checked
+    from chrysalis_ray.genome.rebuilding import check_against_sources
     from chrysalis_ray.training.planning.choice import chooser
 
+    if rebuild is not None and level is not None:
+        raise typer.BadParameter("--rebuild is level 5, which rests on all others: leave --level out")
     loaded = None if rebuild is None else load_experiment(rebuild, [], chooser())
-    genome = build.verify_genome(genome_folder(directory))
+    told: list[Checked] = []
+    genome = build.verify_genome(genome_folder(directory), DOCUMENTS if level is None else level, told.append)
+    intact = "is intact" if level is None or level >= DOCUMENTS else f"holds as far as level {level}"
     domains = f"{len(genome.domains)} domain{'s' if len(genome.domains) > 1 else ''}"
-    print_lines([f"genome {genome.genome_id} is intact: {domains} ({', '.join(genome.domains)})"])
+    print_lines(checked.line for checked in told)
+    print_lines([f"genome {genome.genome_id} {intact}: {domains} ({', '.join(genome.domains)})"])
     if loaded is not None:
-        from chrysalis_ray.genome.rebuilding import check_against_sources
-
         sys.stdout.flush()  # it is so, whatever becomes of the sources
+        begun = perf_counter()
         check_against_sources(genome, loaded.experiment.genome, loaded.folder)
+        print_lines(checked.line for checked in sources_checked(genome.manifest["content"], perf_counter() - begun))
         print("it comes out of its sources again")
 
 
 def show_genome(directory: Directory, document: Document = None, json: Json = False) -> None:
     """Show what is in a genome, or prove that a document is.
 
-    Domains, splits, licences, marks, and what every source was pinned to. For a document: its line of the manifest and an
-    inclusion proof of RFC 6962 against the Merkle root.
+    Domains, splits, licences, marks, and what every source was pinned to. For a document: its line of the manifest, the record
+    that it was told from, and an inclusion proof of RFC 6962 against the Merkle root.
 
     \b
     chrysalis genome show runs/quickstart
     """
     from chrysalis_ray.genome.build import open_genome
     from chrysalis_ray.genome.proofs import prove
-    from chrysalis_ray.genome.swhid import swhid_of_document
+    from chrysalis_ray.genome.swhid import sealed_document, swhid_of
 
     genome = open_genome(genome_folder(directory))
     if document is None:
@@ -123,7 +135,10 @@ def show_genome(directory: Directory, document: Document = None, json: Json = Fa
         return
     row = find_document(genome, document)
     proof = prove(genome.manifest["content"]["documents"], row["doc_id"])
-    row = {**row, "swhid": swhid_of_document(genome, row)}
+    sealed = sealed_document(genome, row)
+    row = {**row, "swhid": swhid_of(sealed.content)}
+    if sealed.record:
+        row["record"] = {**row["record"], "json": sealed.record}
     shown = {**row, "merkle_root": genome.manifest["content"]["merkle_root"], "proof": proof}
     if json:
         print_json(shown)

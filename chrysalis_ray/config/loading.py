@@ -30,6 +30,7 @@ from chrysalis_ray.config.overrides import apply_overrides
 from chrysalis_ray.config.probes import with_probes
 from chrysalis_ray.config.problems import nearest, problem_at
 from chrysalis_ray.config.reading import read, refusal, refused, validate
+from chrysalis_ray.config.registry import with_registries, with_registry_allowed
 from chrysalis_ray.config.resolve import LoadedExperiment
 from chrysalis_ray.config.selection import select_genome
 from chrysalis_ray.config.synonyms import BLUEPRINT, EXPERIMENT
@@ -55,6 +56,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = (), choose: Chooser |
     problems += tree.problems
     root, misplaced = apply_overrides(tree.root, [text for text in overrides if not text.startswith("blueprint.")])
     problems += misplaced
+    root = with_registries(root, path, problems)
     patches = [text.removeprefix("blueprint.") for text in overrides if text.startswith("blueprint.")]
     numbered, is_open = without_auto_tokens(root)
     experiment = validate(Experiment, numbered, EXPERIMENT, problems)
@@ -107,7 +109,7 @@ def shipped_blueprints() -> dict[str, Path]:
 
 def experiment_schema() -> dict[str, Any]:
     """JSON schema of an experiment file, for editors (``# yaml-language-server: $schema=...``)."""
-    schema = Experiment.model_json_schema()
+    schema = with_registry_allowed(Experiment.model_json_schema())
     budget = schema["$defs"]["Population"]["properties"]
     budget["tokens_per_variant"] = {"anyOf": [budget["tokens_per_variant"], {"const": AUTO}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from chrysalis_ray.config.experiment import GenomeSpec, Source
@@ -38,6 +39,7 @@ from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
 from chrysalis_ray.genome.denial import denier, joined_marks, kept_denials
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
+from chrysalis_ray.genome.levels import DOCUMENTS, Checked, checked_levels
 from chrysalis_ray.genome.licences import joined
 from chrysalis_ray.genome.recipe import FORMAT, recipe_of, recipe_of_source
 from chrysalis_ray.genome.scan_cache import ScanCache
@@ -45,8 +47,8 @@ from chrysalis_ray.genome.scanning import scan
 from chrysalis_ray.genome.sealing import (
     DRAFT,
     REBUILD,
-    check_documents,
     check_shards,
+    name_of_record,
     place_shards,
     read_shard,
     root_of_documents,
@@ -59,7 +61,7 @@ from chrysalis_ray.genome.sources.readings import Readings
 from chrysalis_ray.genome.sources.sources import read_source
 from chrysalis_ray.genome.splits import assign_splits, kinship, near_duplicate_marks
 from chrysalis_ray.genome.text_store import TextStore
-from chrysalis_ray.genome.tombstones import Tombstone, check_gone, check_left, standing, write_tombstones
+from chrysalis_ray.genome.tombstones import Tombstone, check_left, standing, write_tombstones
 
 READABLE = (1, 2, 3)
 
@@ -224,18 +226,14 @@ def open_genome(folder: Path) -> Genome:
     return Genome(folder, manifest["genome_id"], manifest)
 
 
-def verify_genome(folder: Path) -> Genome:
-    """`open_genome`, and every document's own hash and the Merkle root computed again from the text.
-
-    Raises GenomeCorrupt naming the shard or document that differs.
+def verify_genome(folder: Path, deepest: int = DOCUMENTS, tell: Callable[[Checked], None] = lambda checked: None) -> Genome:
+    """`open_genome`, and every document's own hash and the Merkle root computed again from the text; or as far as the level
+    `deepest`, each told as it is found to hold. Raises GenomeCorrupt naming the shard or document that differs.
     """
+    begun = perf_counter()
     manifest = read_manifest(folder)
-    rows = manifest["content"]["documents"]
-    if root_of_documents(rows) != manifest["content"]["merkle_root"]:
-        raise GenomeCorrupt(f"{folder / 'manifest.json'}: the Merkle root does not follow from the documents", REBUILD)
-    check_gone(manifest["content"])
-    check_documents(folder, rows, manifest["shards"])
-    check_shards(folder, manifest["shards"])
+    for checked in checked_levels(folder, manifest, begun, deepest):
+        tell(checked)
     return Genome(folder, manifest["genome_id"], manifest)
 
 
@@ -382,7 +380,7 @@ def row_of(document: Document, part: str) -> dict[str, Any]:
         row["encoding"] = document.encoding
     if document.marks:
         row["marks"] = dict(document.marks)
-    return row
+    return row | name_of_record(document)
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -45,7 +45,10 @@ def denier(denials: Sequence[Denial], relative_to: Path) -> Callable[[Iterable[D
 
 
 def kept_denials(first: Document, other: Document) -> Document:
-    """`first`, denied if `other`, the same text from another place, is."""
+    """`first`, denied if `other`, the same text from another place, is; and told from the records of both."""
+    if other.record and other.record != first.record:
+        lines = {*first.record.split("\n"), *other.record.split("\n")} - {""}
+        first = first.changed(record="\n".join(sorted(lines)))
     if MARK in first.marks or MARK not in other.marks:
         return first
     return first.changed(marks={**first.marks, MARK: other.marks[MARK]})

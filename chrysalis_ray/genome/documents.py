@@ -25,7 +25,8 @@ class Document:
     where they began with a byte order mark; ``latin-1``, which loses nothing, where they were no UTF-8. `path` is for people
     and is unique enough to find the text again. `source_key` is what the split hashes: all documents made from one source
     file share it, so that they share a split. `evidence` says why the licence is thought to be what it is. `marks` maps what
-    was noticed (`chrysalis_ray.genome.marks`) to a few words about it.
+    was noticed (`chrysalis_ray.genome.marks`) to a few words about it. `record` is the JSON that the text was told from, where
+    it was told from any: a line per record; it is kept and proven beside the text, and nothing is trained on it.
     """
 
     doc_id: str
@@ -37,6 +38,7 @@ class Document:
     encoding: str = "utf-8"
     evidence: str = "declared"
     marks: Mapping[str, str] = field(default_factory=dict)
+    record: str = ""
 
     @property
     def content(self) -> bytes:

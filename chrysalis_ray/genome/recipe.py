@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chrysalis_ray.config.experiment import GenomeSpec, PythonSource, Source
+from chrysalis_ray.config.genome import RecordsSource
 from chrysalis_ray.core.records import sha256_of
 from chrysalis_ray.genome.marks import VERSION as MARKS_VERSION
 from chrysalis_ray.genome.sources.python_text import python_identity
@@ -36,4 +37,6 @@ def recipe_of_source(source: Source) -> dict[str, Any]:
     written = source.model_dump(mode="json")
     if isinstance(source, PythonSource):
         written["domains"] = sorted(written["domains"])
+    if isinstance(source, RecordsSource):
+        written["keeps"] = "json"  # before, the prose alone was sealed
     return written

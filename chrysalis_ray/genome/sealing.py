@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 
+WITH_RECORDS = SCHEMA.append(pa.field("record", pa.string()))  # of shards that hold a document told from records
 DICTIONARIES = ["licence", "evidence", "encoding", "marks"]  # of the other columns no two rows are alike
 
 # Merkle tree --------------------------------------------------------------------------------------------------------
@@ -94,15 +95,16 @@ def write_shard(path: Path, documents: Sequence[Document], before: Mapping[str, 
     is still as it was, it is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(documents, key=lambda document: document.doc_id)
-    cells = [_cells(document) for document in ordered]
-    rows_sha256 = sha256_of([SCHEMA.names, *cells])
+    cells, records = [_cells(document) for document in ordered], [document.record for document in ordered]
+    schema, records = (WITH_RECORDS, records) if any(records) else (SCHEMA, [])
+    rows_sha256 = sha256_of([schema.names, *cells, *records])
     same = before is not None and before.get("rows_sha256") == rows_sha256 and path.is_file()
     if before is not None and same and sha256_of_file(path) == before["sha256"]:
         return dict(before)
     draft = path.with_name(path.name + DRAFT)
-    with pq.ParquetWriter(draft, SCHEMA, compression="zstd", use_dictionary=DICTIONARIES, write_statistics=False) as writer:
+    with pq.ParquetWriter(draft, schema, compression="zstd", use_dictionary=DICTIONARIES, write_statistics=False) as writer:
         for begin, end in _groups(ordered):
-            writer.write_table(_table(cells[begin:end], ordered[begin:end]))
+            writer.write_table(_table(cells[begin:end], ordered[begin:end], schema))
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     size = draft.stat().st_size
@@ -131,17 +133,26 @@ def _groups(documents: Sequence[Document]) -> Iterator[tuple[int, int]]:
             begin, size = number, 0
 
 
-def _table(cells: Sequence[Sequence[str]], documents: Sequence[Document]) -> pa.Table:
+def _table(cells: Sequence[Sequence[str]], documents: Sequence[Document], schema: pa.Schema) -> pa.Table:
     columns = [strings(column) for column in zip(*cells, strict=True)]
-    return pa.table([*columns, texts([document.text for document in documents])], schema=SCHEMA)
+    columns.append(texts([document.text for document in documents]))
+    if schema is WITH_RECORDS:
+        columns.append(strings([document.record for document in documents]))
+    return pa.table(columns, schema=schema)
 
 
 def _cells(document: Document) -> tuple[str, ...]:
-    """Everything of a row but its text, in the order of `SCHEMA`."""
+    """Everything of a row but its text and its record, in the order of `SCHEMA`."""
     marks = canonical_json(dict(document.marks)).decode() if document.marks else "{}"
     return (
         document.doc_id, document.path, document.source_key, document.licence, document.evidence, document.encoding, marks,
     )  # fmt: skip
+
+
+def name_of_record(document: Document) -> dict[str, Any]:
+    """What the manifest says of the records that a document was told from: hash and size. Nothing where there are none."""
+    content = document.record.encode()
+    return {"record": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}} if content else {}
 
 
 def read_shard(path: Path, domain: str) -> Iterator[Document]:
@@ -181,13 +192,14 @@ def check_documents(folder: Path, rows: Sequence[Mapping[str, Any]], shards: Col
         for path, document in _documents(folder, shards_of(domain, split, shards), domain):
             sealed = left.pop(document.doc_id, None)
             actual = hashlib.sha256(document.content).hexdigest()
-            told = (actual, document.path, document.size, dict(document.marks), document.licence)
+            told = (actual, document.path, document.size, dict(document.marks), document.licence, name_of_record(document))
             if sealed is None or told != (
                 document.doc_id,
                 sealed["path"],
                 sealed["bytes"],
                 sealed.get("marks", {}),
                 sealed["licence"],
+                {"record": sealed["record"]} if "record" in sealed else {},
             ):
                 raise GenomeCorrupt(
                     f"{path}: document {document.doc_id[:16]} ({printable(document.path)}) is not as sealed; "

@@ -23,7 +23,7 @@ FROZEN = {
     "doctor": ["--help", "--json", "-h"],
     "genome": ["--help", "-h"],
     "genome build": ["EXPERIMENT", "--help", "--json", "--out", "--set", "-h"],
-    "genome verify": ["DIRECTORY", "--help", "--rebuild", "-h"],
+    "genome verify": ["DIRECTORY", "--help", "--level", "--rebuild", "-h"],
     "genome show": ["DIRECTORY", "DOCUMENT", "--help", "--json", "-h"],
     "genome diff": ["BEFORE", "AFTER", "--help", "--json", "-h"],
     "genome export": ["DIRECTORY", "--help", "--out", "-h"],

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from chrysalis_ray.cli.main import app
 from chrysalis_ray.core.printable import printable, printable_json, printable_lines
 from tests.cli.test_cli_genome import EXPERIMENT
+from tests.core.test_core_joiners import IN_USE
 
 # what is on disk -> how it is shown
 NAMES = {
@@ -24,6 +25,8 @@ NAMES = {
     "\x9b31mred.txt".encode(): r"notes/\x9b31mred.txt",
     b"\xff\x1b[2J.txt": r"notes/\xff\x1b[2J.txt",
     "caf\u00e9 \u65e5\u672c.txt".encode(): "notes/caf\u00e9 \u65e5\u672c.txt",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627.txt".encode(): "notes/\u0645\u06cc\u200c\u062e\u0648\u0627.txt",  # Persian
+    "pay\u200cpal.txt".encode(): r"notes/pay\u200cpal.txt",
 }
 
 
@@ -32,7 +35,9 @@ def chrysalis(*arguments: object) -> Result:
 
 
 def is_plain(text: str) -> bool:
-    return not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in text if character != "\n")
+    """Whether nothing in `text` is hidden, joiners aside that a script or an emoji is written with."""
+    left = IN_USE.sub("", text)
+    return not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in left if character != "\n")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeCorrupt
+from chrysalis_ray.core.records import write_json
 from chrysalis_ray.genome.build import build_genome
 from chrysalis_ray.genome.croissant import croissant
 from chrysalis_ray.genome.differences import differences
@@ -124,12 +125,47 @@ def test_croissant_names_files_that_are_there_with_their_hashes(tmp_path, genome
         *(f"shards/{d}-{s}.parquet" for d in ("notes", "essays") for s in SPLITS),
     }
     (shards,) = [entry for entry in told["distribution"] if entry["@type"] == "cr:FileSet"]
-    assert {entry["@id"] for entry in shards["containedIn"]} == {file["@id"] for file in files} - {"genome.txt"}
+    assert set(shards["includes"]) == {file["contentUrl"] for file in files} - {"out.txt"}
     (records,) = told["recordSet"]
     import pyarrow.parquet as pq
 
     columns = set(pq.read_schema(tmp_path / "g" / "shards" / "notes-train.parquet").names)
     assert {field["source"]["extract"]["column"] for field in records["field"]} <= columns
+
+
+CONTEXT_OF_THE_SPECIFICATION = (  # 1.1, Appendix 1, the terms of Croissant's own
+    "annotation arrayShape citeAs column containedIn equivalentProperty excludes extract field fileProperty fileObject fileSet "
+    "format includes isArray isLiveDataset jsonPath key md5 parentField recordSet references regex readLines sdVersion "
+    "separator source subField transform unArchive value"
+)
+
+
+def test_croissant_has_what_version_1_1_requires(tmp_path, genome):
+    write_text(genome, tmp_path / "out.txt")
+    told = croissant(genome, tmp_path / "out.txt", tmp_path)
+    assert told["conformsTo"] == "http://mlcommons.org/croissant/1.1"
+    required = {"@context", "@type", "conformsTo", "description", "license", "name", "url", "creator", "datePublished"}
+    assert required | {"distribution", "recordSet", "citeAs"} <= set(told)
+    assert {told["@context"][term] for term in CONTEXT_OF_THE_SPECIFICATION.split()} == {
+        f"cr:{term}" for term in CONTEXT_OF_THE_SPECIFICATION.split()
+    }
+    parts = [*told["distribution"], *told["recordSet"], *told["recordSet"][0]["field"]]
+    assert len({part["@id"] for part in parts}) == len(parts)
+    (shards,) = [part for part in told["distribution"] if part["@type"] == "cr:FileSet"]
+    assert set(shards["includes"]) == {part["contentUrl"] for part in told["distribution"] if ".parquet" in part["@id"]}
+
+
+def test_croissants_own_loader_reads_every_document_that_is_heard(tmp_path, genome):
+    """Where it is installed, which nothing here needs it to be."""
+    mlcroissant = pytest.importorskip("mlcroissant")
+    write_text(genome, tmp_path / "out.txt")
+    write_json(tmp_path / "out.json", croissant(genome, tmp_path / "out.txt", tmp_path))
+    loaded = mlcroissant.Dataset(jsonld=str(tmp_path / "out.json"))
+    assert loaded.metadata.ctx.issues.report() == ""
+    read = {record["documents/doc_id"].decode(): record["documents/text"].decode() for record in loaded.records("documents")}
+    texts = {document.doc_id: document.text for domain in genome.domains for split in SPLITS
+             for document in genome.documents(domain, split)}  # fmt: skip
+    assert read == texts
 
 
 def test_differences_by_kind(tmp_path, genome):

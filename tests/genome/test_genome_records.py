@@ -1,6 +1,7 @@
 """Records of healing hubs: how complete they are, what consent allows, and that no split holds what was not consented to."""
 
 import json
+from hashlib import sha256
 
 import pytest
 from typer.testing import CliRunner
@@ -8,9 +9,10 @@ from typer.testing import CliRunner
 from chrysalis_ray.cli.main import app
 from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.config.records import WANTED, HubRecord
-from chrysalis_ray.core.errors import GenomeError
-from chrysalis_ray.genome.build import build_genome, refresh_genome, verify_genome
+from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.genome.build import build_genome, open_genome, refresh_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
+from chrysalis_ray.genome.sealing import place_shards, write_shard
 from chrysalis_ray.genome.sources.hub_records import as_prose
 
 PLANTS = ["larch", "beech", "alder", "rowan", "maple", "birch", "hazel", "cedar", "olive", "peach", "plum", "quince"]
@@ -207,3 +209,77 @@ def test_media_are_sealed_by_their_hashes_and_of_a_known_modality(tmp_path):
     written(tmp_path, [record(0, media=[{"sha256": "a" * 64, "modality": "smell"}])])
     with pytest.raises(GenomeError, match=r"hub.jsonl:1: no hub record: media\.0\.modality"):
         build_genome(spec(), tmp_path / "i", tmp_path)
+
+
+def test_a_records_own_json_is_sealed_beside_its_prose_and_trained_on_never(tmp_path):
+    """Byte for byte where consent allows all of it; otherwise with the place cut, and no hash that would tell it."""
+    allowed = {"training": True, "place_characters": 12}
+    records = [record(number, consent=allowed) for number in range(10)]
+    lines = [json.dumps(entry, indent=None, separators=(" ,", ": ")) + " " for entry in records]
+    lines[1] = lines[1].replace('"kg"', '"\\u006bg"')  # written otherwise than any writer would again
+    lines += [json.dumps(record(10)), json.dumps(record(11, consent=None)), json.dumps(record(12, place=None))]
+    (tmp_path / "hub.jsonl").write_bytes("\r\n".join(lines).encode())
+    genome = refresh_genome(spec(), tmp_path / "g", tmp_path)
+    verify_genome(tmp_path / "g")
+    rows = {row["path"]: row for row in genome.manifest["content"]["documents"]}
+    sealed = {document.path: document for part in PARTS for document in genome.documents("hubs", part)}
+    for number in (*range(10), 12):
+        kept = sealed[f"hub.jsonl#{number + 1}"].record.encode()
+        assert kept == lines[number].encode()
+        assert rows[f"hub.jsonl#{number + 1}"]["record"] == {"sha256": sha256(kept).hexdigest(), "bytes": len(kept)}
+    assert json.loads(sealed["hub.jsonl#11"].record) == {**record(10), "place": "u33db"}
+    assert json.loads(sealed["hub.jsonl#12"].record) == {k: v for k, v in record(11, consent=None).items() if k != "place"}
+    manifest, fine = (tmp_path / "g" / "manifest.json").read_text(), sha256(lines[10].encode()).hexdigest()
+    assert fine not in manifest
+    assert not any("{" in document.text for document in sealed.values())
+    told = CliRunner().invoke(app, ["genome", "show", str(tmp_path / "g"), "hub.jsonl#2", "--json"])
+    assert json.loads(told.stdout)["record"]["json"] == lines[1]
+
+    again = refresh_genome(spec(), tmp_path / "h", tmp_path)
+    (tmp_path / "h" / "state.json").unlink()
+    assert refresh_genome(spec(), tmp_path / "h", tmp_path).genome_id == again.genome_id == genome.genome_id
+
+
+def test_one_changed_character_of_a_record_is_found(tmp_path):
+    """Also where the shard's own hash was changed with it."""
+    genome = build_genome(spec(), written(tmp_path, [record(number) for number in range(9)]) / "g", tmp_path)
+    name = "shards/hubs-train.parquet"
+    documents = list(genome.documents("hubs", "train"))
+    other = [document.changed(record=document.record.replace("food", "mood")) for document in documents]
+    shards = {**genome.manifest["shards"], name: write_shard(tmp_path / "g" / name, other)}
+    place_shards(tmp_path / "g", shards)
+    manifest = {**genome.manifest, "shards": shards}
+    (tmp_path / "g" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(GenomeCorrupt, match="is not as sealed"):
+        verify_genome(tmp_path / "g")
+
+
+def test_two_records_that_are_told_alike_keep_the_json_of_both(tmp_path):
+    records = [record(number) for number in range(8)]
+    records += [record(3, consent={"training": True, "by": "the gardener"})]
+    genome = build_genome(spec(), written(tmp_path, records) / "g", tmp_path)
+    kept = {document.path: document.record for part in PARTS for document in genome.documents("hubs", part)}
+    assert "hub.jsonl#9" not in kept
+    assert sorted(json.loads(line)["consent"].get("by", "") for line in kept["hub.jsonl#4"].split("\n")) == ["", "the gardener"]
+
+
+def test_a_forgotten_record_leaves_no_json(tmp_path):
+    genome = build_genome(spec(), written(tmp_path, [record(number) for number in range(12)]) / "g", tmp_path)
+    row = next(row for row in genome.manifest["content"]["documents"] if row["split"] == "train")
+    asked = ["genome", "forget", str(tmp_path / "g"), row["doc_id"], "--reason", "asked", "--out", str(tmp_path / "f")]
+    told = CliRunner().invoke(app, [*asked, "--runs", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    left = open_genome(tmp_path / "f")
+    assert len(left.manifest["content"]["documents"]) == 11
+    records = [document.record for part in PARTS for document in left.documents("hubs", part)]
+    assert len(records) == 11
+    assert all(records)
+    assert row["record"]["sha256"] not in {sha256(kept.encode()).hexdigest() for kept in records}
+    verify_genome(tmp_path / "f")
+
+
+@pytest.mark.parametrize("line", ['{"action": "a", "action": "b"}', '{"consent": {"training": false, "training": true}}'])
+def test_a_key_said_twice_is_refused(tmp_path, line):
+    (tmp_path / "hub.jsonl").write_text(json.dumps(record(0)) + "\n" + line + "\n")
+    with pytest.raises(GenomeError, match=r"hub\.jsonl:2: no hub record: it says '(action|training)' twice"):
+        build_genome(spec(), tmp_path / "g", tmp_path)

@@ -1,7 +1,12 @@
-"""Documents from records of healing hubs (`config/records.py`): one a line of JSON, as prose, with what they lack as marks."""
+"""Documents from records of healing hubs (`config/records.py`): one a line of JSON, as prose, with what they lack as marks.
+
+The JSON is sealed beside the prose, byte for byte; only a place finer than consent allows is cut there too, and its document
+written anew. No hash of the uncut line is kept: a geohash could be guessed from it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,12 +57,17 @@ def _documents(source: RecordsSource, path: Path, skipped: Counter[str], told: d
             if record.media:
                 media = [{"of": where, **each.model_dump(mode="json", exclude_none=True)} for each in record.media]
                 told["media"] = told.get("media", []) + media
-            yield replace(document, source_key=f"content/{document.doc_id}", marks=marks)
+            kept = _as_consented(line, record)
+            yield replace(document, source_key=f"content/{document.doc_id}", marks=marks, record=kept)
 
 
 def _record(line: bytes, where: str) -> HubRecord:
     try:
-        return HubRecord.model_validate_json(line, strict=True)
+        record = HubRecord.model_validate_json(line, strict=True)
+        json.loads(line, object_pairs_hook=_no_twins)
+        return record
+    except _Twins as twins:
+        raise GenomeError(f"{where}: no hub record: it says {twins.args[0]!r} twice", "leave one of them out") from twins
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -65,6 +75,26 @@ def _record(line: bytes, where: str) -> HubRecord:
             f"{where}: no hub record: {f'{place}: ' if place else ''}{first['msg']}",
             f"one JSON object per line, with {', '.join(WANTED)}, media",
         ) from error
+
+
+class _Twins(Exception):
+    """A key that stands twice in a mapping: readers of JSON differ in which they believe."""
+
+
+def _no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        raise _Twins(next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])))
+    return told
+
+
+def _as_consented(line: bytes, record: HubRecord) -> str:
+    """The record's line without its line break; written anew, its place cut, where that is finer than consent allows."""
+    if (record.place or "") == record.coarse_place:
+        return line.decode().removesuffix("\n").removesuffix("\r")
+    told = json.loads(line)
+    del told["place"]
+    return json.dumps(told | ({"place": record.coarse_place} if record.coarse_place else {}), ensure_ascii=False)
 
 
 def _marks(record: HubRecord, complete_from: float) -> dict[str, str]:

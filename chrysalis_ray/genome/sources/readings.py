@@ -27,7 +27,7 @@ from chrysalis_ray.genome.documents import Document
 from chrysalis_ray.genome.sealing import check_shards, read_shard
 from chrysalis_ray.genome.sources.sources import read_source
 
-VERSION = 1  # of how sources are read: raise it when the same bytes give other documents
+VERSION = 2  # of how sources are read: raise it when the same bytes give other documents
 FIELDS = ("doc_id", "path", "source_key", "domain", "licence", "encoding", "evidence")
 SCHEMA = pa.schema([(name, pa.string()) for name in FIELDS])
 TOLD = b"told"  # key of the metadata: skipped, facts
@@ -58,8 +58,8 @@ class Readings:
                 return recalled
         documents = [self._keep_text(document) for document in read_source(source, relative_to, skipped, facts)]
         told = {"skipped": {key: count for key, count in skipped.items() if count}, "facts": dict(facts)}
-        marked = any(document.marks for document in documents)  # by the source itself: no field of FIELDS, so it is read again
-        if not marked:
+        more = any(document.marks or document.record for document in documents)  # than FIELDS hold: so it is read again
+        if not more:
             self._fresh[what] = (documents, told)
         return documents
 
@@ -88,8 +88,10 @@ class Readings:
     def _as_read(self, sealed: Document, row: Mapping[str, str]) -> Document:
         """The sealed document as another source, of which `row` tells, read the same bytes."""
         if row["encoding"] == sealed.encoding:
-            return sealed.changed(marks={}, **{name: row[name] for name in FIELDS if name not in ("doc_id", "encoding")})
-        return self._keep_text(sealed.changed(marks={}, text=sealed.content.decode(row["encoding"]), **row))
+            return sealed.changed(
+                marks={}, record="", **{name: row[name] for name in FIELDS if name not in ("doc_id", "encoding")}
+            )
+        return self._keep_text(sealed.changed(marks={}, record="", text=sealed.content.decode(row["encoding"]), **row))
 
     def _texts(self) -> dict[str, Document]:
         """doc_id -> document, for every one of the genome; nothing where a shard is not as it was sealed."""

@@ -239,6 +239,8 @@ def _rows(source: DatasetSource, relative_to: Path) -> Iterator[dict[str, Any]]:
     """The rows of the wanted split; what `datasets` raises, at once or on the way, as GenomeError."""
     import datasets
 
+    verbosity = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # an error is told once, below
     try:
         with tempfile.TemporaryDirectory() as scratch:
             yield from _load(source, relative_to, scratch)
@@ -249,6 +251,8 @@ def _rows(source: DatasetSource, relative_to: Path) -> Iterator[dict[str, Any]]:
             "check `path`, `subset`, `split` and `revision`; a local folder is relative to the experiment file; "
             "data sets that need their own code are not run",
         ) from error
+    finally:
+        datasets.utils.logging.set_verbosity(verbosity)
 
 
 def _load(source: DatasetSource, relative_to: Path, scratch: str) -> Any:
