@@ -53,13 +53,17 @@ static int ascend(const int64_t *numbers, size_t count, size_t last)
 /* Bytes, or text of ASCII as it lies in memory. */
 static int read_text(PyObject *item, Text *text)
 {
-    if (PyBytes_Check(item))
-        *text = (Text){(const uint8_t *)PyBytes_AS_STRING(item), (size_t)PyBytes_GET_SIZE(item)};
-    else if (PyUnicode_Check(item) && PyUnicode_IS_COMPACT_ASCII(item))
-        *text = (Text){(const uint8_t *)PyUnicode_1BYTE_DATA(item), (size_t)PyUnicode_GET_LENGTH(item)};
+    Py_ssize_t size = 0;
+    const char *bytes = NULL;
+    if (PyBytes_Check(item)) {
+        bytes = PyBytes_AS_STRING(item);
+        size = PyBytes_GET_SIZE(item);
+    } else if (PyUnicode_Check(item) && PyUnicode_IS_ASCII(item))
+        bytes = PyUnicode_AsUTF8AndSize(item, &size);
     else
         PyErr_SetString(PyExc_TypeError, "a text is neither bytes nor a str of ASCII");
-    return !PyErr_Occurred();
+    *text = (Text){(const uint8_t *)bytes, (size_t)size};
+    return bytes != NULL;
 }
 
 static PyObject *py_shingles(PyObject *Py_UNUSED(module), PyObject *arguments)

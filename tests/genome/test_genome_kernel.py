@@ -111,6 +111,19 @@ def test_texts_and_their_bytes_are_alike(kernel, texts):
         assert all(map(np.array_equal, found, kept_shingles(texts, 1)))
 
 
+def test_texts_of_another_class_are_texts(kernel):
+    class Text(str):
+        pass
+
+    class Content(bytes):
+        pass
+
+    words = "one two three four five six seven"
+    with using(kernel):
+        found = kept_shingles([Text(words), words, Content(words.encode()), Text("é " + words)], 1)
+    assert np.array_equal(found[0], shingles_in_arrays([words.encode()] * 3 + [("é " + words).encode()], 1)[0])
+
+
 def test_as_many_texts_as_there_may_be_at_once(kernel):
     texts = [b"a b c d %d" % (number % 100) for number in range(MOST_AT_ONCE)]
     assert equal(kernel, texts, 1)
@@ -246,3 +259,18 @@ def test_what_does_not_fit_is_refused(kernel):
         with pytest.raises((TypeError, BufferError, ValueError)):
             function(*given_)
     assert not room.any()
+
+
+def test_what_was_refused_is_let_go(kernel):
+    """A buffer that is held cannot grow."""
+    held = bytearray(64)
+    for function, *given_ in (
+        (kernel.shingles, (1,), 2, held), (kernel.shingles, (b"a" * 99,), 2, held), (kernel.settle, held, 1),
+        (kernel.sign, held, held, 1), (kernel.sign, held, held, held), (kernel.meetings, held, 64, 24, held, held),
+        (kernel.own, held, held, 0, 0, 16, held, "text"), (kernel.common, held, held[1:]), (kernel.common, held, b"1"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError)):
+            print(function(*given_))
+        held += bytes(8)
+    assert kernel.common(held, held) == len(held) // 8
+    held += bytes(8)
