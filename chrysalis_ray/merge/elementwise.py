@@ -71,9 +71,15 @@ def ruled_core(rule: Rule, config: Any, weights_N: Tensor, increments_NPQ: Tenso
 def whole_block(config: Any, entries_Nbl: Tensor, weights_N: Tensor, generators: Sequence[torch.Generator]) -> Block:
     """A block that is a whole module, with thresholds and ceilings where the rule has any."""
     above, kept = window(config, entries_Nbl[0].numel())
-    largest_Nk = entries_Nbl.abs().flatten(1).topk(kept, dim=1).values
-    thresholds_N = largest_Nk[:, -1] if kept else torch.zeros(len(entries_Nbl), dtype=torch.float64)
-    return Block(entries_Nbl, weights_N, thresholds_N, generators, None, largest_Nk[:, above - 1] if above else None)
+    sizes_NL = entries_Nbl.abs().flatten(1)
+    thresholds_N = _of_place(sizes_NL, kept) if kept else torch.zeros(len(entries_Nbl), dtype=torch.float64)
+    return Block(entries_Nbl, weights_N, thresholds_N, generators, None, _of_place(sizes_NL, above) if above else None)
+
+
+def _of_place(sizes_NL: Tensor, count: int) -> Tensor:
+    """The `count`-th largest of every row, [N]. By numpy, which parts a row ten times as quickly as torch finds its largest."""
+    place = sizes_NL.shape[1] - count
+    return torch.from_numpy(np.partition(sizes_NL.numpy(), place, axis=1)[:, place].copy())
 
 
 class RuledRows:
@@ -149,7 +155,7 @@ class RuledRows:
         if change is None:
             return torch.zeros((), dtype=self.dtype)
         if self.out_size * self.in_size <= EXACT_ENTRIES:
-            return (change[1] @ change[0]).abs().flatten().topk(kept).values[-1]
+            return _of_place((change[1] @ change[0]).abs().view(1, -1), kept)[0]
         share, apart = kept / (self.out_size * self.in_size), BRACKET
         a_RI, b_OR = change
         rows = _evenly((b_OR @ (a_RI @ a_RI.T) * b_OR).sum(1), SAMPLED[0])
