@@ -61,7 +61,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def see_by_blocks(q_NGTSD: Tensor, k_NGTD: Tensor, v_NGTD: Tensor, mask: Tensor) -> Tensor:
-    """softmax(Q K^T + mask) V where nothing is learned, of scaled queries: [N, T, G, S, D]; S heads share the keys of each of G.
+    """softmax(Q K^T + mask) V where nothing is learned, of scaled queries: [N, T, G, S, D], S heads sharing keys of each of G.
 
     `mask` [N, 1, T, T] is added, as in `BlockAttention`. Scores become shares where they lie.
     """

@@ -215,20 +215,22 @@ def is_worn(layer: nn.Module, x_NTD: Tensor, lanes: int) -> bool:
     return True
 
 
-def wear(model: PreTrainedModel) -> None:
+def wear(model: PreTrainedModel) -> bool:
     """Give the layers of `LAYERS` their pass for candidates in a base of fp32, where it comes to what the layer itself does.
+    Returns whether there are any.
 
     Norms must be quick ones already (`quick.quicken`). One layer of a class is tried for all of it.
     """
     tried: dict[type[nn.Module], bool] = {}
     if model.dtype != torch.float32:
-        return
+        return False
     for layer in model.modules():
         usual = type(layer)
         if usual.__name__ in LAYERS and usual not in tried:
             tried[usual] = agrees(layer)
         if tried.get(usual):
             layer.__class__ = type(f"Worn{usual.__name__}", (WornLayer, usual), {})
+    return any(tried.values())
 
 
 def undress(layer: nn.Module) -> None:
