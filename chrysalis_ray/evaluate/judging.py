@@ -35,7 +35,7 @@ Find = Callable[[str], Path]
 # prompts, when one ends, the most tokens a worker has of them -> what every candidate writes, [candidates][prompts]
 Writer = Callable[[Sequence[Ids], Over, int], list[list[list[int]]]]
 BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
-LANE_TOKENS = 1024  # of a candidate in a pass on a CPU, where candidates take turns and their matrices are made once a pass
+LANE_TOKENS = 2048  # of a candidate in a pass on a CPU, where candidates take turns and their matrices are made once a pass
 
 
 def judge_candidates(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import ModelError
-from chrysalis_ray.training.folded import fold_into, folded, folds
+from chrysalis_ray.training.folded import fold_into, folds
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
 
@@ -84,12 +84,12 @@ class Blend:
         h_NK = (h_CNK * weights_CK[:, None]).to(x.dtype).flatten(0, 1)  # a weight is never rounded to a lower precision first
         return torch.addmm(y.reshape(-1, y.shape[-1]), h_NK, b_OK.to(x.dtype).mT).view(y.shape)
 
-    def worn(self, name: str, weight_OI: Tensor, candidate: int) -> Tensor:
-        """The frozen weight of a module with the change of one candidate."""
+    def change(self, name: str, candidate: int) -> tuple[Tensor, Tensor] | None:
+        """A [ranks, in] and B [out, ranks], times its weights, of one candidate; None where nothing is changed."""
         if name not in self.stacks:
-            return weight_OI
+            return None
         a_KI, b_OK, weights_CK = self.stacks[name]
-        return folded(weight_OI, a_KI, b_OK, weights_CK[candidate])
+        return a_KI, b_OK * weights_CK[candidate]
 
 
 def _stacked(

@@ -60,6 +60,23 @@ class BlockAttention(torch.autograd.Function):
         return grad_q.mul_(ctx.scale), grad_k.view(shape), grad_v.view(shape), None, None
 
 
+def see_by_blocks(q_NGTSD: Tensor, k_NGTD: Tensor, v_NGTD: Tensor, mask: Tensor) -> Tensor:
+    """softmax(Q K^T + mask) V where nothing is learned, of scaled queries: [N, T, G, S, D], S heads sharing keys of each of G.
+
+    `mask` [N, 1, T, T] is added, as in `BlockAttention`. Scores become shares where they lie.
+    """
+    rows, groups, length, shared, _ = q_NGTSD.shape
+    q_BLD, k_BTD, v_BTD = q_NGTSD.flatten(2, 3).flatten(0, 1), k_NGTD.flatten(0, 1), v_NGTD.flatten(0, 1)
+    seen_NTGSD = q_NGTSD.new_empty(rows, length, groups, shared, v_NGTD.shape[-1])
+    for start, end in blocks(length):
+        scores = torch.bmm(q_BLD[:, start * shared : end * shared], k_BTD[:, :end].mT)
+        scores.view(rows, groups, end - start, shared, end).add_(mask[:, :, start:end, None, :end])
+        torch.softmax(scores, -1, out=scores)
+        block = torch.bmm(scores, v_BTD[:, :end]).view(rows, groups, end - start, shared, -1)
+        seen_NTGSD[:, start:end] = block.transpose(1, 2)
+    return seen_NTGSD
+
+
 def blocks(length: int) -> Iterator[tuple[int, int]]:
     """Where blocks of queries start and end in a row."""
     return ((start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))

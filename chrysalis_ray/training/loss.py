@@ -128,7 +128,8 @@ def token_scores(
         logits_cv = arithmetic.apply(raw_logits(hidden_nd[labelled.index_K[part]], head_vd, bias_v))
         labels_c1 = labelled.labels_K[part, None]
         hits_k[part] = logits_cv.amax(-1) <= logits_cv.gather(1, labels_c1).squeeze(1)
-        losses_k[part] = -torch.log_softmax(logits_cv, -1).gather(1, labels_c1).squeeze(1)
+        logs_cv = torch.log_softmax(logits_cv, -1, out=logits_cv)  # in place: what is written is near already
+        losses_k[part] = -logs_cv.gather(1, labels_c1).squeeze(1)
     return TokenScores(losses_k, hits_k)
 
 

@@ -23,6 +23,7 @@ from chrysalis_ray.core.records import MOMENTS, Variant
 from chrysalis_ray.training.bank import Bank, Window, bucket_rank
 from chrysalis_ray.training.blend import Blend, Factors
 from chrysalis_ray.training.engine import Engine
+from chrysalis_ray.training.folded import FEWEST
 from chrysalis_ray.training.heads import find_head
 from chrysalis_ray.training.lanes import repeated
 from chrysalis_ray.training.layered import LayerSums, layer_names
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch
 
 CACHED = 2048  # tokens of a pass on a CPU: beyond, activations no longer stay near the core that reads them again
+WORN = 8192  # the same where layers are worn: they see to that themselves, and what a pass costs beside them is paid less often
 
 
 @dataclass
@@ -103,9 +105,10 @@ class Pack:
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers, patterns)
         window = Window(self.bank)
+        self._wears = False
         if engine.copyable and engine.device.type == "cpu":
             quicken(model)
-            wear(model)
+            self._wears = wear(model)
         inject(model, window)
         head = find_head(model)
         trunk = engine.prepare(Trunk(model))
@@ -289,7 +292,8 @@ class Pack:
         trained = self.shards.all[0].tokens_per_pass
         held = trained and trained * SCORED_TOKENS
         if self.engine.device.type == "cpu" and self.lanes != "fixed" and self.engine.copyable:
-            return variants_per_pass(most, lane, min(CACHED, held or CACHED))
+            near = WORN if self._wears and lane >= FEWEST else CACHED
+            return variants_per_pass(most, lane, min(near, held or near))
         return variants_per_pass(most, lane, held, even=self.lanes == "fixed" and blend is None)
 
     def _occupy(self, slot: int, variant: Variant) -> None:

@@ -105,12 +105,17 @@ class PackedLinear(nn.Module):
         """The weight of the frozen linear module with the change of one lane added to it."""
         weight_oi = self.base.weight
         assert isinstance(weight_oi, Tensor)
+        change = self.change(lane)
+        return weight_oi if change is None else folded(weight_oi, *change)
+
+    def change(self, lane: int) -> tuple[Tensor, Tensor] | None:
+        """A [r, in] and B [out, r], times its scale, of one lane; None where a blend changes nothing."""
         blend = self.window.blend
         if blend is not None:
-            return blend.worn(self.name, weight_oi, lane)
+            return blend.change(self.name, lane)
         bucket, (a_sri, b_sor) = self.window.factors_of(self.name, lane)
         place = lane - bucket.rows.start
-        return folded(weight_oi, a_sri[place], b_sor[place], self.window.scale_S(self.name)[lane])
+        return a_sri[place], b_sor[place] * self.window.scale_S(self.name)[lane]
 
 
 def find_targets(model: nn.Module, targets: Iterable[str], section: str = "lora") -> list[Target]:

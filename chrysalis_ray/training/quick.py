@@ -27,13 +27,18 @@ SHORT = "chrysalis_short_rows"  # the name of this attention in the config of a 
 AGREE = 1e-5  # how far a norm may be from the one it replaces, relative to the largest value
 
 
+def inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """1 / rms(x) over the last dimension, kept."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon))
+
+
 class RmsNorm(torch.autograd.Function):
     """Root mean square norm with a frozen weight (arXiv 1910.07467); x [..., D]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_d: Tensor, epsilon: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(epsilon))
+        inverse = inverse_rms(x, epsilon)
         ctx.save_for_backward(x, weight_d, inverse)
         return (x * inverse).mul_(weight_d)
 
@@ -54,7 +59,9 @@ class QuickNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return RmsNorm.apply(x, self.weight, self.epsilon)
+        if torch.is_grad_enabled():
+            return RmsNorm.apply(x, self.weight, self.epsilon)
+        return (x * inverse_rms(x, self.epsilon)).mul_(self.weight)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

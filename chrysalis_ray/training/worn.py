@@ -5,24 +5,28 @@
     x   = x + W_down (silu(gate) * up)             gate and up of norm(x)
 
 What a candidate makes of few tokens stays in the cache of a core from the first norm to the last sum, and its matrices are made
-once, however many passes they serve. As they are made anew anyhow, rows of W_q and W_k and columns of W_o come in an order that
-spares copies: the halves of a head that turn together (rotary embedding, arXiv 2104.09864) stand side by side and are complex
-numbers; heads that share keys (arXiv 2305.13245) stand so that S of them and T tokens are S x T queries of one head.
+once, however many passes they serve. As they are made anew anyhow, those of q, k and v are one, and rows of q and k come in an
+order that spares copies: the halves of a head that turn together (rotary embedding, arXiv 2104.09864) stand side by side and
+are complex numbers. Turning writes them where attention reads them: S heads that share keys (arXiv 2305.13245) and T tokens are
+S x T queries of one head.
 
-    x_KD   tokens x width      q_NTSGD   rows x tokens x heads that share keys x keys x size of a head      N x T = K
+    x_KD   tokens x width      q_NGTSD   rows x keys x tokens x heads that share keys x size of a head      N x T = K
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chrysalis_ray.training.blocks import see_by_blocks
 from chrysalis_ray.training.folded import folds
 from chrysalis_ray.training.packed import PackedLinear
-from chrysalis_ray.training.quick import AGREE, QuickNorm, RmsNorm, additive
+from chrysalis_ray.training.quick import AGREE, QuickNorm, additive, inverse_rms
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")  # of transformers
 MATRICES = (
@@ -46,9 +50,6 @@ class Matrix(NamedTuple):
         y_KO.addmm_(x_KI, self.weight_OI.mT)
         if self.bias_O is not None:
             y_KO.add_(self.bias_O)
-
-    def rows(self, order_O: Tensor) -> Matrix:
-        return Matrix(self.weight_OI[order_O], None if self.bias_O is None else self.bias_O[order_O])
 
 
 class WornLayer(nn.Module):
@@ -75,52 +76,69 @@ class WornLayer(nn.Module):
 
 
 def worn_pass(layer: Any, x_NTD: Tensor, mask: Tensor, angles: tuple[Tensor, Tensor], lanes: int) -> Tensor:
-    """What the layer makes of x, whose rows arrive lane by lane. `mask` [N, 1, T, T] is added to the scores; `angles` are
-    cosines and sines [N, T, D]."""
+    """What the layer makes of x, whose rows arrive lane by lane. `mask` [N, 1, T, T] is added to the scores, or says who may
+    look at whom; `angles` are cosines and sines [N, T, D]."""
     y_NTD = x_NTD.clone()
     rows, at_once = len(x_NTD) // lanes, max(1, AT_ONCE // x_NTD.shape[1])
     cosines, sines = angles
     half = cosines.shape[-1] // 2
-    turn_NT1Z = torch.complex(cosines[..., :half], sines[..., :half])[:, :, None]
+    turn_NTZ = torch.complex(cosines[..., :half], sines[..., :half])
     for lane in range(lanes):
         clothes = Clothes(layer, lane)
         for start in range(lane * rows, (lane + 1) * rows, at_once):
             part = slice(start, min(start + at_once, (lane + 1) * rows))
-            clothes.attend(y_NTD[part], mask[part], turn_NT1Z[part])
+            clothes.attend(y_NTD[part], mask[part], turn_NTZ[part])
             clothes.think(y_NTD[part].flatten(0, 1))
     return y_NTD
 
 
 class Clothes:
-    """The matrices of one candidate in one layer."""
+    """The matrices of one candidate in one layer, each made when it is first needed: what was just written is still near."""
 
     def __init__(self, layer: Any, lane: int) -> None:
         attention = layer.self_attn
-        self.layer = layer
+        self.layer, self.lane = layer, lane
         self.size, self.scale = attention.head_dim, attention.scaling
-        q, k, self.v, o, self.gate, self.up, self.down = (matrix_of(module, lane) for module in matrices_of(layer))
-        self.groups = len(k.weight_OI) // self.size
-        self.shared = len(q.weight_OI) // len(k.weight_OI)
-        # keys, heads that share them, half, half of a head -> heads, keys, half of a head, half
-        order = torch.arange(len(q.weight_OI)).view(self.groups, self.shared, 2, -1).permute(1, 0, 3, 2).flatten()
-        self.q, self.k = q.rows(order), k.rows(self._paired(len(k.weight_OI)))
-        seen_OGSD = o.weight_OI.view(-1, self.groups, self.shared, self.size)
-        self.o = Matrix(seen_OGSD.transpose(1, 2).flatten(1), o.bias_O)
+        self.modules = matrices_of(layer)
+        self.heads, self.groups = (base_of(module).out_features // self.size for module in self.modules[:2])
         self.norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
 
-    def attend(self, y_NTD: Tensor, mask: Tensor, turn_NT1Z: Tensor) -> None:
+    @cached_property
+    def qkv(self) -> Matrix:
+        """The matrices of q, k and v, one below the other."""
+        orders = [_paired(heads * self.size, self.size) for heads in (self.heads, self.groups)]
+        return stacked(self.modules[:3], [*orders, None], self.lane)
+
+    @cached_property
+    def o(self) -> Matrix:
+        return matrix_of(self.modules[3], self.lane)
+
+    @cached_property
+    def gate(self) -> Matrix:
+        return matrix_of(self.modules[4], self.lane)
+
+    @cached_property
+    def up(self) -> Matrix:
+        return matrix_of(self.modules[5], self.lane)
+
+    @cached_property
+    def down(self) -> Matrix:
+        return matrix_of(self.modules[6], self.lane)
+
+    def attend(self, y_NTD: Tensor, mask: Tensor, turn_NTZ: Tensor) -> None:
         """Add what attention makes of y to y."""
         rows, length, width = y_NTD.shape
         y_KD = y_NTD.view(-1, width)
-        x_KD = self.layer.input_layernorm(y_KD)
-        q_NTHD, k_NTGD, v_NTGD = (own.of(x_KD).view(rows, length, -1, self.size) for own in (self.q, self.k, self.v))
-        q_NTHD, k_NTGD = (self._turned(x, norm, turn_NT1Z) for x, norm in zip((q_NTHD, k_NTGD), self.norms, strict=True))
-        q_NGLD = q_NTHD.view(rows, length * self.shared, self.groups, self.size).transpose(1, 2)
-        mask_N1LT = mask if self.shared == 1 else mask.repeat_interleave(self.shared, 2)
-        seen_NGLD = nn.functional.scaled_dot_product_attention(
-            q_NGLD, k_NTGD.transpose(1, 2), v_NTGD.transpose(1, 2), mask_N1LT, scale=self.scale
-        )
-        self.o.add_to(y_KD, seen_NGLD.transpose(1, 2).reshape(rows * length, -1))
+        x_NTHD = self.qkv.of(self.layer.input_layernorm(y_KD)).view(rows, length, -1, self.size)
+        q_NTHD, k_NTGD, v_NTGD = x_NTHD.split([self.heads, self.groups, self.groups], 2)
+        q_NTHD, k_NTGD = (self._normed(x, norm) for x, norm in zip((q_NTHD, k_NTGD), self.norms, strict=True))
+        q_NTGSD = q_NTHD.unflatten(2, (self.groups, -1))
+        q_NGTSD = y_NTD.new_empty(rows, self.groups, length, *q_NTGSD.shape[3:])
+        k_NGTD = y_NTD.new_empty(rows, self.groups, length, self.size)
+        turn_into(q_NGTSD.transpose(1, 2), q_NTGSD, (turn_NTZ * self.scale)[:, :, None, None])  # so that scores are scaled
+        turn_into(k_NGTD.transpose(1, 2), k_NTGD, turn_NTZ[:, :, None])
+        seen_NTGSD = see_by_blocks(q_NGTSD, k_NGTD, v_NTGD.transpose(1, 2), additive(mask, y_NTD.dtype))
+        self.o.add_to(y_KD, seen_NTGSD.view(len(y_KD), -1))
 
     def think(self, y_KD: Tensor) -> None:
         """Add what the network makes of y to y."""
@@ -128,26 +146,56 @@ class Clothes:
         gate_KI = nn.functional.silu(self.gate.of(x_KD), inplace=True)
         self.down.add_to(y_KD, gate_KI.mul_(self.up.of(x_KD)))
 
-    def _turned(self, x_NTHD: Tensor, norm: QuickNorm | None, turn_NT1Z: Tensor) -> Tensor:
-        """Heads normed and turned by their position."""
-        if norm is not None:
-            x_NTHD = RmsNorm.apply(x_NTHD, norm.weight[self._paired(self.size)], norm.epsilon)
-        torch.view_as_complex(x_NTHD.unflatten(-1, (-1, 2))).mul_(turn_NT1Z)
-        return x_NTHD
+    def _normed(self, x_NTHD: Tensor, norm: QuickNorm | None) -> Tensor:
+        """Heads normed, where the family does so."""
+        if norm is None:
+            return x_NTHD
+        return (x_NTHD * inverse_rms(x_NTHD, norm.epsilon)).mul_(norm.weight[_paired(self.size, self.size)])
 
-    def _paired(self, count: int) -> Tensor:
-        """An order that brings together what stands in both halves of a head."""
-        return torch.arange(count).view(-1, 2, self.size // 2).transpose(1, 2).flatten()
+
+def _paired(count: int, size: int) -> Tensor:
+    """An order of `count` rows that brings together what stands in both halves of a head."""
+    return torch.arange(count).view(-1, 2, size // 2).transpose(1, 2).flatten()
+
+
+def turn_into(turned: Tensor, x: Tensor, turn: Tensor) -> None:
+    """Write x, turned by its position, into `turned`, however that lies."""
+    there, here = (torch.view_as_complex(each.unflatten(-1, (-1, 2))) for each in (turned, x))
+    torch.mul(here, turn, out=there)
 
 
 def matrices_of(layer: nn.Module) -> list[nn.Module]:
     return [layer.get_submodule(name) for name in MATRICES]
 
 
+def base_of(module: nn.Module) -> Any:
+    """The frozen module itself, where adapters are packed beside it."""
+    return module.base if isinstance(module, PackedLinear) else module
+
+
 def matrix_of(module: nn.Module, lane: int) -> Matrix:
     """The matrix of a linear module, packed or not, as one lane of the pass has it."""
-    base: Any = module.base if isinstance(module, PackedLinear) else module
+    base = base_of(module)
     return Matrix(module.worn(lane) if isinstance(module, PackedLinear) else base.weight, base.bias)
+
+
+def stacked(modules: Sequence[nn.Module], orders: Sequence[Tensor | None], lane: int) -> Matrix:
+    """The matrices of modules that read the same, one below the other, the rows of each in an order of its own."""
+    bases = [base_of(module) for module in modules]
+    weight_OI = bases[0].weight.new_empty(sum(base.out_features for base in bases), bases[0].in_features)
+    places, biases = weight_OI.split([base.out_features for base in bases]), []
+    for module, base, order_O, place_OI in zip(modules, bases, orders, places, strict=True):
+        change = module.change(lane) if isinstance(module, PackedLinear) else None
+        own_OI, bias_O = base.weight, weight_OI.new_zeros(base.out_features) if base.bias is None else base.bias
+        if order_O is not None:
+            own_OI, bias_O = own_OI[order_O], bias_O[order_O]
+        if change is None:
+            place_OI.copy_(own_OI)
+        else:
+            a_RI, b_OR = change
+            torch.addmm(own_OI, b_OR if order_O is None else b_OR[order_O], a_RI, out=place_OI)
+        biases.append(bias_O)
+    return Matrix(weight_OI, torch.cat(biases) if any(base.bias is not None for base in bases) else None)
 
 
 def lanes_of(layer: nn.Module) -> int:
@@ -159,7 +207,7 @@ def is_worn(layer: nn.Module, x_NTD: Tensor, lanes: int) -> bool:
     """Whether matrices made for a candidate are less work than changes carried beside them, and nobody looks at a module."""
     tokens = x_NTD.numel() // x_NTD.shape[-1] // lanes
     for module in matrices_of(layer):
-        base = module.base if isinstance(module, PackedLinear) else module
+        base = base_of(module)
         if module._forward_pre_hooks or module._forward_hooks or type(base) is not nn.Linear:
             return False
         if isinstance(module, PackedLinear) and module.window.passage is not None:
@@ -169,20 +217,22 @@ def is_worn(layer: nn.Module, x_NTD: Tensor, lanes: int) -> bool:
     return True
 
 
-def wear(model: PreTrainedModel) -> None:
+def wear(model: PreTrainedModel) -> bool:
     """Give the layers of `LAYERS` their pass for candidates in a base of fp32, where it comes to what the layer itself does.
+    Returns whether there are any.
 
     Norms must be quick ones already (`quick.quicken`). One layer of a class is tried for all of it.
     """
     tried: dict[type[nn.Module], bool] = {}
     if model.dtype != torch.float32:
-        return
+        return False
     for layer in model.modules():
         usual = type(layer)
         if usual.__name__ in LAYERS and usual not in tried:
             tried[usual] = agrees(layer)
         if tried.get(usual):
             layer.__class__ = type(f"Worn{usual.__name__}", (WornLayer, usual), {})
+    return any(tried.values())
 
 
 def undress(layer: nn.Module) -> None:

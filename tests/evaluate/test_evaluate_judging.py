@@ -131,7 +131,7 @@ def test_more_candidates_than_lanes_come_in_turns(folders, monkeypatch):
     assert not math.isclose(rows["0.95"][0][2], rows["0.0"][0][2], rel_tol=1e-4)
 
 
-@pytest.mark.parametrize(("length", "lanes", "rows"), [(64, "compacted", 16), (512, "compacted", 8), (64, "fixed", 8)])
+@pytest.mark.parametrize(("length", "lanes", "rows"), [(64, "compacted", 32), (512, "compacted", 8), (64, "fixed", 8)])
 def test_short_rows_come_many_at_a_time_where_candidates_take_turns(length, lanes, rows):
     own = Pack(base_model(), TARGETS, 2, 3, make_engine(0, "none", "fp32", "cpu"), lanes)
     assert rows_at_once(own, 8, length) == rows

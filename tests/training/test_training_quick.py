@@ -10,7 +10,7 @@ from training_texts import TextTokens, new_pack, place_fresh, variant
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from chrysalis_ray.training.blocks import BLOCK, BlockAttention, blocks
+from chrysalis_ray.training.blocks import BLOCK, BlockAttention, blocks, see_by_blocks
 from chrysalis_ray.training.quick import AT_ONCE, SHORT, SHORT_ROW, QuickNorm, RmsNorm, ShortAttention, quicken, short_rows
 from chrysalis_ray.training.step import train_chunk
 from chrysalis_ray.training.trunk import document_mask
@@ -60,6 +60,22 @@ def test_attention_by_blocks_and_its_gradient_are_those_of_attention_at_once(hea
     for mine, usual in zip(*told, strict=True):
         assert (mine - usual).abs().max() <= 1e-14
     assert [end for _, end in blocks(length)] == [*range(BLOCK, length, BLOCK), length]
+
+
+@pytest.mark.parametrize(("heads", "groups", "length"), [(4, 2, BLOCK + 5), (2, 2, 2 * BLOCK), (3, 1, BLOCK - 1)])
+def test_attention_whose_scores_become_shares_in_place_is_attention_at_once(heads: int, groups: int, length: int) -> None:
+    rows, size = 2, 3
+    parts = drawn(rows, heads, length, size), drawn(rows, groups, length, size), drawn(rows, groups, length, 4)
+    mask = torch.zeros(rows, 1, length, length, dtype=torch.float64).masked_fill(~mask_of(rows, length), -torch.inf)
+    usual = ShortAttention.apply(*parts, mask, 0.3)
+    query, key, value = (part.detach() for part in parts)
+    given = [each.clone() for each in (query.unflatten(1, (groups, -1)).transpose(2, 3).contiguous() * 0.3, key, value)]
+    seen = see_by_blocks(*given, mask)
+    assert (seen.flatten(2, 3) - usual).abs().max() <= 1e-14
+    others = [each.clone() for each in given]
+    for other in others:
+        other[1] = torch.nan
+    assert torch.equal(see_by_blocks(*others, mask)[0], seen[0])
 
 
 def test_a_neighbour_changes_no_bit_of_a_long_row() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from training_texts import fresh_adapter, new_pack
 from transformers import AutoModelForCausalLM
 
-from chrysalis_ray.training import folded, worn
+from chrysalis_ray.training import folded, pack, worn
 from chrysalis_ray.training.compiled import compile_layers
 from chrysalis_ray.training.quick import additive, quicken
 from chrysalis_ray.training.trunk import document_mask
@@ -65,6 +65,19 @@ def test_hidden_states_are_those_of_the_layers_it_stands_for(
     found = model.base_model(**given).last_hidden_state
     assert passes == ([1, 1] if family in WORN else [])  # two layers
     assert (found - usual).abs().max() <= 1e-5 * usual.abs().max()
+
+
+@torch.no_grad()
+def test_a_mask_of_words_is_a_mask_of_numbers(passes: list[int]) -> None:
+    """Long rows come with a bool mask: who may look at whom."""
+    model, given = base_of("qwen3"), given_rows(length=40)
+    quicken(model)
+    wear(model)
+    passes.clear()
+    added = model.base_model(**given).last_hidden_state
+    told = model.base_model(**given | {"attention_mask": document_mask(given["position_ids"])}).last_hidden_state
+    assert passes == [1, 1, 1, 1]
+    assert torch.equal(told, added)
 
 
 @pytest.mark.parametrize("targets", [GATED, ("k_proj", "down_proj")])
@@ -146,6 +159,29 @@ def test_a_layer_that_computes_something_else_stays_as_it_is() -> None:
     wear(model)
     assert isinstance(model.model.layers[0], WornLayer)
     assert type(model.model.layers[1]) is LlamaDecoderLayer
+
+
+def test_more_lanes_go_together_where_layers_are_worn(tiny_base, tokens, monkeypatch) -> None:
+    """As many as `WORN` holds, where lanes are long enough; the scores are those of lanes that go alone, to the bit."""
+    batch = tokens.batch([("code", 0), ("prose", 1), ("code", 1)], "select")
+    own, taken = new_pack(tiny_base, 4, rank=8), []
+    for slot in range(4):
+        tensors = fresh_adapter(own, slot)
+        names = [target.name for target in own.bank.targets]
+        own.load_adapter(
+            slot, {name: (tensors[f"weight/{name}.lora_A"], tensors[f"weight/{name}.lora_B"]) for name in names}, 2.0
+        )
+    real = own.shards.in_turns
+    monkeypatch.setattr(own.shards, "in_turns", lambda parts, lanes, blend: taken.append(lanes) or real(parts, lanes, blend))
+    lane, found = batch.labels.size, []
+    for module, fewest in ((folded, 1), (pack, 1), (pack, lane + 1)):
+        monkeypatch.setattr(module, "FEWEST", fewest)
+        monkeypatch.setattr(pack, "CACHED", lane)
+        monkeypatch.setattr(pack, "WORN", 3 * lane)
+        found.append(own.judge([0, 1, 2, 3], batch).losses)
+    assert taken == [1, 3, 1]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
 
 
 def test_layers_that_are_compiled_wear_nothing(tiny_base) -> None:
