@@ -266,15 +266,18 @@ def _along(shared: Mapping[str, Any], method: str) -> Settings:
 
 
 def _rule_settings(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], method: str, normalize: bool) -> Settings:
-    """What rules on entries have beside weights: shares of entries, which are one for all here, how kept entries are rescaled,
-    and what is made of those that agree."""
+    """What rules on entries have beside weights: shares of entries, how kept entries are rescaled, and what is made of those
+    that agree."""
     if method not in ENTRIES:
         return {}
     random = method.startswith("dare")
     if _flag(shared, "rescale", random) != random:
         meant = "rescales what it keeps; write true" if random else "keeps entries as they are; leave it out"
         raise _Refused(("parameters", "rescale"), f"`{method}` here {meant}")
-    settings: Settings = {"density": _one_for_all(shared, own, "density", 1.0), "space": "dense"}
+    densities = list(_shares(shared, own, "density", 1.0).values())
+    settings: Settings = {"density": densities[0], "space": "dense"}
+    if len(set(densities)) > 1:
+        settings["densities"] = {str(n): density for n, density in enumerate(densities)}
     if method.startswith("breadcrumbs"):
         settings["outliers"] = _one_for_all(shared, own, "gamma", 0.01)
     if method in ELECTED:
@@ -284,16 +287,22 @@ def _rule_settings(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any
 
 def _one_for_all(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], key: str, default: float) -> float:
     """A share of the entries, which may be written for every model but is one and the same here."""
+    found = _shares(shared, own, key, default)
+    first = next(iter(found.values()))
+    other = next((place for place, value in found.items() if value != first), None)
+    if other is not None:
+        different = sorted(set(found.values()))
+        raise _Refused(("models", other, "parameters", key), f"{key}s differ ({different}); here all adapters have the same")
+    return first
+
+
+def _shares(shared: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], key: str, default: float) -> dict[int, float]:
+    """A share of the entries by the place of every model."""
     found = {}
     for place, values in own.items():
         at: Location = ("models", place, "parameters", key) if key in values else ("parameters", key)
         found[place] = _number(at, values.get(key, shared.get(key, default)), least=0.0, most=1.0)
-    first = next(iter(found.values()))
-    other = next((place for place, value in found.items() if value != first), None)
-    if other is not None:
-        plural, different = {"density": "densities", "gamma": "gammas"}[key], sorted(set(found.values()))
-        raise _Refused(("models", other, "parameters", key), f"{plural} differ ({different}); here all adapters have the same")
-    return first
+    return found
 
 
 def _weight_rules(shared: Mapping[str, Any], values: Mapping[str, Any], place: int) -> list[Rule]:

@@ -7,7 +7,7 @@ adapter back whatever the method.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -208,7 +208,30 @@ class ElementwiseMerge(SeveralMerge):
         return self
 
 
-class TiesMerge(ElementwiseMerge):
+class DensityMerge(ElementwiseMerge):
+    """Rules that keep a `density` of every delta. `densities` are those of single variants that differ, by variant, or by the
+    number of an adapter as it was given, from 0."""
+
+    density: Share
+    densities: Annotated[dict[str, Share], Field(default_factory=dict)]
+
+    def for_each(self, members: int) -> list[Self]:
+        """The rule as each of so many members has it, whose `densities` go by number."""
+        own = [self.densities.get(str(n), self.density) for n in range(members)]
+        return [self.model_copy(update={"density": density, "densities": {}}) for density in own]
+
+    def numbered(self, names: Sequence[str]) -> Self:
+        """The same with `densities` by number alone, of members called `names`."""
+        own = {str(n): self.densities.get(name, self.densities.get(str(n), self.density)) for n, name in enumerate(names)}
+        return self.model_copy(update={"densities": own if self.densities else {}})
+
+    def taken(self, places: Sequence[int]) -> Self:
+        """The same of some members alone, by their numbers."""
+        own = {str(n): self.densities.get(str(place), self.density) for n, place in enumerate(places)}
+        return self.model_copy(update={"densities": own if self.densities else {}})
+
+
+class TiesMerge(DensityMerge):
     """The largest `density` of every delta, the sign with more weight, the mean of those that have it, or their `sum`: each
     with its share of the weights, those of the other sign as nothing."""
 
@@ -218,7 +241,7 @@ class TiesMerge(ElementwiseMerge):
     agreeing: Agreeing = "mean"
 
 
-class _SignsMerge(ElementwiseMerge):
+class _SignsMerge(DensityMerge):
     signs: Literal["all", "elected"] = "all"
     agreeing: Agreeing = "mean"
 

@@ -88,7 +88,7 @@ def merge_candidates(
         try:
             members = members_of(spec, variants, losses)
             if isinstance(spec, SeveralMerge):
-                check_names(spec.layer_weights, variants)
+                check_names(spec, variants)
             making = Making(layout, spec, members, losses, sha256s)
             made[spec.name] = making.done_before() or making.finish(*_found(making, judge, tell))
         except MergeError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chrysalis_ray import __version__
-from chrysalis_ray.config.merges import Merge, RegmeanMerge, SeveralMerge
+from chrysalis_ray.config.merges import DensityMerge, Merge, RegmeanMerge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError, ModelError
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file
 from chrysalis_ray.evaluate.destination import destination, done_before, put_in_place
@@ -127,7 +127,7 @@ def merge_folders(
         given_weights(given, len(names))
     refuse_unmeasured(spec, texts, len(names))
     if isinstance(spec, SeveralMerge):
-        check_names(spec.layer_weights, names)
+        check_names(spec, names)
     out = destination(out)
     sources = open_sources(names if seed_name is None else [*names, seed_name])
     refuse_other_base(sources, base_model)
@@ -200,7 +200,7 @@ def request_of(
         "given_weights": None if given is None else list(given),
         "version": __version__,
     }
-    if isinstance(spec, SeveralMerge) and spec.layer_weights:
+    if (isinstance(spec, SeveralMerge) and spec.layer_weights) or (isinstance(spec, DensityMerge) and spec.densities):
         request["names"] = [source.name for source in sources]  # what the weights go by
     if texts is not None:
         request["texts"] = [sha256_of_file(file) for file in texts.files]

@@ -70,6 +70,8 @@ def ruled_core(rule: Rule, config: Any, weights_N: Tensor, increments_NPQ: Tenso
 
 def whole_block(config: Any, entries_Nbl: Tensor, weights_N: Tensor, generators: Sequence[torch.Generator]) -> Block:
     """A block that is a whole module, with thresholds and ceilings where the rule has any."""
+    if getattr(config, "densities", None):
+        return _block_of_own_densities(config, entries_Nbl, weights_N, generators)
     above, kept = window(config, entries_Nbl[0].numel())
     sizes_NL = entries_Nbl.abs().flatten(1)
     thresholds_N = _of_place(sizes_NL, kept) if kept else torch.zeros(len(entries_Nbl), dtype=torch.float64)
@@ -80,6 +82,16 @@ def _of_place(sizes_NL: Tensor, count: int) -> Tensor:
     """The `count`-th largest of every row, [N]. By numpy, which parts a row ten times as quickly as torch finds its largest."""
     place = sizes_NL.shape[1] - count
     return torch.from_numpy(np.partition(sizes_NL.numpy(), place, axis=1)[:, place].copy())
+
+
+def _block_of_own_densities(
+    config: Any, entries_Nbl: Tensor, weights_N: Tensor, generators: Sequence[torch.Generator]
+) -> Block:
+    """`whole_block` where members differ in their density."""
+    own = config.for_each(len(entries_Nbl))
+    each = [whole_block(one, entries_Nbl[n : n + 1], weights_N, []) for n, one in enumerate(own)]
+    ceilings = [entries_Nbl.new_tensor([torch.inf]) if one.ceilings_N is None else one.ceilings_N for one in each]
+    return Block(entries_Nbl, weights_N, torch.cat([one.thresholds_N for one in each]), generators, None, torch.cat(ceilings))
 
 
 class RuledRows:
@@ -109,11 +121,13 @@ class RuledRows:
         self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
         self.norms_N, self.places = norms_N, _places(norms_N)
         self.rows = max(1, (DRAWN_ENTRIES if self.draws else BLOCK_ENTRIES) // (self.in_size * len(changes)))
-        above, kept = window(config, self.out_size * self.in_size)
-        self.thresholds_N = torch.zeros(len(changes), dtype=self.dtype)
-        if kept:
-            self.thresholds_N = torch.stack([self._threshold(number, kept) for number in range(len(changes))])
-        self.ceilings_N = torch.stack([self._threshold(number, above) for number in range(len(changes))]) if above else None
+        own = config.for_each(len(changes)) if getattr(config, "densities", None) else [config] * len(changes)
+        windows = [window(one, self.out_size * self.in_size) for one in own]
+        self.thresholds_N = torch.stack([self._threshold(number, kept) for number, (_, kept) in enumerate(windows)])
+        self.ceilings_N = None
+        if any(above for above, _ in windows):
+            highest = [self._threshold(number, above) if above else torch.inf for number, (above, _) in enumerate(windows)]
+            self.ceilings_N = torch.tensor(highest, dtype=self.dtype)
         self.units_N = None
         moved_N = norms_N > 0.0
         if config.method == "ties" and bool(
@@ -152,7 +166,7 @@ class RuledRows:
         what is between, and so finds out whether the sample was right. If not, the two are moved apart.
         """
         change = self.changes[number]
-        if change is None:
+        if change is None or not kept:
             return torch.zeros((), dtype=self.dtype)
         if self.out_size * self.in_size <= EXACT_ENTRIES:
             return _of_place((change[1] @ change[0]).abs().view(1, -1), kept)[0]

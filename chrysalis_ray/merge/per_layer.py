@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from chrysalis_ray.config.merges import LayerWeights, Merge, SeveralMerge
+from chrysalis_ray.config.merges import DensityMerge, LayerWeights, Merge, SeveralMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import Factors, check_module
 from chrysalis_ray.merge.finished import FinishedModules
@@ -64,6 +64,8 @@ def merge_adapters(
     each module alone. Modules that none of them names have the weights of the whole adapter. Raises MergeError as
     `merge_modules` does, and for `layer_weights` that weigh none of the members.
     """
+    if isinstance(config, DensityMerge):
+        config = config.numbered(names)
     own: dict[str, Sequence[float]] = dict(by_module or {})
     if not own and isinstance(config, SeveralMerge) and (config.layer_weights or config.per == "module"):
         own |= weights_by_module(config, names, members, scales, anchor, anchor_scale, scores)
@@ -127,13 +129,16 @@ def written_weights(layers: Sequence[LayerWeights], module: str, names: Sequence
     return None
 
 
-def check_names(layers: Sequence[LayerWeights], known: Sequence[str]) -> None:
-    """Raises MergeError for a name in `layer_weights` that is neither one of `known` nor the number of one."""
-    for layer in layers:
-        strangers = [name for name in layer.weights if name not in known and not _is_number_below(name, len(known))]
+def check_names(config: SeveralMerge, known: Sequence[str]) -> None:
+    """Raises MergeError for a name in `layer_weights` or `densities` that is neither one of `known` nor the number of one."""
+    places = [(f"layer_weights of {layer.modules!r}", list(layer.weights)) for layer in config.layer_weights]
+    if isinstance(config, DensityMerge):
+        places.append(("densities", list(config.densities)))
+    for place, names in places:
+        strangers = [name for name in names if name not in known and not _is_number_below(name, len(known))]
         if strangers:
             raise MergeError(
-                f"layer_weights of {layer.modules!r} name {strangers[0]!r}, which is none of the {len(known)} adapters",
+                f"{place} name {strangers[0]!r}, which is none of the {len(known)} adapters",
                 f"they are {', '.join(known)}; numbers count from 0",
             )
 

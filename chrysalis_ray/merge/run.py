@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chrysalis_ray.config.merges import ElementwiseMerge, Merge, RegmeanMerge, SlerpMerge
+from chrysalis_ray.config.merges import DensityMerge, ElementwiseMerge, Merge, RegmeanMerge, SlerpMerge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge.core_space import Cut, Factors, check_finite, check_shapes, core_space, cut_to_rank
 from chrysalis_ray.merge.elementwise import (
@@ -99,6 +99,8 @@ def merge_modules(
         gram = partial(gram_of_changes, members, scales, anchor, anchor_scale)
         weights, held_out = weigh(config, len(members), scores, gram)
     live = [index for index, weight in enumerate(weights) if weight > 0.0]
+    if isinstance(config, DensityMerge):
+        config = config.taken(live)
     population = _Population(
         [members[index] for index in live], [scales[index] for index in live], anchor, anchor_scale,
         torch.tensor([weights[index] for index in live], dtype=torch.float64),

@@ -59,10 +59,10 @@ def assert_same(found, expected):
 def generalized(delta, weight, density=1.0, elect=False, normalize=False, reach=1.0, gamma=None):
     kept = torch.zeros_like(delta)
     for n in range(len(delta)):
-        size = delta[n].numel()
-        k = max(1, int(density * size))
+        size, own = delta[n].numel(), density[n] if isinstance(density, list) else density
+        k = max(1, int(own * size))
         places = delta[n].abs().reshape(-1).argsort(descending=True)[:k]
-        if gamma is not None and density < 1:
+        if gamma is not None and own < 1:
             least = max(0, size - k - int(gamma * size))
             places = delta[n].abs().reshape(-1).sort().indices[least : least + k]
         kept[n].view(-1)[places] = delta[n].reshape(-1)[places]
@@ -174,6 +174,26 @@ def test_those_that_agree_are_added_up_where_nothing_is_normalised(three, method
     density = {"ties": 0.4, "dare_ties": 1.0}[method]
     found, _ = merged(three, config(method, per_model=f", density: {density}", lambda_=0.7, normalize="false"), rank="9")
     assert_same(found, {m: generalized(d, WEIGHTS, density, True, False, 0.7) for m, d in deltas(three).items()})
+
+
+@pytest.mark.parametrize(("method", "gamma"), [("ties", None), ("breadcrumbs", 0.1), ("breadcrumbs_ties", 0.1)])
+@pytest.mark.parametrize("live", [3, 2])
+def test_every_model_has_its_own_density(three, method, gamma, live):
+    """Also where one of them counts for nothing, or has no density of its own."""
+    own, weights = [0.2, 0.7, 1.0], [2.0 if live == 3 else 0.0, 1.0, 0.5]
+    models = "".join(
+        f"  - {{model: a{n}, parameters: {{weight: {weights[n]}{f', density: {density}' if n < 2 else ''}}}}}\n"
+        for n, density in enumerate(own)
+    )
+    told = "" if gamma is None else f"parameters: {{gamma: {gamma}, normalize: true}}\n"
+    found, recipe = merged(three, f"merge_method: {method}\nbase_model: org/base\nmodels:\n{models}{told}", rank="9")
+    assert recipe.spec.densities == {"0": 0.2, "1": 0.7, "2": 1.0}
+    elect, first = method != "breadcrumbs", 3 - live
+    names = ("a0", "a1", "a2")[first:]
+    expected = {
+        m: generalized(d, weights[first:], own[first:], elect, True, gamma=gamma) for m, d in deltas(three, names).items()
+    }
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.1), (0.9, 0.3), (0.2, 0.0), (1.0, 0.1)])
@@ -336,9 +356,9 @@ REFUSED = {
         "merge_method: model_stock\nbase_model: b\nmodels: [{model: a0}]\nparameters: {filter_wise: true}\n",
         "filter_wise", "away from each other",
     ),
-    "two densities": (
+    "a density of too much": (
         "merge_method: ties\nbase_model: b\nmodels: [{model: a0, parameters: {weight: 1, density: 0.5}},"
-        " {model: a1, parameters: {weight: 1}}]\n", "models.1.parameters.density", "densities differ",
+        " {model: a1, parameters: {weight: 1, density: 1.5}}]\n", "models.1.parameters.density", "at most 1",
     ),
     "filters that end nowhere": (
         "merge_method: linear\nmodels: [{model: a0, parameters: {weight: [{filter: mlp, value: 1}]}}]\n",

@@ -67,6 +67,10 @@ METHOD_CONFIGS = [
     TiesMerge(method="ties", density=0.5),
     TiesMerge(method="ties", density=0.3, space="dense", weights="softmax", temperature=0.1),
     TiesMerge(method="ties", density=0.4, space="knots"),
+    TiesMerge(method="ties", density=0.4, densities={"v0": 0.9, "v2": 0.2}),
+    TiesMerge(method="ties", density=1.0, densities={"v1": 0.3}, space="dense", weights="softmax", temperature=0.1),
+    DareMerge(method="dare", densities={"v0": 1.0, "v1": 0.7}),
+    BreadcrumbsMerge(method="breadcrumbs", density=0.6, outliers=0.1, densities={"v1": 1.0, "v2": 0.3}, space="knots"),
     DellaMerge(method="della", space="knots", weights="softmax", temperature=0.1),
     TallMerge(method="tall", space="knots", rank="exact"),
     DareMerge(method="dare"),
@@ -96,9 +100,10 @@ class Population(typing.NamedTuple):
     anchor: dict
     anchor_scale: float
     scores: list
+    names: list | None = None  # v0, v1, ... if not given
 
     def merge(self, config, rank=99, given=None) -> MergeResult:
-        names = [f"v{number}" for number in range(len(self.members))]
+        names = self.names or [f"v{number}" for number in range(len(self.members))]
         return merge_adapters(
             config, names, self.members, self.scales, self.anchor, self.anchor_scale, self.scores, rank, given,
             inputs=self.inputs(config),
@@ -229,7 +234,8 @@ def test_o4_the_order_of_members_does_not_matter(config, shared, data, order):
     members, scales, scores = (
         [column[p] for p in places] for column in (population.members, population.scales, population.scores)
     )
-    shuffled = Population(members, scales, population.anchor, population.anchor_scale, scores)
+    names = [f"v{place}" for place in places]
+    shuffled = Population(members, scales, population.anchor, population.anchor_scale, scores, names)
     assert_same(shuffled.merge(config), dense(population.merge(config).factors))
 
 
@@ -404,7 +410,7 @@ def test_o13_around_the_seed_equals_changes_from_the_seed_plus_the_seed(config, 
             (a, b), (a0, b0) = member[m], population.anchor[m]
             change[m] = (torch.cat([a, a0]), torch.cat([scale * b, -population.anchor_scale * b0], dim=1))
         changes.append(change)
-    names = [str(number) for number in range(len(changes))]
+    names = [f"v{number}" for number in range(len(changes))]
     from_base = merge_adapters(
         config, names, changes, [1.0] * len(changes), None, 1.0, population.scores, 99, inputs=population.inputs(config)
     )
