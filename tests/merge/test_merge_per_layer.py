@@ -127,10 +127,10 @@ def test_names_of_nobody_are_refused():
     with pytest.raises(MergeError, match="none of them takes part"):
         merged(config)
     with pytest.raises(MergeError, match="none of the 3 adapters"):
-        check_names(config.layer_weights, NAMES)
-    check_names(layered(("*", {"2": 1.0, "v000-code": 0.5})).layer_weights, NAMES)
+        check_names(config, NAMES)
+    check_names(layered(("*", {"2": 1.0, "v000-code": 0.5})), NAMES)
     with pytest.raises(MergeError, match="'3'"):
-        check_names(layered(("*", {"3": 1.0})).layer_weights, NAMES)
+        check_names(layered(("*", {"3": 1.0})), NAMES)
 
 
 @pytest.mark.parametrize(
