@@ -84,6 +84,8 @@ class Pack:
     methods in the same order. Raises ModelError for a base or targets that do not suit.
     """
 
+    _wears = False  # layers put candidates on (`worn.py`)
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -105,7 +107,6 @@ class Pack:
         spare = min(threads, MOST_SHARDS) - 1 if shared and lanes == "compacted" else 0
         self.bank = Bank(find_targets(model, targets), slots, rank, dtype, engine.device, shared, spare, layers, patterns)
         window = Window(self.bank)
-        self._wears = False
         if engine.copyable and engine.device.type == "cpu":
             quicken(model)
             self._wears = wear(model)

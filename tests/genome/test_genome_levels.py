@@ -93,7 +93,7 @@ def test_levels_are_told_one_by_one_and_level_stops_at_one(genome, tmp_path):
     assert re.findall(r"^level (\d): .*\(\d+\.\d\d s\)$", told, re.MULTILINE) == ["0", "1", "2", "4"]
     assert "level 1: 3 shards, " in told
     assert "level 4: 9 documents, " in told
-    assert f"genome {genome.genome_id} is intact: 1 domains (notes)" in told
+    assert f"genome {genome.genome_id} is intact: 1 domain (notes)" in told
     in_a_shard(genome)
     stopped = verify("--level", 0)
     assert (stopped.exit_code, stopped.stdout.count("level")) == (0, 2)
