@@ -21,9 +21,10 @@ SMALLEST = {
     "mixer.py": ("--samples 20000 --skip 1000", "samples/s"),
     "dedup.py": ("--megabytes 0.2", "pairs"),
     "genome.py": ("--megabytes 1 --processes 1", "verify"),
+    "methods.py": ("--seeds 1 --set population.tokens_per_variant=2048 --set population.variants=4", "select chose"),
     "installed.py": ("--megabytes 0.2 --no-tokens", "verify"),
 }
-WHOLE_RUNS = {"population.py", "controller.py", "plan_accuracy.py", "recovery.py", "methods.py"}
+WHOLE_RUNS = {"population.py", "controller.py", "plan_accuracy.py", "recovery.py"}
 PARTS = {"handwritten.py", "setting.py", "peft_training.py", "training_stage.py", "machine.py", "chunks.py", "ridge_plot.py"}
 
 
