@@ -14,6 +14,7 @@ import numpy as np
 from chrysalis_ray.config.genome import GenomeBuild
 from chrysalis_ray.genome.batch import Scanned, batches, scan_batch
 from chrysalis_ray.genome.documents import Document
+from chrysalis_ray.genome.native import kernel
 from chrysalis_ray.genome.pools import deaf_to_ctrl_c, process_pool
 from chrysalis_ray.genome.scan_cache import ScanCache, key_of
 from chrysalis_ray.genome.similarity import Sketches
@@ -21,6 +22,7 @@ from chrysalis_ray.genome.sketch_store import SketchStore
 
 SENT_TOGETHER = 40  # batches, to another process
 ALONE_BELOW = 400_000_000  # characters; starting processes costs more than they save
+FEWEST_BESIDE_KERNEL = 4  # processes
 
 
 def scan(
@@ -72,6 +74,8 @@ def _scan_apart(parts: Sequence[Sequence[Document]], processes: int) -> Iterator
 
 
 def processes_for(documents: Sequence[Document]) -> int:
-    """How many processes pay for themselves on this machine."""
+    """How many processes pay for themselves on this machine. With the kernel a text is scanned about as soon as it is sent, so
+    that two or three would save nothing."""
+    cores = len(os.sched_getaffinity(0))
     large = sum(document.characters for document in documents) >= ALONE_BELOW
-    return len(os.sched_getaffinity(0)) if large else 1
+    return cores if large and (kernel is None or cores >= FEWEST_BESIDE_KERNEL) else 1
