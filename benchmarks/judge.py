@@ -10,8 +10,10 @@ candidate after the other, and taken out again); its fastest counts. Ours goes b
 Ours makes nothing: `blend` takes the members and the weights as they are, at the sum of all ranks (`training/blend.py`);
 `slots` loads the ready made candidates as training loads variants; `one slot` does so one candidate after the other.
 
-What it takes to make the candidates is a row of its own: PEFT's `add_weighted_adapter(combination_type="svd")` for one of them,
-times C, against stacking the members for a blend. The base has random weights: how long a pass takes does not depend on them.
+What it takes to have the candidates is told beside that. `with loading`: they lie on disk, and PEFT loads each into its model
+(`load_adapter`), while we read the members and stack them. `with making`: PEFT first makes each of them
+(`add_weighted_adapter(combination_type="svd")`, one is timed and counts C times). The base has random weights: how long a pass
+takes does not depend on them.
 `bound` is what PEFT's pass takes against the products with the frozen matrices alone, which each candidate's tokens need and
 nobody can share (those of the first layer's q, k and v can be: all candidates read the same there), on as many threads, each in
 one: no judging of this base in this precision is a greater ratio.
@@ -44,6 +46,7 @@ from packing import RESULTS, TARGETS, Shape, quieten, shapes, write_base
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.evaluate.judging import BATCH_ROWS, rows_at_once
 from chrysalis_ray.genome.tokens import RowBatch
+from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 from chrysalis_ray.training.base import load_base
 from chrysalis_ray.training.engine import make_engine
 from chrysalis_ray.training.loss import SCORED
@@ -180,6 +183,27 @@ def peft_making(folder: Path, members: Sequence[tuple[Factors, float]], rank: in
     return time.perf_counter() - began
 
 
+def loading(folder: Path, members: Sequence[tuple[Factors, float]], made: Sequence[Factors], rank: int) -> dict[str, float]:
+    """Seconds to load from disk what each side needs: PEFT every candidate into its warm model, ours every member."""
+    from peft import LoraConfig, get_peft_model
+
+    def written(name: str, factors: Factors, scale: float) -> Path:
+        write_adapter(folder / name, AdapterWeights(str(folder), None, rank, scale * rank, False, TARGETS, factors))
+        return folder / name
+
+    model: Any = get_peft_model(load_base(folder, "fp32"), LoraConfig(r=rank, target_modules=list(TARGETS)))
+    candidates = [written(f"candidate{number}", factors, 1.0) for number, factors in enumerate(made)]
+    beside = [written(f"member{number}", *member) for number, member in enumerate(members)]
+    model.load_adapter(str(candidates[0]), "warm")
+    began = time.perf_counter()
+    for number, candidate in enumerate(candidates):
+        model.load_adapter(str(candidate), f"c{number}")
+    between = time.perf_counter()
+    for member in beside:
+        read_adapter(member)
+    return {"separate": between - began, "blend": time.perf_counter() - between}
+
+
 def ours(
     folder: Path,
     members: Sequence[tuple[Factors, float]],
@@ -235,6 +259,7 @@ def compare(folder: Path, shape: Shape, length: int, asked: argparse.Namespace) 
             seconds[name].append(time.perf_counter() - began)
     cpu = {name: statistics.median(values) for name, values in worked.items()}
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    read = loading(folder, members, made, asked.rank)
     making = peft_making(folder, members, asked.rank) * asked.candidates if asked.making else None
     return {
         "length": length,
@@ -245,6 +270,8 @@ def compare(folder: Path, shape: Shape, length: int, asked: argparse.Namespace) 
         "cpu_seconds": cpu,
         "cpu_ratio": cpu["separate"] / cpu["blend"],
         "ratio_of_fastest": min(seconds["separate"]) / min(seconds["blend"]),
+        "loading_seconds": read,
+        "ratio_with_loading": (median["separate"] + read["separate"]) / (median["blend"] + read["blend"] + stacking),
         "making_seconds": {"separate": making, "blend": stacking},
         "ratio_with_making": None if making is None else (median["separate"] + making) / (median["blend"] + stacking),
     }
@@ -270,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{asked.candidates} candidates of {asked.members} adapters of rank {asked.rank}, {asked.rows} rows; seconds")
     print(
         f"{'base':<8}{'tokens':>7}{'separate':>10}{'one slot':>10}{'slots':>8}{'blend':>8}{'ratio':>8}{'bound':>8}{'cpu':>8}"
-        f"{'with making':>13}"
+        f"{'with loading':>14}{'with making':>13}"
     )
     for name in asked.shapes:
         with tempfile.TemporaryDirectory() as folder:
@@ -283,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 whole = "" if row["ratio_with_making"] is None else f"{row['ratio_with_making']:.1f}x"
                 print(
                     f"{name:<8}{length:>7}{s['separate']:>10.3f}{s['one slot']:>10.3f}{s['slots']:>8.3f}{s['blend']:>8.3f}"
-                    f"{row['ratio']:>7.2f}x{row['bound']:>7.2f}x{row['cpu_ratio']:>7.2f}x{whole:>13}",
+                    f"{row['ratio']:>7.2f}x{row['bound']:>7.2f}x{row['cpu_ratio']:>7.2f}x"
+                    f"{row['ratio_with_loading']:>13.2f}x{whole:>13}",
                     flush=True,
                 )
     if asked.json:
