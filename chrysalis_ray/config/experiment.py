@@ -171,7 +171,7 @@ class Experiment(Written):
     population: Population
     body: OpenBody = OpenBody()
     evaluate: Evaluate = Evaluate()
-    # What is safe, and the two that surely beat the best variant over five populations (benchmarks/methods.py).
+    # What is safe, and the two that beat the best variant by most over five populations (benchmarks/methods.py).
     merge: Annotated[tuple[Merge, ...], Field(min_length=1)] = (
         WinnerMerge(method="winner"), EnsembleMerge(method="ensemble"), SlerpMerge(method="slerp"),
         WudiMerge(method="wudi"), ConsensusMerge(method="consensus"),

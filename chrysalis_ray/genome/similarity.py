@@ -8,7 +8,8 @@ two texts of Jaccard similarity s with probability 1 - (1 - s^8)^14, that is 0.0
 1.00 at 0.95. Every candidate is then verified by the Jaccard similarity of the kept shingles, and where chance could have kept
 the wrong ones, by that of all shingles of the two texts. Nothing here draws a random number at run time.
 
-Everything is done for a batch of texts at once, in arrays that should fit into a processor's cache.
+Everything is done for a batch of texts at once, by the compiled kernel (`native.py`) or in arrays that should fit into a
+processor's cache.
 """
 
 from __future__ import annotations
