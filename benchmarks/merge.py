@@ -2,7 +2,7 @@
 
     python benchmarks/merge.py
     python benchmarks/merge.py --ours ensemble --peft svd --json
-    python benchmarks/merge.py --model qwen3-8b --ours ensemble slerp --peft svd --peft-targets k_proj v_proj --no-peft-loaded
+    python benchmarks/merge.py --model qwen3-8b --ours ensemble --peft svd --peft-targets q_proj k_proj v_proj --no-peft-loaded
 
 Adapters are random, of every linear module of the model: a merge does not know better. Ours is `chrysalis merge` after its
 imports: opening, hashing, merging all layers, writing, syncing. PEFT's is `add_weighted_adapter` alone, without loading or
