@@ -13,6 +13,7 @@ from typing import Any
 
 from chrysalis_ray.config.genome import GitSource, is_object_id, is_remote
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
 from chrysalis_ray.genome.globs import domain_of
 from chrysalis_ray.genome.licences import LICENCE_BYTES, Licensing, is_licence_file, licensing
@@ -119,7 +120,7 @@ def located_url(url: str, relative_to: Path) -> str:
     """What git is given: the address as written, or the absolute path of a repository or bundle of this machine."""
     if is_remote(url):
         return url
-    path = (relative_to / Path(url).expanduser()).resolve()
+    path = (relative_to / written_path(url)).resolve()
     if not path.exists():
         raise GenomeError(f"there is no repository or bundle {path}", "paths are relative to the experiment file")
     return str(path)
