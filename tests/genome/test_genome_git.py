@@ -12,6 +12,7 @@ from chrysalis_ray.config.genome import GitSource, refused_url
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
+from chrysalis_ray.genome.sources import git_local, git_objects
 from chrysalis_ray.genome.sources.git_objects import ObjectReader, fetch, tree_entries, tree_of_commit
 from chrysalis_ray.genome.sources.git_source import read_git
 
@@ -138,6 +139,33 @@ def test_licences_come_from_the_tag_then_the_nearest_file_and_say_so(origin, tmp
     licences = {document.path: (document.licence, document.evidence) for document in documents}
     assert licences["larva/src/one.py"] == ("Apache-2.0", "tag")
     assert licences["larva/docs/latin.md"] == ("MIT", "file LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("HEAD", "path"), ("HEAD", "file"), ("packed-refs", "path"), ("objects/info/alternates", "path"), ("index", "path")],
+)
+def test_a_pipe_in_a_repository_is_not_waited_for(origin, tmp_path, monkeypatch, place, named):
+    """Git opens whatever lies where a file should, and waits for what a pipe never says."""
+    subprocess.run(["cp", "-r", origin, tmp_path / "piped"], check=True)
+    git(tmp_path / "piped", "gc", "--quiet")
+    if place == "index":
+        (tmp_path / "piped" / ".git" / "objects" / "pack" / f"pack-{'0' * 40}.pack").write_bytes(b"PACK")
+    pipe = tmp_path / "piped" / ".git" / (f"objects/pack/pack-{'0' * 40}.idx" if place == "index" else place)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    for module in (git_local, git_objects):
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+    url, told = f"file://{tmp_path}/piped" if named == "file" else tmp_path / "piped", []
+    for pinned in (SECOND, "main"):
+        try:
+            read(url, tmp_path, commit=pinned)
+        except GenomeCorrupt as error:
+            told.append(error.message)
+    assert told
+    assert all("is not done after 0.5 seconds" in message for message in told)
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "piped") not in running, "what git started is ended too"
 
 
 @pytest.mark.parametrize("kind", ["path", "relative", "file", "bare", "bundle", "sha256"])
