@@ -26,6 +26,7 @@ from chrysalis_ray.genome.sources.git_program import OURS, OURS_TEXT, PATIENCE, 
 
 WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
 MAX_ENTRIES = 2_000_000
+MAX_PATH_BYTES = 2**29  # of all entries together
 MAX_STRUCTURE_BYTES = 64 * 2**20  # of a commit, tag or tree
 TAG_DEPTH = 8
 ENTRIES = {2 * size: re.compile(rb"([0-7]+) ([^\0/]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
@@ -185,16 +186,19 @@ def time_of_commit(reader: ObjectReader, commit: str) -> int:
 
 def tree_entries(reader: ObjectReader, tree: str) -> Iterator[TreeEntry]:
     """Every file, link and submodule below `tree`, in git's order. Raises GenomeCorrupt for a name that is no file name and
-    GenomeError for more than `MAX_ENTRIES` (a tree that holds one subtree a thousand times over costs its author nothing)."""
-    count = 0
+    GenomeError for more than `MAX_ENTRIES`, or paths of more than `MAX_PATH_BYTES` (a tree that holds one subtree a thousand
+    times over costs its author nothing, and neither does a name of millions of letters)."""
+    count = size = 0
     waiting = [(b"", tree)]
     while waiting:
         prefix, name = waiting.pop()
         below: list[tuple[bytes, str]] = []
         for mode, path, identity in _entries(reader.read(name, "tree"), name):
-            count += 1
+            count, size = count + 1, size + len(prefix) + len(path)
             if count > MAX_ENTRIES:
                 raise GenomeError(f"tree {tree} has more than {MAX_ENTRIES} entries", "name a smaller repository")
+            if size > MAX_PATH_BYTES:
+                raise GenomeError(f"tree {tree} has paths of more than {MAX_PATH_BYTES} bytes", "name a smaller repository")
             if mode == TREE:
                 below.append((prefix + path + b"/", identity))
             else:

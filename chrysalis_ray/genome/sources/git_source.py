@@ -30,6 +30,7 @@ from chrysalis_ray.genome.sources.git_objects import (
 from chrysalis_ray.genome.sources.git_submodules import DEEPEST, MOST, REMEDY, Submodule, submodules_of
 
 MAX_DOCUMENT_BYTES = 32 * 2**20
+MAX_COPIED_BYTES = 2**34  # of files that stand in a commit again: a second name costs its author nothing
 
 
 def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> Iterator[Document]:
@@ -158,8 +159,17 @@ def read_commit(
     licences = _licences(reader, entries, source.licence)
     named = f"{repository or name_of(source.url)}/{prefix}"
     blobs = reader.objects([entry.name for entry, _ in wanted], MAX_DOCUMENT_BYTES)
+    seen: set[str] = set()
+    copied = 0
     try:
         for (entry, domain), blob in zip(wanted, blobs, strict=True):
+            copied += blob.size if blob.name in seen else 0
+            seen.add(blob.name)
+            if copied > MAX_COPIED_BYTES:
+                raise GenomeError(
+                    f"commit {commit} holds the same files over and over, more than {MAX_COPIED_BYTES} bytes of copies",
+                    "name the files that are wanted in `domains_by`",
+                )
             if blob.kind != "blob":
                 raise GenomeCorrupt(f"{shown_path(entry.path)!r} is a {blob.kind}, not a file", "the repository is malformed")
             document = _document(entry, domain, blob.content, named, source, licences, skipped)
