@@ -198,6 +198,8 @@ def export_genome(
     if not file.parent.is_dir():
         raise GenomeError(f"there is no folder {file.parent}", "make it first, or give --out another place")
     genome = open_genome(genome_folder(directory))
+    if file.parent.resolve().is_relative_to(genome.folder.resolve()):
+        raise GenomeError(f"{file} would lie in the genome itself, in which nothing changes", "give --out another place")
     sha256 = write_text(genome, file)
     write_json(metadata, croissant(genome, file, file.parent))
     write_bytes(card, data_card(genome, sha256).encode())

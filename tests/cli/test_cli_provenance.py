@@ -73,6 +73,17 @@ def test_what_was_forgotten_beyond_the_list_of_the_experiment_stays_forgotten(pl
         assert again.exit_code == 0, again.stderr
 
 
+def test_a_genome_is_not_exported_into_itself(place: Path, built: Path) -> None:
+    """A stranger in its folder would keep it from being built again."""
+    (place / "linked").symlink_to(built / "shards")
+    before = sorted(built.rglob("*"))
+    for out in (built / "text", built / "shards" / "text", place / "linked" / "text"):
+        refused = chrysalis("genome", "export", built, "--out", out)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "in the genome itself" in refused.stderr
+    assert sorted(built.rglob("*")) == before
+
+
 def test_a_data_card_tells_what_is_in_a_genome_and_what_is_not(place: Path, built: Path) -> None:
     (place / "notes" / "mail.txt").write_text("larva@pupa.org " + " ".join(f"mail{word}" for word in range(50)))
     (place / "notes" / "binary").write_bytes(b"\0")
