@@ -104,7 +104,7 @@ def verify_genome(
     loaded = None if rebuild is None else load_experiment(rebuild, [], chooser())
     told: list[Checked] = []
     genome = build.verify_genome(genome_folder(directory), DOCUMENTS if level is None else level, told.append)
-    intact = "is intact" if level is None or level >= DOCUMENTS else f"holds as far as level {level}"
+    intact = "is intact" if level is None or level >= DOCUMENTS else f"holds as far as level {told[-1].level}"
     domains = f"{len(genome.domains)} domain{'s' if len(genome.domains) > 1 else ''}"
     print_lines(checked.line for checked in told)
     print_lines([f"genome {genome.genome_id} {intact}: {domains} ({', '.join(genome.domains)})"])
@@ -198,6 +198,8 @@ def export_genome(
     if not file.parent.is_dir():
         raise GenomeError(f"there is no folder {file.parent}", "make it first, or give --out another place")
     genome = open_genome(genome_folder(directory))
+    if file.parent.resolve().is_relative_to(genome.folder.resolve()):
+        raise GenomeError(f"{file} would lie in the genome itself, in which nothing changes", "give --out another place")
     sha256 = write_text(genome, file)
     write_json(metadata, croissant(genome, file, file.parent))
     write_bytes(card, data_card(genome, sha256).encode())

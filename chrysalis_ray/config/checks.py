@@ -29,6 +29,7 @@ from chrysalis_ray.config.search_checks import check_search
 from chrysalis_ray.config.selection import check_selection
 from chrysalis_ray.config.solo_checks import check_solo
 from chrysalis_ray.config.yaml_tree import Node
+from chrysalis_ray.core.written_paths import written_path
 
 QWEN3_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 QWEN3_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm")
@@ -290,8 +291,8 @@ def _lists(genome: GenomeSpec, folder: Path) -> Iterator[Finding]:
         ),
     ]
     for at, path, meant in named:
-        if path is not None and not (folder / Path(path).expanduser()).is_file():
-            yield at, f"no file {folder / Path(path).expanduser()} (paths start at the experiment's folder); {meant} was meant"
+        if path is not None and not (folder / written_path(path)).is_file():
+            yield at, f"no file {folder / written_path(path)} (paths start at the experiment's folder); {meant} was meant"
 
 
 def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
@@ -311,7 +312,7 @@ def _kinds(genome: GenomeSpec) -> Iterator[Finding]:
 def _source_path(
     source: FolderSource | JsonlSource | DatasetSource | RecordsSource, at: Location, folder: Path
 ) -> Iterator[Finding]:
-    target = folder / Path(source.path).expanduser()
+    target = folder / written_path(source.path)
     try:
         is_folder, is_file = target.is_dir(), target.is_file()
     except (OSError, ValueError) as error:
@@ -335,7 +336,7 @@ def _packed_source(source: PackedSource | HistorySource, at: Location, folder: P
     key = "url" if is_git else "path"
     if is_git and is_remote(source.named):
         return
-    target = folder / Path(source.named).expanduser()
+    target = folder / written_path(source.named)
     try:
         there = target.is_file() or (is_git and target.is_dir())
     except (OSError, ValueError) as error:

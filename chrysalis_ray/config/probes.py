@@ -16,6 +16,7 @@ from chrysalis_ray.config.reading import read, refusal, validate
 from chrysalis_ray.config.synonyms import EXPERIMENT
 from chrysalis_ray.config.yaml_tree import Node
 from chrysalis_ray.core.errors import ConfigError
+from chrysalis_ray.core.written_paths import written_path
 
 __all__ = ["ChoiceProbe", "MatchProbe", "Probe", "read_probe", "with_probes"]
 
@@ -43,7 +44,7 @@ def with_probes(experiment: Experiment, tree: Node, folder: Path, problems: list
         at = ("evaluate", "probes", place)
         if isinstance(probe, FileProbe):
             try:
-                probe = read_probe(folder / Path(probe.path).expanduser())
+                probe = read_probe(folder / written_path(probe.path))
             except ConfigError as error:
                 problems += [problem_at(tree, at, problem) for problem in error.problems]
                 continue

@@ -73,9 +73,11 @@ class HubRecord(Written):
     def _a_day(cls, written: str | None) -> str | None:
         if written is not None:
             try:
-                date.fromisoformat(written)
-            except ValueError as error:
-                raise ValueError(f"{written!r} is no date; write YYYY-MM-DD") from error
+                usual = date.fromisoformat(written).isoformat() == written  # ISO 8601 has other ways, which sort otherwise
+            except ValueError:
+                usual = False
+            if not usual:
+                raise ValueError(f"{written!r} is no date; write YYYY-MM-DD")
         return written
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from typing import Any
 from chrysalis_ray.config.genome import is_remote
 from chrysalis_ray.config.problems import problem_at, suggestion
 from chrysalis_ray.config.yaml_tree import Node, YamlRefused, read_tree
+from chrysalis_ray.core.written_paths import written_path
 
 TYPE = "registry"
 _KEYS = ("type", "path")
@@ -64,7 +65,7 @@ def _listed(root: Node, place: int, item: Node, path: Path, problems: list[str])
     if not isinstance(written, str) or not written:
         problems.append(problem_at(root, (*at, "path"), "is missing: a registry is a file; write its path"))
         return
-    file = path.parent / Path(written).expanduser()
+    file = path.parent / written_path(written)
     try:
         _, tree = read_tree(file, str(file))
     except YamlRefused as refused:
@@ -87,9 +88,11 @@ def _listed(root: Node, place: int, item: Node, path: Path, problems: list[str])
 
 
 def _seen_from(source: Node, written_in: Path, folder: Path) -> Node:
-    """`source` with its relative path, as a file in `written_in` says it, seen from `folder`."""
+    """`source` with its relative path, as a file in `written_in` says it, seen from `folder`. Links to either folder are
+    followed first: `..` leads out of where a folder is, not out of where it is linked from."""
     key = "url" if _kind(source) in _URLS else "path"
-    if key not in source.entries or written_in.resolve() == folder.resolve():
+    written_in, folder = written_in.resolve(), folder.resolve()
+    if key not in source.entries or written_in == folder:
         return source
     where, node = source.entries[key]
     if not isinstance(node.value, str) or not node.value or not _is_relative(node.value, _kind(source), written_in):

@@ -10,6 +10,7 @@ from typing import Any
 from chrysalis_ray.config.blueprint import Base, Blueprint, BodyPatch, OpenBody, PretrainedBase
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.core.records import sha256_of
+from chrysalis_ray.core.written_paths import written_path
 
 # The body that stands when neither file says anything: one CPU worker. `threads` stays open: the worker then takes its CPUs.
 BODY_FLOOR = BodyPatch(
@@ -53,7 +54,7 @@ def is_local(model: str) -> bool:
 def located(base: Base, written_in: Path) -> Base:
     """`base` with an absolute folder, seen from the file that names it."""
     if isinstance(base, PretrainedBase) and is_local(base.model):
-        return base.model_copy(update={"model": str((written_in.parent / Path(base.model).expanduser()).resolve())})
+        return base.model_copy(update={"model": str((written_in.parent / written_path(base.model)).resolve())})
     return base
 
 
@@ -122,7 +123,7 @@ class LoadedExperiment:
         base, file = written
         if not isinstance(base, PretrainedBase) or base.chat_template is None:
             return None
-        return file.parent / Path(base.chat_template).expanduser()
+        return file.parent / written_path(base.chat_template)
 
     @cached_property
     def written_body(self) -> OpenBody:

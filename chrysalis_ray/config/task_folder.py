@@ -8,6 +8,7 @@ from pathlib import Path
 from chrysalis_ray.config.experiment import Experiment
 from chrysalis_ray.config.problems import problem_at
 from chrysalis_ray.config.yaml_tree import Node
+from chrysalis_ray.core.written_paths import written_path
 
 
 def with_task_folder(experiment: Experiment, tree: Node, beside: Path, problems: list[str]) -> Experiment:
@@ -16,7 +17,7 @@ def with_task_folder(experiment: Experiment, tree: Node, beside: Path, problems:
     told = experiment.evaluate.lm_eval
     if told is None or told.folder is None:
         return experiment
-    folder = (beside / Path(told.folder).expanduser()).absolute()
+    folder = (beside / written_path(told.folder)).absolute()
     if not _has_tasks(folder):
         what = f"there is no folder with the YAML of tasks at {folder}; give one, relative to the experiment, or leave it out"
         problems.append(problem_at(tree, ("evaluate", "lm_eval", "folder"), what))

@@ -37,6 +37,7 @@ from chrysalis_ray.config.genome import ALWAYS_EXCLUDED, GenomeBuild
 from chrysalis_ray.config.histories import history_domains
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.records import read_json, sha256_of, write_bytes
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.denial import denier, joined_marks, kept_denials
 from chrysalis_ray.genome.documents import EXCLUDED, PARTS, SPLITS, Document
 from chrysalis_ray.genome.levels import DOCUMENTS, Checked, checked_levels
@@ -213,7 +214,7 @@ def _manifest_before(folder: Path) -> dict[str, Any]:
 
 def forget_list(spec: GenomeSpec, relative_to: Path) -> Path | None:
     """Where the experiment's own list of tombstones lies, if it names one."""
-    return None if spec.forget is None else relative_to / Path(spec.forget).expanduser()
+    return None if spec.forget is None else relative_to / written_path(spec.forget)
 
 
 def open_genome(folder: Path) -> Genome:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from chrysalis_ray.config.genome import Denial
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.documents import Document
 from chrysalis_ray.genome.globs import matches
 
@@ -73,7 +74,7 @@ def _rule(denial: Denial, relative_to: Path) -> Why:
         reason = denial.reason or f"path {denial.paths}"
         return lambda document: reason if matches(tuple(document.path.split("/")), parts) else None
     assert denial.robots is not None
-    robots, below = read_robots(relative_to / Path(denial.robots).expanduser()), denial.below.strip("/")
+    robots, below = read_robots(relative_to / written_path(denial.robots)), denial.below.strip("/")
 
     def asked(document: Document) -> str | None:
         if below and not document.path.startswith(f"{below}/"):

@@ -9,17 +9,17 @@ from chrysalis_ray.config.experiment import GenomeSpec
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.genome.build import Genome, build_genome
 from chrysalis_ray.genome.differences import differences
-from chrysalis_ray.genome.tombstones import FILE as TOMBSTONES
+from chrysalis_ray.genome.tombstones import write_tombstones
 
 
 def check_against_sources(genome: Genome, spec: GenomeSpec, relative_to: Path) -> None:
     """Build `spec` again into a folder that is then thrown away; what `genome` forgot stays forgotten. Every file is read and
     hashed, every object of a repository too. Raises GenomeError, telling what differs, where another genome comes out."""
-    forgotten = genome.folder / TOMBSTONES
-    if spec.forget is None and forgotten.is_file():
-        spec = spec.model_copy(update={"forget": str(forgotten.absolute())})
     with tempfile.TemporaryDirectory() as scratch:
-        again = build_genome(spec, Path(scratch) / "genome", relative_to)
+        folder = Path(scratch) / "genome"
+        folder.mkdir()
+        write_tombstones(folder, genome.manifest["content"].get("forgotten", ()))
+        again = build_genome(spec, folder, relative_to)
         if again.genome_id == genome.genome_id:
             return
         before, after = genome.manifest["content"], again.manifest["content"]

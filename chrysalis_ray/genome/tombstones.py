@@ -57,9 +57,12 @@ def _tombstone(line: bytes, where: str) -> Tombstone:
 def checked_date(written: object, where: str) -> str:
     """`written` if it is a day such as 2026-01-31. Raises GenomeError."""
     try:
-        return date.fromisoformat(str(written)).isoformat()
-    except ValueError as error:
-        raise GenomeError(f"{where}: {written!r} is no date", "write YYYY-MM-DD") from error
+        day = date.fromisoformat(str(written)).isoformat()
+        if day == written:  # ISO 8601 has other ways to write it, which sort otherwise
+            return day
+    except ValueError:
+        pass
+    raise GenomeError(f"{where}: {written!r} is no date", "write YYYY-MM-DD")
 
 
 def united(*lists: Iterable[Tombstone]) -> list[Tombstone]:

@@ -21,6 +21,7 @@ from chrysalis_ray.config.blueprint import Base, EmbeddedBase, PretrainedBase
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import CacheLayout
 from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_json
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.training.embedded import RECIPE, grow
 from chrysalis_ray.training.flash import chosen_kernel, is_supported
 from chrysalis_ray.training.planning.shapes import layers_of
@@ -192,7 +193,7 @@ def _put_in_place(growing: Path, folder: Path, digest: str) -> None:
 
 def _pretrained(spec: PretrainedBase, cache: CacheLayout, progress: Callable[[str], None]) -> dict[str, Any]:
     """Find a model folder on disk or on the hub; its description is cached for as long as its files stay as they are."""
-    local = Path(spec.model).expanduser()
+    local = written_path(spec.model)
     if local.is_dir():
         folder, revision = local.resolve(), None
     else:

@@ -53,6 +53,35 @@ def test_what_was_forgotten_stays_forgotten_when_it_is_made_again(place: Path, b
     done = chrysalis("genome", "forget", built, gone, "--reason", "asked", "--out", out, "--runs", place / "runs")
     assert done.exit_code == 0, done.output
     assert chrysalis("genome", "verify", out, "--rebuild", place / "small.yaml").exit_code == 0
+    (out / "forgotten.jsonl").unlink()  # it is among what is proven, too
+    assert chrysalis("genome", "verify", out, "--rebuild", place / "small.yaml").exit_code == 0
+
+
+def test_what_was_forgotten_beyond_the_list_of_the_experiment_stays_forgotten(place: Path, built: Path) -> None:
+    rows = [row for row in open_genome(built).manifest["content"]["documents"] if row["split"] == "train"]
+    listed = {"doc_id": rows[0]["doc_id"], "reason": "asked", "date": "2026-01-02"}
+    (place / "list.jsonl").write_text(json.dumps(listed))
+    (place / "small.yaml").write_text(
+        (place / "small.yaml").read_text().replace("genome:\n", "genome:\n  forget: list.jsonl\n")
+    )
+    (place / "runs").mkdir()
+    assert chrysalis("genome", "build", place / "small.yaml", "--out", place / "one").exit_code == 0
+    forget = ("genome", "forget", place / "one", rows[1]["path"], "--reason", "asked", "--runs", place / "runs")
+    assert chrysalis(*forget, "--out", place / "two").exit_code == 0
+    for genome in ("one", "two"):
+        again = chrysalis("genome", "verify", place / genome, "--rebuild", place / "small.yaml")
+        assert again.exit_code == 0, again.stderr
+
+
+def test_a_genome_is_not_exported_into_itself(place: Path, built: Path) -> None:
+    """A stranger in its folder would keep it from being built again."""
+    (place / "linked").symlink_to(built / "shards")
+    before = sorted(built.rglob("*"))
+    for out in (built / "text", built / "shards" / "text", place / "linked" / "text"):
+        refused = chrysalis("genome", "export", built, "--out", out)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "in the genome itself" in refused.stderr
+    assert sorted(built.rglob("*")) == before
 
 
 def test_a_data_card_tells_what_is_in_a_genome_and_what_is_not(place: Path, built: Path) -> None:

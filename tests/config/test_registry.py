@@ -87,6 +87,24 @@ def test_paths_are_seen_from_the_file_that_says_them(good: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_folder_that_is_linked_is_where_it_is(good: Path) -> None:
+    """`..` in a list leads out of the folder that it is in, whatever links to that folder or the experiment were followed."""
+    far = good.parent / "far" / "away" / "lists"
+    far.mkdir(parents=True)
+    (far.parent / "notes").mkdir()
+    (good.parent / "shared").symlink_to(far)
+    (good.parent / "deep" / "er").mkdir(parents=True)
+    (good.parent / "deep" / "er" / "linked").symlink_to(good.parent)
+    listed = {"sources": [{"type": "folder", "path": "../notes", "domain": "notes"}]}
+    with_registry(good, "shared/sources.json", json.dumps(listed))
+    for path in (good, good.parent / "deep" / "er" / "linked" / good.name):
+        problems = list[str]()
+        root = with_registries(read_tree(path, str(path))[1].root, path, problems)
+        assert problems == []
+        found = path.parent / root.data()["genome"]["sources"][1]["path"]
+        assert found.resolve() == (far.parent / "notes").resolve()
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [

@@ -182,6 +182,7 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_is_written(place, genom
         ([], "why", DAY, "nothing to forget"),
         (rows[:1], " ", DAY, "needs a reason"),
         (rows[:1], "why", "yesterday", "is no date"),
+        (rows[:1], "why", "20260131", "is no date"),
     ]
     for chosen, reason, day, words_of_it in cases:
         with pytest.raises(GenomeError, match=words_of_it):
@@ -200,6 +201,7 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_is_written(place, genom
         ('{"doc_id": "12"}', "its doc_id is no sha256"),
         (json.dumps({"doc_id": "a" * 64, "date": DAY}), "gives no reason"),
         (json.dumps({"doc_id": "a" * 64, "reason": "x", "date": "soon"}), "is no date"),
+        (json.dumps({"doc_id": "a" * 64, "reason": "x", "date": "20260131"}), "is no date"),
         (json.dumps({"doc_id": "a" * 64, "reason": "x", "date": DAY, "text": "y"}), "holds no text"),
         ("[" * 100_000, "not a line of JSON"),
     ],

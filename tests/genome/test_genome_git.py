@@ -12,6 +12,7 @@ from chrysalis_ray.config.genome import GitSource, refused_url
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
+from chrysalis_ray.genome.sources import git_local, git_objects, git_source
 from chrysalis_ray.genome.sources.git_objects import ObjectReader, fetch, tree_entries, tree_of_commit
 from chrysalis_ray.genome.sources.git_source import read_git
 
@@ -138,6 +139,33 @@ def test_licences_come_from_the_tag_then_the_nearest_file_and_say_so(origin, tmp
     licences = {document.path: (document.licence, document.evidence) for document in documents}
     assert licences["larva/src/one.py"] == ("Apache-2.0", "tag")
     assert licences["larva/docs/latin.md"] == ("MIT", "file LICENSE")
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [("HEAD", "path"), ("HEAD", "file"), ("packed-refs", "path"), ("objects/info/alternates", "path"), ("index", "path")],
+)
+def test_a_pipe_in_a_repository_is_not_waited_for(origin, tmp_path, monkeypatch, place, named):
+    """Git opens whatever lies where a file should, and waits for what a pipe never says."""
+    subprocess.run(["cp", "-r", origin, tmp_path / "piped"], check=True)
+    git(tmp_path / "piped", "gc", "--quiet")
+    if place == "index":
+        (tmp_path / "piped" / ".git" / "objects" / "pack" / f"pack-{'0' * 40}.pack").write_bytes(b"PACK")
+    pipe = tmp_path / "piped" / ".git" / (f"objects/pack/pack-{'0' * 40}.idx" if place == "index" else place)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    for module in (git_local, git_objects):
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+    url, told = f"file://{tmp_path}/piped" if named == "file" else tmp_path / "piped", []
+    for pinned in (SECOND, "main"):
+        try:
+            read(url, tmp_path, commit=pinned)
+        except GenomeCorrupt as error:
+            told.append(error.message)
+    assert told
+    assert all("is not done after 0.5 seconds" in message for message in told)
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "piped") not in running, "what git started is ended too"
 
 
 @pytest.mark.parametrize("kind", ["path", "relative", "file", "bare", "bundle", "sha256"])
@@ -383,6 +411,45 @@ def test_a_tree_that_holds_itself_a_thousandfold_is_refused(tmp_path, monkeypatc
         inner, mode = git(store, "hash-object", "-w", "-t", "tree", str(tmp_path / "tree")), b"40000"
     with ObjectReader(store) as reader, pytest.raises(GenomeError, match="more than 500 entries"):
         list(tree_entries(reader, inner))
+
+
+def tree_of(store, entries):
+    (store / "tree").write_bytes(b"".join(mode + b" " + name + b"\0" + bytes.fromhex(of) for mode, name, of in entries))
+    return git(store, "hash-object", "-w", "-t", "tree", str(store / "tree"))
+
+
+def test_names_without_end_are_refused(tmp_path, monkeypatch):
+    """A name of a megabyte, in a tree that stands a hundred times in another: a few kilobytes of a pack."""
+    monkeypatch.setattr(git_objects, "MAX_PATH_BYTES", 10_000_000)
+    git(tmp_path, "init", "--quiet", "--bare", "larva.git")
+    store = tmp_path / "larva.git"
+    long = tree_of(store, [(b"100644", b"n" * 1_000_000, git(store, "hash-object", "-w", "--stdin"))])
+    few, many = ([(b"40000", b"%03d" % number, long) for number in range(count)] for count in (9, 100))
+    with ObjectReader(store) as reader:
+        assert len(list(tree_entries(reader, tree_of(store, few)))) == 9
+        found = tree_entries(reader, tree_of(store, many))
+        with pytest.raises(GenomeError, match="paths of more than 10000000 bytes"):
+            print(len(list(found)))
+    for _ in range(50):  # and one below the other
+        long = tree_of(store, [(b"40000", b"d" * 10_000, long), (b"100644", b"file", few[0][2])])
+    with ObjectReader(store) as reader, pytest.raises(GenomeError, match="paths of more than 10000000 bytes"):
+        list(tree_entries(reader, long))
+
+
+def test_one_file_under_names_without_end_is_refused(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet", "--bare", "larva.git")
+    store = tmp_path / "larva.git"
+    (tmp_path / "file").write_text(words(1, 1000))
+    size = (tmp_path / "file").stat().st_size
+    blob = git(store, "hash-object", "-w", str(tmp_path / "file"))
+    tree = tree_of(store, [(b"100644", b"%03d.txt" % number, blob) for number in range(100)])
+    commit = git(store, "commit-tree", "-m", "copies", tree)
+    assert len(read(store, tmp_path, commit=commit, domain="all")[0]) == 100
+    monkeypatch.setattr(git_source, "MAX_COPIED_BYTES", 99 * size)
+    assert len(read(store, tmp_path, commit=commit, domain="all")[0]) == 100
+    monkeypatch.setattr(git_source, "MAX_COPIED_BYTES", 99 * size - 1)
+    with pytest.raises(GenomeError, match="over and over"):
+        read(store, tmp_path, commit=commit, domain="all")
 
 
 # in a genome

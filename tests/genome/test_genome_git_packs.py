@@ -175,6 +175,17 @@ def test_more_packs_than_are_held_open_are_gits(repository, contents, tmp_path, 
         assert {each.name: (each.kind, each.content) for each in reader.objects(contents, MOST)} == contents
 
 
+def test_indexes_that_have_no_room_are_gits(repository, contents, tmp_path, monkeypatch):
+    objects = repository / ".git" / "objects"
+    sizes = [path.stat().st_size for path in sorted((objects / "pack").glob("*.idx"))]
+    assert len(sizes) > 1
+    for room, count in ((sum(sizes), len(sizes)), (sum(sizes) - 1, len(sizes) - 1), (min(sizes) - 1, 0)):
+        monkeypatch.setattr(git_packs, "MOST_INDEX_BYTES", room)
+        assert len(git_packs._opened([objects], 20)) == count
+    with ObjectReader(repository / ".git") as reader:
+        assert {each.name: (each.kind, each.content) for each in reader.objects(contents, MOST)} == contents
+
+
 @pytest.mark.parametrize("object_format", ["sha1", "sha256"])
 def test_documents_do_not_depend_on_how_the_objects_lie(tmp_path, object_format):
     _, second = make_repository(tmp_path / "larva", object_format)

@@ -94,6 +94,9 @@ def test_levels_are_told_one_by_one_and_level_stops_at_one(genome, tmp_path):
     assert "level 1: 3 shards, " in told
     assert "level 4: 9 documents, " in told
     assert f"genome {genome.genome_id} is intact: 1 domain (notes)" in told
+    without = verify("--level", 3).stdout  # which is not looked at without the sources
+    assert re.findall(r"^level (\d): ", without, re.MULTILINE) == ["0", "1", "2"]
+    assert f"genome {genome.genome_id} holds as far as level 2: " in without
     in_a_shard(genome)
     stopped = verify("--level", 0)
     assert (stopped.exit_code, stopped.stdout.count("level")) == (0, 2)

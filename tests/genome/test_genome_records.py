@@ -157,6 +157,8 @@ def test_a_changed_record_is_seen_and_records_that_tell_nothing_are_counted(tmp_
         ('{"consent": {"training": true, "place_characters": 13}}', "place_characters: Input should be less"),
         ('{"place": "Berlin"}', "place: String should match"),
         ('{"start": "soon"}', "start: .*is no date"),
+        ('{"start": "2026-01-05", "end": "20260101"}', "end: .*is no date"),
+        ('{"start": "2026-W01-1"}', "start: .*is no date"),
         ('{"start": "2026-02-01", "end": "2026-01-01"}', "ends .* before it starts"),
         ('{"measures": [{"name": "x", "before": NaN}]}', "measures.0.before"),
         ('{"measures": [{"name": "x", "before": "1 kg"}]}', "measures.0.before"),

@@ -23,6 +23,7 @@ from typing import IO, Any, Self
 from chrysalis_ray.config.genome import ArchiveSource
 from chrysalis_ray.core.errors import GenomeError
 from chrysalis_ray.core.records import sha256_of_file
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
 from chrysalis_ray.genome.globs import domain_of
 from chrysalis_ray.genome.licences import LICENCE_BYTES, is_licence_file, licensing
@@ -88,7 +89,7 @@ def read_archive(source: ArchiveSource, relative_to: Path, skipped: Counter[str]
     Counts ``not_text``, ``empty``, ``too_large`` and ``unmatched``; puts the archive's sha256 and its number of files into
     `facts`. Raises GenomeError for an archive that is missing, another than `sha256` says, broken, hostile or a bomb.
     """
-    path = relative_to / Path(source.path).expanduser()
+    path = relative_to / written_path(source.path)
     if not path.is_file():
         raise GenomeError(f"there is no archive {path}", "paths are relative to the experiment file")
     sha256 = sha256_of_file(path)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from chrysalis_ray.core.errors import GenomeCorrupt
-from chrysalis_ray.genome.sources.git_program import NEUTRAL, binary, environment, last_words
+from chrysalis_ray.genome.sources.git_program import NEUTRAL, PATIENCE, binary, environment, last_words
 
 PIECE = 1 << 20
-PATIENCE = 300.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,10 @@ class CatFile:
         header = stdout.readline().decode("ascii", "replace").split()
         if len(header) != 3 or header[0] != name or not header[2].isdigit():
             if len(header) == 2 and header[1] == "missing":
-                raise GenomeCorrupt(f"git object {name} is missing", "fetch it again; name a commit that the repository has")
+                raise GenomeCorrupt(
+                    f"git object {name} is missing",
+                    "fetch it again, whole (--filter leaves objects out); name a commit that it has",
+                )
             raise self._ended(name)
         kind, size = header[1], int(header[2])
         digest = hashlib.new(algorithm(name), f"{kind} {size}\0".encode(), usedforsecurity=False)

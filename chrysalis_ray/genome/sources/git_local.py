@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.sources.git_objects import fetch, make_store
-from chrysalis_ray.genome.sources.git_program import git
+from chrysalis_ray.genome.sources.git_program import PATIENCE, git
 
 FILE_BYTES = 4096  # of a `.git` file and of `commondir`
 
@@ -30,9 +30,11 @@ def obtain(url: str, commit: str, store: Path) -> None:
 
 
 def has(store: Path, name: str) -> bool:
-    """Whether the object can be had from `store`."""
+    """Whether the object can be had from `store`. Raises GenomeCorrupt where it does not say."""
     try:
-        git(["cat-file", "-e", name], store)
+        git(["cat-file", "-e", name], store, PATIENCE)
+    except GenomeCorrupt:
+        raise
     except GenomeError:
         return False
     return True

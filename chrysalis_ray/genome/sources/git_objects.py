@@ -22,14 +22,16 @@ from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.sources.git_batch import CatFile, GitObject, algorithm
 from chrysalis_ray.genome.sources.git_loose import LooseObjects, object_folders
 from chrysalis_ray.genome.sources.git_packs import PackedObjects
-from chrysalis_ray.genome.sources.git_program import OURS, OURS_TEXT, git
+from chrysalis_ray.genome.sources.git_program import OURS, OURS_TEXT, PATIENCE, git
 
 WINDOW = 256  # requests under way; 256 names fit into any pipe, so that asking never waits for reading
 MAX_ENTRIES = 2_000_000
+MAX_PATH_BYTES = 2**29  # of all entries together
 MAX_STRUCTURE_BYTES = 64 * 2**20  # of a commit, tag or tree
 TAG_DEPTH = 8
 ENTRIES = {2 * size: re.compile(rb"([0-7]+) ([^\0/]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 NO_FILE_NAMES = frozenset({b".", b"..", b".git"})
+OF_THIS_MACHINE = ("/", "file://")
 TREE, LINK, SUBMODULE = 0o040000, 0o120000, 0o160000
 
 
@@ -47,7 +49,8 @@ class TreeEntry(NamedTuple):
 def resolve(url: str, reference: str, cwd: Path) -> str:
     """The id that the branch or tag `reference` has at `url` now; a tag's commit, not the tag. Raises GenomeError when there is
     none of that name, or a branch and a tag that differ."""
-    lines = git(["ls-remote", "--", url, reference, f"{reference}^{{}}"], cwd).decode("utf-8", "replace").splitlines()
+    asked = ["ls-remote", "--", url, reference, f"{reference}^{{}}"]
+    lines = git(asked, cwd, PATIENCE if url.startswith(OF_THIS_MACHINE) else None).decode("utf-8", "replace").splitlines()
     named = {name: identity for identity, _, name in (line.partition("\t") for line in lines)}
     branch = named.get(f"refs/heads/{reference}")
     tag = named.get(f"refs/tags/{reference}^{{}}", named.get(f"refs/tags/{reference}"))
@@ -71,6 +74,8 @@ def fetch(url: str, commit: str, store: Path) -> None:
     if url.startswith("/") and Path(url).is_file():
         git(["bundle", "unbundle", url], store)
         return
+    if url.startswith(OF_THIS_MACHINE):
+        git(["ls-remote", "--quiet", "--", url, "HEAD"], store, PATIENCE)  # whether it answers at all
     quiet = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"]
     try:
         git([*quiet, "--depth=1", "--", url, commit], store)
@@ -181,16 +186,19 @@ def time_of_commit(reader: ObjectReader, commit: str) -> int:
 
 def tree_entries(reader: ObjectReader, tree: str) -> Iterator[TreeEntry]:
     """Every file, link and submodule below `tree`, in git's order. Raises GenomeCorrupt for a name that is no file name and
-    GenomeError for more than `MAX_ENTRIES` (a tree that holds one subtree a thousand times over costs its author nothing)."""
-    count = 0
+    GenomeError for more than `MAX_ENTRIES`, or paths of more than `MAX_PATH_BYTES` (a tree that holds one subtree a thousand
+    times over costs its author nothing, and neither does a name of millions of letters)."""
+    count = size = 0
     waiting = [(b"", tree)]
     while waiting:
         prefix, name = waiting.pop()
         below: list[tuple[bytes, str]] = []
         for mode, path, identity in _entries(reader.read(name, "tree"), name):
-            count += 1
+            count, size = count + 1, size + len(prefix) + len(path)
             if count > MAX_ENTRIES:
                 raise GenomeError(f"tree {tree} has more than {MAX_ENTRIES} entries", "name a smaller repository")
+            if size > MAX_PATH_BYTES:
+                raise GenomeError(f"tree {tree} has paths of more than {MAX_PATH_BYTES} bytes", "name a smaller repository")
             if mode == TREE:
                 below.append((prefix + path + b"/", identity))
             else:

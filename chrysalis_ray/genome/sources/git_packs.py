@@ -31,7 +31,7 @@ INDEX_BEGINS, PACK_BEGINS = b"\xfftOc\0\0\0\x02", (b"PACK\0\0\0\x02", b"PACK\0\0
 FAN_BYTES, ENTRIES_BEGIN = 1024, 12
 FAR = 0x80000000  # an offset with this bit says where in the table of long ones the offset is
 MOST_PACKS = 64  # each is an open file
-MOST_INDEX_BYTES = 2**29  # ten million objects, and more
+MOST_INDEX_BYTES = 2**29  # of all packs together: ten million objects, and more
 DEEPEST = 256  # deltas on deltas; git makes 50
 MOST_DELTA_BYTES = 2 * 2**20  # of one object's deltas together: they are followed step by step
 MOST_BASE_BYTES = 64 * 2**20
@@ -98,12 +98,14 @@ class PackedObjects:
 
 
 def _opened(folders: Sequence[Path], id_bytes: int) -> list[Pack]:
-    """The packs that can be read here; none of them where they are too many to hold open."""
+    """The packs that can be read here, as many as have room for their indexes; none of them where they are too many to hold
+    open."""
     indexes = [path for folder in folders for path in sorted((folder / "pack").glob("pack-*.idx"))]
-    found, bases = [], Bases()
+    found, bases, room = [], Bases(), MOST_INDEX_BYTES
     for path in indexes if len(indexes) <= MOST_PACKS else ():
         try:
-            found.append(Pack(path, id_bytes, bases))
+            found.append(Pack(path, id_bytes, bases, room))
+            room -= found[-1].index_bytes
         except (Misfit, OSError):
             continue
     return found
@@ -135,12 +137,13 @@ class Bases:
 
 
 class Pack:
-    """One pack, open, and its index in memory. Raises Misfit for files that are no such two, OSError."""
+    """One pack, open, and its index in memory, of at most `room` bytes. Raises Misfit for files that are no pack, OSError."""
 
-    def __init__(self, index: Path, id_bytes: int, bases: Bases) -> None:
+    def __init__(self, index: Path, id_bytes: int, bases: Bases, room: int = MOST_INDEX_BYTES) -> None:
         self._id_bytes, self._bases = id_bytes, bases
         with os.fdopen(_descriptor(index), "rb") as stream:
-            if os.fstat(stream.fileno()).st_size > MOST_INDEX_BYTES:
+            self.index_bytes = os.fstat(stream.fileno()).st_size
+            if self.index_bytes > room:
                 raise Misfit("a very large index")
             content = stream.read()
         self._descriptor = _descriptor(index.with_suffix(".pack"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from chrysalis_ray.config.genome import PROTOCOLS
-from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.core.redaction import redact_text
 
 NEUTRAL = (
@@ -23,23 +24,38 @@ KEPT_VARIABLES = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
      "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY", "LD_LIBRARY_PATH"}
 )  # fmt: skip
+PATIENCE = 300.0  # seconds, for an answer out of a repository of this machine
 # Read by the `upload-pack` of a local repository too, which need not look for deltas in what is copied over a pipe.
 OURS, OURS_TEXT = "fetching.config", "[pack]\n\twindow = 0\n\tcompression = 1\n"
 
 
-def git(arguments: Sequence[str], cwd: Path) -> bytes:
-    """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words."""
-    done = subprocess.run(
+def git(arguments: Sequence[str], cwd: Path, patience: float | None = None) -> bytes:
+    """Standard output of one git command in neutral surroundings. Raises GenomeError with git's own last words, GenomeCorrupt
+    where it is not done after `patience` seconds: in a repository of this machine a pipe may lie where a file should, for which
+    git waits forever."""
+    process = subprocess.Popen(
         [binary(), *NEUTRAL, *arguments],
         cwd=cwd,
         env=environment(cwd / OURS),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=None if patience is None else 0,  # it is ended with the programs that it started
     )
-    if done.returncode:
-        raise GenomeError(f"git {arguments[0]} failed: {last_words(done.stderr)}", "check address, access and commit")
-    return done.stdout
+    try:
+        said, complaint = process.communicate(timeout=patience)
+    except BaseException as error:
+        process.kill() if patience is None else os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise GenomeCorrupt(
+                f"`git {redact_text(' '.join(arguments))}` is not done after {patience:g} seconds",
+                "the repository is malformed; clone it again",
+            ) from None
+        raise
+    if process.returncode:
+        raise GenomeError(f"git {arguments[0]} failed: {last_words(complaint)}", "check address, access and commit")
+    return said
 
 
 def binary() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from chrysalis_ray.config.genome import GitSource, is_object_id, is_remote
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.documents import Document, decoded, hash_order, make_document, shown_path
 from chrysalis_ray.genome.globs import domain_of
 from chrysalis_ray.genome.licences import LICENCE_BYTES, Licensing, is_licence_file, licensing
@@ -29,6 +30,7 @@ from chrysalis_ray.genome.sources.git_objects import (
 from chrysalis_ray.genome.sources.git_submodules import DEEPEST, MOST, REMEDY, Submodule, submodules_of
 
 MAX_DOCUMENT_BYTES = 32 * 2**20
+MAX_COPIED_BYTES = 2**34  # of files that stand in a commit again: a second name costs its author nothing
 
 
 def read_git(source: GitSource, relative_to: Path, skipped: Counter[str], facts: dict[str, Any]) -> Iterator[Document]:
@@ -119,7 +121,7 @@ def located_url(url: str, relative_to: Path) -> str:
     """What git is given: the address as written, or the absolute path of a repository or bundle of this machine."""
     if is_remote(url):
         return url
-    path = (relative_to / Path(url).expanduser()).resolve()
+    path = (relative_to / written_path(url)).resolve()
     if not path.exists():
         raise GenomeError(f"there is no repository or bundle {path}", "paths are relative to the experiment file")
     return str(path)
@@ -157,8 +159,17 @@ def read_commit(
     licences = _licences(reader, entries, source.licence)
     named = f"{repository or name_of(source.url)}/{prefix}"
     blobs = reader.objects([entry.name for entry, _ in wanted], MAX_DOCUMENT_BYTES)
+    seen: set[str] = set()
+    copied = 0
     try:
         for (entry, domain), blob in zip(wanted, blobs, strict=True):
+            copied += blob.size if blob.name in seen else 0
+            seen.add(blob.name)
+            if copied > MAX_COPIED_BYTES:
+                raise GenomeError(
+                    f"commit {commit} holds the same files over and over, more than {MAX_COPIED_BYTES} bytes of copies",
+                    "name the files that are wanted in `domains_by`",
+                )
             if blob.kind != "blob":
                 raise GenomeCorrupt(f"{shown_path(entry.path)!r} is a {blob.kind}, not a file", "the repository is malformed")
             document = _document(entry, domain, blob.content, named, source, licences, skipped)

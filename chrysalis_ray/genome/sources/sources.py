@@ -19,6 +19,7 @@ from typing import Any
 from chrysalis_ray.config.experiment import DatasetSource, FolderSource, JsonlSource, PythonSource, Records, Source
 from chrysalis_ray.config.genome import ArchiveSource, GitSource, HistorySource, PackagesSource, PackedSource, RecordsSource
 from chrysalis_ray.core.errors import GenomeError
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.genome.chat import conversation_text
 from chrysalis_ray.genome.documents import Document, capped, decoded, hash_order, make_document, shown_path
 from chrysalis_ray.genome.globs import matches
@@ -84,7 +85,7 @@ def _read_packed(
 
 def located(path: str, relative_to: Path) -> Path:
     """Where a written path lies: relative to the experiment's folder, ``~`` being the user's home."""
-    return relative_to / Path(path).expanduser()
+    return relative_to / written_path(path)
 
 
 # folder -------------------------------------------------------------------------------------------------------------

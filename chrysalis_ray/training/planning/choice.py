@@ -21,6 +21,7 @@ from chrysalis_ray.config.writing import blueprint_text
 from chrysalis_ray.core.errors import ModelError
 from chrysalis_ray.core.layout import RunLayout, is_run_name
 from chrysalis_ray.core.records import read_json, sha256_of
+from chrysalis_ray.core.written_paths import written_path
 from chrysalis_ray.training.planning.duration import megabytes_of
 from chrysalis_ray.training.planning.hardware import Hardware
 from chrysalis_ray.training.planning.rules import RULES, SHORTEST_ROW, Facts, Recipe
@@ -181,6 +182,6 @@ def _begun_with(runs: Path, name: str) -> Chosen | None:
 
 def named_base(model: str) -> PretrainedBase:
     """The base that `model` names on a command line: a folder if there is one, else an id of the hub."""
-    if Path(model).expanduser().is_dir():
-        return PretrainedBase(type="pretrained", model=str(Path(model).expanduser().resolve()))
+    if written_path(model).is_dir():
+        return PretrainedBase(type="pretrained", model=str(written_path(model).resolve()))
     return PretrainedBase(type="pretrained", model=model)
