@@ -110,7 +110,7 @@ def _summed(source: BinaryIO, part: Part, added: Added) -> Iterator[bytes | memo
         if not is_finite(sum_bC):
             raise MergeError(
                 f"{part.name} holds values that are not finite, or the sum is beyond what {kept.kind} holds",
-                "fold into the same base in bf16 or fp32",
+                "fold into the same base in bf16 or fp32" if kept.kind == "F16" else "leave out the one that diverged",
             )
         yield sum_bC.view(-1).view(torch.uint8).numpy().data
 
