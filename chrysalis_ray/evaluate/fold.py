@@ -59,7 +59,7 @@ def fold_adapter(name: str, base: Path, out: Path) -> dict[str, Any]:
     out = destination(out)
     (source,) = open_sources([name])
     files = open_base(base)
-    _refuse_own_vocabulary(source, files)
+    refuse_other_vocabularies([(source.name, source.folder), (str(files.folder), files.folder)])
     plan = plan_of(source, files)
     _read_all(source)
     hashes = {path.name: sha256_of_file(path) for path in _files_of(files)}
@@ -210,10 +210,6 @@ def _embedding_of_head(source: Source, model: PreTrainedModel, module: str) -> s
             "fold it with peft: merge_and_unload",
         )
     return name
-
-
-def _refuse_own_vocabulary(source: Source, files: BaseFiles) -> None:
-    refuse_other_vocabularies([(source.name, source.folder), (str(files.folder), files.folder)])
 
 
 def _read_all(source: Source) -> None:
