@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,8 +243,7 @@ def folded_before(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | Non
 def _refuse_too_little_room(out: Path, plan: Plan, unfinished: Path) -> None:
     """Raises MergeError unless the disk holds all weights files that are not written yet."""
     place = next(parent for parent in out.parents if parent.is_dir())
-    there = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-    wanted, free = sum(map(plan.size, plan.parts)) - there, shutil.disk_usage(place).free
+    wanted, free = sum(map(plan.size, plan.parts)) - _bytes_below(unfinished), shutil.disk_usage(place).free
     if wanted + SPARE > free:
         raise MergeError(
             f"the folded model takes {wanted / 1e9:.2f} GB more, and {place} has {free / 1e9:.2f} GB left",
@@ -252,24 +251,39 @@ def _refuse_too_little_room(out: Path, plan: Plan, unfinished: Path) -> None:
         )
 
 
+def _bytes_below(folder: Path) -> int:
+    """The size of all files there; another process may be about to take some away."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.path.getsize(os.path.join(parent, name))
+    return size
+
+
 @contextmanager
 def _alone(unfinished: Path) -> Iterator[None]:
     """The folder of what is unfinished, for one process. It is gone afterwards, unless that was killed or the disk is full."""
+    busy = MergeError(f"another process is folding this model in {unfinished}", "wait for it, or give another --out")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / "lock").open("a") as lock:
+    try:
+        lock = (unfinished / "lock").open("a")
+    except FileNotFoundError:  # it ends at this moment
+        raise busy from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone = not os.path.samestat(os.fstat(lock.fileno()), (unfinished / "lock").stat())
         except (BlockingIOError, FileNotFoundError):
             gone = True
         if gone:
-            raise MergeError(f"another process is folding this model in {unfinished}", "wait for it, or give another --out")
+            raise busy
         try:
             yield
         except ChrysalisError:
-            shutil.rmtree(unfinished)  # it would be refused again
+            shutil.rmtree(unfinished, ignore_errors=True)  # it would be refused again
             raise
-    shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)  # who finds the model finished takes this away as well
 
 
 def _write_weights(plan: Plan, building: Path, finished: Path) -> dict[str, str]:

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chrysalis_ray.core.errors import MergeError
+from chrysalis_ray.evaluate import fold
 from chrysalis_ray.evaluate.fold import fold_adapter
+from chrysalis_ray.merge.finished import finished_modules
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -121,6 +123,17 @@ def test_a_model_may_lie_in_the_folder_of_its_base_which_stays_as_it_was(tmp_pat
     assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == before
     assert fold_adapter(str(tmp_path / "a"), base, base / "tokenizer-of-mine") == {**told, "done_before": True}
     refused(tmp_path, "is not empty and holds no fold.json", str(tmp_path / "a"), base, out="base")
+
+
+def test_what_is_unfinished_may_be_taken_away_by_who_finds_the_model_finished(tmp_path):
+    """Two of the same command end at the same moment; the same for a merge."""
+    with fold._alone(tmp_path / "fold"):
+        shutil.rmtree(tmp_path / "fold")
+    with finished_modules(tmp_path / "merge", "0" * 64):
+        shutil.rmtree(tmp_path / "merge")
+    with fold._alone(tmp_path / "fold"), pytest.raises(MergeError, match="another process"), fold._alone(tmp_path / "fold"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 # what a base can be ---------------------------------------------------------------------------------------------------
