@@ -19,14 +19,16 @@ from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.seed.tensors import MAX_HEADER_BYTES, safetensors_header, unique_keys
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+FOLDED = "fold.json"  # beside a model that an adapter was folded into
 # What transformers reads beside the weights, or a person has to pass on with them.
 BESIDE = (
     "generation_config.json", "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
     "chat_template*", "LICENSE*", "NOTICE*",
 )  # fmt: skip
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 MAX_JSON_BYTES = 64_000_000
 AGAIN = "copy the model folder again"
+A_BASE = "give the base's folder as --base: config.json and safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class BaseFiles:
 def open_base(folder: Path) -> BaseFiles:
     """The files of a base. Raises MergeError for a folder that is not whole, needs code of its own, or keeps packed weights."""
     if not folder.is_dir():
-        raise MergeError(f"there is no folder {folder}", "give the base's folder as --base: config.json and safetensors")
+        raise MergeError(f"there is no folder {folder}", A_BASE)
     folder = folder.resolve()
     config = _json(file_of(folder, CONFIG))
     if "auto_map" in config:
@@ -87,21 +89,28 @@ def open_base(folder: Path) -> BaseFiles:
     if index is not None and (folder / SINGLE).is_file():
         raise MergeError(f"{folder} holds both {SINGLE} and {INDEX}", "take away the one that is not this model's")
     weights = _indexed(folder, index) if index is not None else (_open_weights(_single(folder)),)
-    beside = {path.name for pattern in BESIDE for path in folder.glob(pattern) if path.is_file()}
+    if not any(file.tensors for file in weights):
+        raise MergeError(f"the files of the base at {folder} hold no tensor", AGAIN)
+    beside = {path.name for pattern in BESIDE for path in folder.glob(pattern) if path.is_file() or not path.exists()}
     return BaseFiles(folder, config, index, weights, tuple(file_of(folder, name) for name in sorted(beside)))
 
 
-def file_of(folder: Path, name: object) -> Path:
-    """The file `name` of the folder. Raises MergeError for what is a path, leads elsewhere, or is absent."""
-    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
-        raise MergeError(f"{folder} names the file {str(name)[:100]!r}, which is no plain name", AGAIN)
+def file_of(folder: Path, name: str) -> Path:
+    """The file `name` of the folder. Raises MergeError for what leads elsewhere, or is absent."""
     path = folder / name
     if not path.is_file():
-        raise MergeError(f"{folder} has no {name}", AGAIN)
+        raise MergeError(f"{folder} has no {name}", A_BASE if name == CONFIG else AGAIN)
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     if path.resolve().parent not in (folder, blobs):
         raise MergeError(f"{path} is a link out of its folder", "give the folder in which the files themselves lie")
     return path
+
+
+def _shard(folder: Path, name: str) -> Path:
+    """The weights file that an index calls `name`. Raises MergeError for what is a path, or is called like anything else."""
+    if not SHARD_NAME.fullmatch(name):
+        raise MergeError(f"{folder / INDEX} names the file {name[:100]!r}, which is no plain name.safetensors", AGAIN)
+    return file_of(folder, name)
 
 
 def _single(folder: Path) -> Path:
@@ -121,7 +130,7 @@ def _indexed(folder: Path, index: Mapping[str, Any]) -> tuple[WeightsFile, ...]:
     said = index.get("weight_map")
     if not isinstance(said, dict) or not said:
         raise MergeError(f"{folder / INDEX} has no weight_map", AGAIN)
-    files = tuple(_open_weights(file_of(folder, name)) for name in sorted(set(map(str, said.values()))))
+    files = tuple(_open_weights(_shard(folder, name)) for name in sorted(set(map(str, said.values()))))
     held = [(kept.name, file.path.name) for file in files for kept in file.tensors]
     wrong = sorted(set(said.items()) ^ set(held))
     if wrong or len(held) != len(said):

@@ -20,7 +20,7 @@ from chrysalis_ray.evaluate.scores import DocumentScore, SelectScores
 from chrysalis_ray.evaluate.searched import greedy_layer_weights, searched_weights
 from chrysalis_ray.evaluate.subjects import Candidate, Rows, blend_of
 from chrysalis_ray.evaluate.verdict import Choice, choose, read_select
-from chrysalis_ray.merge.per_layer import ModuleWeights, check_names
+from chrysalis_ray.merge.per_layer import ModuleWeights, by_name, check_names
 from chrysalis_ray.seed.adapter import adapter_sha256, read_adapter
 
 OnSelect = Callable[[Sequence[Candidate]], Rows]  # candidates -> their scores on select
@@ -87,9 +87,7 @@ def merge_candidates(
     for spec in specs:
         try:
             members = members_of(spec, variants, losses)
-            if isinstance(spec, SeveralMerge):
-                check_names(spec, variants)
-            making = Making(layout, spec, members, losses, sha256s)
+            making = Making(layout, _with_names(spec, variants), members, losses, sha256s)
             made[spec.name] = making.done_before() or making.finish(*_found(making, judge, tell))
         except MergeError as error:
             failed[spec.name] = str(error)
@@ -99,6 +97,14 @@ def merge_candidates(
     manifest = {"candidates": made, "failed": failed}
     write_json(layout.merges_manifest, manifest)
     return manifest
+
+
+def _with_names(spec: Merge, variants: Sequence[str]) -> Merge:
+    """The spec with whatever it says of single variants by name. Raises MergeError for strangers."""
+    if not isinstance(spec, SeveralMerge):
+        return spec
+    check_names(spec, variants)
+    return by_name(spec, variants)
 
 
 def _found(

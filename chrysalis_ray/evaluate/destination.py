@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,12 @@ def destination(out: Path) -> Path:
     return place
 
 
-def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same request, if it lies whole in `out`; None if there is nothing. Raises MergeError otherwise."""
-    if not out.exists() and not out.is_symlink():
+def manifest_before(out: Path, name: str, request: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    """What the manifest `name` in `out` says, if it tells of the same request; None if there is nothing in `out`.
+
+    Raises MergeError for anything else that is there. Whether the other files are still whole is for the caller to see.
+    """
+    if not os.path.lexists(out):
         return None
     elsewhere = "give another --out: nothing is ever overwritten"
     if not out.is_dir():
@@ -51,15 +55,35 @@ def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     if not any(out.iterdir()):
         return None
     try:
-        manifest = read_json(out / MANIFEST)
-        told = (manifest["request_sha256"], manifest["sha256"])
+        manifest = read_json(out / name)
+        told, asked = manifest["request_sha256"], manifest["request"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MergeError(f"{out} is not empty and holds no {MANIFEST} of a merge", elsewhere) from error
-    if told[0] != sha256_of(request):
-        raise MergeError(f"{out} holds another merge ({manifest.get('request', {}).get('spec')})", elsewhere)
-    if not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file() or adapter_sha256(out) != told[1]:
+        raise MergeError(f"{out} is not empty and holds no {name} of a {what}", elsewhere) from error
+    if told != sha256_of(request):
+        spec = asked.get("spec") if isinstance(asked, dict) else None
+        raise MergeError(f"{out} holds another {what}{f' ({spec})' if spec else ''}", elsewhere)
+    return dict(manifest)
+
+
+def done_before(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same request, if it lies whole in `out`; None if there is nothing. Raises MergeError otherwise."""
+    manifest = manifest_before(out, MANIFEST, request, "merge")
+    if manifest is None:
+        return None
+    if not (out / CONFIG).is_file() or not (out / WEIGHTS).is_file() or adapter_sha256(out) != manifest.get("sha256"):
         raise MergeError(f"{out} holds this merge, but its files were changed since", "move the folder away and merge again")
     return {**manifest, "done_before": True}
+
+
+def rename_into(building: Path, out: Path) -> None:
+    """Give a finished folder its name; on the disk for good when it returns. Raises MergeError if there is one by now."""
+    try:
+        building.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise MergeError(f"{out} was made by somebody else meanwhile", "give another --out") from error
+    sync_folder(out.parent)
 
 
 def put_in_place(
@@ -79,13 +103,7 @@ def put_in_place(
         like = {**PLAIN_CONFIG, "task_type": task}
         complete = {**manifest, "sha256": write_adapter(building / out.name, adapter, like=like, ready=ready)}
         write_json(building / out.name / MANIFEST, complete)
-        try:
-            (building / out.name).rename(out)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-            raise MergeError(f"{out} was made by somebody else meanwhile", "give another --out") from error
-        sync_folder(out.parent)
+        rename_into(building / out.name, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return complete

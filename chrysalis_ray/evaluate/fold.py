@@ -7,39 +7,34 @@ missing, and ends with the same bytes. The base is hashed, read and never change
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chrysalis_ray import __version__
 from chrysalis_ray.core.errors import ChrysalisError, MergeError
-from chrysalis_ray.core.records import read_json, sha256_of, sha256_of_file, sync_folder, write_bytes, write_json
-from chrysalis_ray.evaluate.base_files import CONFIG, INDEX, BaseFiles, Kept, WeightsFile, open_base
-from chrysalis_ray.evaluate.destination import destination
+from chrysalis_ray.core.records import is_draft, read_json, sha256_of, sha256_of_file, sync_folder, write_bytes, write_json
+from chrysalis_ray.evaluate.base_files import CONFIG, FOLDED, INDEX, BaseFiles, Kept, WeightsFile, open_base
+from chrysalis_ray.evaluate.destination import destination, manifest_before, rename_into
 from chrysalis_ray.evaluate.folded_file import Added, Part, write_parts
 from chrysalis_ray.evaluate.folders import Source, open_sources
-from chrysalis_ray.evaluate.vocabulary import TOKENIZER, refuse_other_vocabularies
+from chrysalis_ray.evaluate.known_base import OTHER_BASE, known_base
+from chrysalis_ray.evaluate.vocabulary import refuse_other_vocabularies
 from chrysalis_ray.seed.adapter import read_config
 from chrysalis_ray.seed.streamed import TYPES, StreamedFactors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MANIFEST = "fold.json"
-FINISHED = "finished.json"
-BASE_MANIFEST = "base.json"  # beside a base that this program grew
-COMMIT = re.compile(r"[0-9a-f]{40}")
+FINISHED, BUILDING = "finished.json", "model"  # of what is unfinished: the files that are whole, and where they lie
 SPARE = 1 << 24  # bytes that a disk keeps free beside the folded model
-OTHER_BASE = "give the base that this adapter was trained on"
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def fold_adapter(name: str, base: Path, out: Path) -> dict[str, Any]:
     out = destination(out)
     (source,) = open_sources([name])
     files = open_base(base)
-    _refuse_own_vocabulary(source, files)
+    refuse_other_vocabularies([(source.name, source.folder), (str(files.folder), files.folder)])
     plan = plan_of(source, files)
     _read_all(source)
     hashes = {path.name: sha256_of_file(path) for path in _files_of(files)}
@@ -80,8 +75,10 @@ def fold_adapter(name: str, base: Path, out: Path) -> dict[str, Any]:
     with _alone(unfinished):
         if (meanwhile := folded_before(out, request)) is not None:
             return meanwhile
-        building = unfinished / out.name
+        building = unfinished / BUILDING
         building.mkdir(exist_ok=True)
+        for draft in filter(is_draft, building.iterdir()):  # of a file that a kill kept from its name
+            draft.unlink()
         written = _write_weights(plan, building, unfinished / FINISHED)
         written |= _write_beside(plan, files, building)
         manifest = {
@@ -89,8 +86,8 @@ def fold_adapter(name: str, base: Path, out: Path) -> dict[str, Any]:
             "base_model": source.weights.base_model or None, "base_known_by": known,
             "modules": len(source.weights.factors), "untied": plan.untied, "files": dict(sorted(written.items())),
         }  # fmt: skip
-        write_json(building / MANIFEST, manifest)
-        _rename(building, out)
+        write_json(building / FOLDED, manifest)
+        rename_into(building, out)
         sync_folder(out.parent)
     return manifest
 
@@ -131,15 +128,20 @@ def plan_of(source: Source, files: BaseFiles) -> Plan:
 def _without_weights(files: BaseFiles) -> PreTrainedModel:
     """The model that transformers makes of the base's config, with tensors that have no storage."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    # what transformers and torch raise for a config whose values are of another kind, or fit no model
+    odd = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+           ImportError, StrictDataclassError)  # fmt: skip
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        with torch.device("meta"):  # nothing is computed: whatever attention the config asks for, it need not be installed
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation="eager")
+    except odd as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise MergeError(
-            f"the base at {files.folder} cannot be built: {error}", "give a causal language model of transformers"
+            f"no model can be made of {files.folder / CONFIG}: {reason}", "give a causal language model of transformers"
         ) from error
 
 
@@ -210,10 +212,6 @@ def _embedding_of_head(source: Source, model: PreTrainedModel, module: str) -> s
     return name
 
 
-def _refuse_own_vocabulary(source: Source, files: BaseFiles) -> None:
-    refuse_other_vocabularies([(source.name, source.folder), (str(files.folder), files.folder)])
-
-
 def _read_all(source: Source) -> None:
     """Raises MergeError for values of the adapter that are not finite, before anything is written."""
     for module in source.weights.factors:
@@ -226,75 +224,18 @@ def _files_of(files: BaseFiles) -> list[Path]:
     return [files.folder / CONFIG, *index, *files.beside, *(file.path for file in files.weights)]
 
 
-# whose base it is -----------------------------------------------------------------------------------------------------
-
-
-def known_base(source: Source, files: BaseFiles, hashes: Mapping[str, str]) -> str:
-    """What says that this is the adapter's base: "name", "revision", "weights", or only "shapes".
-
-    A base that this program grew, or that lies in the hub's cache, knows its name. If the adapter names a folder of this
-    machine, the weights there must be these. A copy of a hub model elsewhere has no name, and is taken by its shapes. Raises
-    MergeError for another base.
-    """
-    wanted, revision = source.weights.base_model, source.weights.revision
-    name, commit = _name_of(files)
-    if wanted and name and wanted != name:
-        raise MergeError(f"{source.name} is an adapter of {wanted!r}, and {files.folder} is {name!r}", OTHER_BASE)
-    if revision and commit and COMMIT.fullmatch(revision) and revision != commit:
-        raise MergeError(
-            f"{source.name} is an adapter of revision {revision[:12]}, and {files.folder} is {commit[:12]}", OTHER_BASE
-        )
-    if wanted and name:
-        return "revision" if revision and revision == commit else "name"
-    if wanted and Path(wanted).is_absolute() and Path(wanted).is_dir():
-        theirs = {file.path.name: sha256_of_file(file.path) for file in open_base(Path(wanted)).weights}
-        if theirs != {file.path.name: hashes[file.path.name] for file in files.weights}:
-            raise MergeError(
-                f"{source.name} is an adapter of {wanted}, whose weights are not those of {files.folder}",
-                "give that folder as --base",
-            )
-        return "weights"
-    return "shapes"
-
-
-def _name_of(files: BaseFiles) -> tuple[str | None, str | None]:
-    """Name and revision of a base that knows them. Raises MergeError if its own manifest says that it was changed."""
-    manifest = files.folder / BASE_MANIFEST
-    if manifest.is_file():
-        try:
-            told = read_json(manifest)["base"]
-            name, sha256 = told["name"], told["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise MergeError(f"{manifest} cannot be read: {error!r}", "give a model folder") from error
-        named = [*(file.path for file in files.weights), files.folder / CONFIG, files.folder / TOKENIZER]
-        if sha256_of({path.name: sha256_of_file(path) for path in named}) != sha256:
-            raise MergeError(f"the files of {files.folder} are not those that {BASE_MANIFEST} tells of", "grow the base again")
-        return str(name), None
-    if files.folder.parent.name == "snapshots" and files.folder.parent.parent.name.startswith("models--"):
-        return "/".join(files.folder.parent.parent.name.split("--")[1:]), files.folder.name
-    return None, None
-
-
 # writing ----------------------------------------------------------------------------------------------------------------
 
 
 def folded_before(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of the same request, if it lies whole in `out`; None if there is nothing. Raises MergeError otherwise."""
-    if not out.exists() and not out.is_symlink():
+    manifest = manifest_before(out, FOLDED, request, "model")
+    if manifest is None:
         return None
-    elsewhere = "give another --out: nothing is ever overwritten"
-    if not out.is_dir():
-        raise MergeError(f"{out} exists and is not a folder", elsewhere)
-    if not any(out.iterdir()):
-        return None
-    try:
-        manifest = read_json(out / MANIFEST)
-        told, files = manifest["request_sha256"], dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MergeError(f"{out} is not empty and holds no {MANIFEST}", elsewhere) from error
-    if told != sha256_of(request):
-        raise MergeError(f"{out} holds another model", elsewhere)
-    if any(not (out / name).is_file() or sha256_of_file(out / name) != sha256 for name, sha256 in files.items()):
+    files = manifest.get("files")
+    if not isinstance(files, dict) or any(
+        not (out / name).is_file() or sha256_of_file(out / name) != sha256 for name, sha256 in files.items()
+    ):
         raise MergeError(f"{out} holds this model, but its files were changed since", "move the folder away and fold again")
     return {**manifest, "done_before": True}
 
@@ -302,8 +243,7 @@ def folded_before(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | Non
 def _refuse_too_little_room(out: Path, plan: Plan, unfinished: Path) -> None:
     """Raises MergeError unless the disk holds all weights files that are not written yet."""
     place = next(parent for parent in out.parents if parent.is_dir())
-    there = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
-    wanted, free = sum(map(plan.size, plan.parts)) - there, shutil.disk_usage(place).free
+    wanted, free = sum(map(plan.size, plan.parts)) - _bytes_below(unfinished), shutil.disk_usage(place).free
     if wanted + SPARE > free:
         raise MergeError(
             f"the folded model takes {wanted / 1e9:.2f} GB more, and {place} has {free / 1e9:.2f} GB left",
@@ -311,33 +251,39 @@ def _refuse_too_little_room(out: Path, plan: Plan, unfinished: Path) -> None:
         )
 
 
+def _bytes_below(folder: Path) -> int:
+    """The size of all files there; another process may be about to take some away."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.path.getsize(os.path.join(parent, name))
+    return size
+
+
 @contextmanager
 def _alone(unfinished: Path) -> Iterator[None]:
     """The folder of what is unfinished, for one process. It is gone afterwards, unless that was killed or the disk is full."""
+    busy = MergeError(f"another process is folding this model in {unfinished}", "wait for it, or give another --out")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / "lock").open("a") as lock:
+    try:
+        lock = (unfinished / "lock").open("a")
+    except FileNotFoundError:  # it ends at this moment
+        raise busy from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone = not os.path.samestat(os.fstat(lock.fileno()), (unfinished / "lock").stat())
         except (BlockingIOError, FileNotFoundError):
             gone = True
         if gone:
-            raise MergeError(f"another process is folding this model in {unfinished}", "wait for it, or give another --out")
+            raise busy
         try:
             yield
         except ChrysalisError:
-            shutil.rmtree(unfinished)  # it would be refused again
+            shutil.rmtree(unfinished, ignore_errors=True)  # it would be refused again
             raise
-    shutil.rmtree(unfinished)
-
-
-def _rename(building: Path, out: Path) -> None:
-    try:
-        building.rename(out)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise
-        raise MergeError(f"{out} was made by somebody else meanwhile", "give another --out") from error
+        shutil.rmtree(unfinished, ignore_errors=True)  # who finds the model finished takes this away as well
 
 
 def _write_weights(plan: Plan, building: Path, finished: Path) -> dict[str, str]:
@@ -367,8 +313,9 @@ def _write_beside(plan: Plan, files: BaseFiles, building: Path) -> dict[str, str
         if files.index is not None:
             owner = next(name for name, (_, parts) in plan.parts.items() if parts[-1].name == plan.untied)
             total = {"total_size": sum(p.kept.end - p.kept.start for _, parts in plan.parts.values() for p in parts)}
-            mapped = {**files.index["weight_map"], plan.untied: owner}
-            index = _json_bytes({**files.index, "metadata": {**files.index.get("metadata", {}), **total}, "weight_map": mapped})
+            told, mapped = files.index.get("metadata"), {**files.index["weight_map"], plan.untied: owner}
+            metadata = {**told, **total} if isinstance(told, dict) else total
+            index = _json_bytes({**files.index, "metadata": metadata, "weight_map": mapped})
     contents = {CONFIG: config, **({INDEX: index} if index is not None else {})}
     contents |= {path.name: path.read_bytes() for path in files.beside}
     for name, content in contents.items():

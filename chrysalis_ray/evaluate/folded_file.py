@@ -7,15 +7,12 @@ by byte. A block of rows is in memory at a time, whatever the size of a tensor.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +20,7 @@ from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.evaluate.base_files import Kept, WeightsFile
 from chrysalis_ray.seed.adapter import AdapterWeights
 from chrysalis_ray.seed.streamed import TYPES
-from chrysalis_ray.seed.tensors import is_finite, safetensors_header
+from chrysalis_ray.seed.tensors import bytes_between, header_bytes, is_finite, safetensors_header
 
 BLOCK_ENTRIES = 1 << 20  # 8 MiB in fp64
 COPIED_BYTES = 1 << 24
@@ -79,9 +76,7 @@ def head_with(file: WeightsFile, parts: Sequence[Part]) -> bytes:
         size = part.kept.end - part.kept.start
         header[part.name] = {"dtype": part.kept.kind, "shape": list(part.kept.shape), "data_offsets": [end, end + size]}
         end += size
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    return struct.pack("<Q", len(head)) + head
+    return header_bytes(header)
 
 
 def _pieces(source: BinaryIO, file: WeightsFile, parts: Sequence[Part]) -> Iterator[bytes | memoryview]:
@@ -110,7 +105,7 @@ def _summed(source: BinaryIO, part: Part, added: Added) -> Iterator[bytes | memo
         if not is_finite(sum_bC):
             raise MergeError(
                 f"{part.name} holds values that are not finite, or the sum is beyond what {kept.kind} holds",
-                "fold into the same base in bf16 or fp32",
+                "fold into the same base in bf16 or fp32" if kept.kind == "F16" else "leave out the one that diverged",
             )
         yield sum_bC.view(-1).view(torch.uint8).numpy().data
 
@@ -130,11 +125,9 @@ def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _bytes(source: BinaryIO, start: int, end: int) -> memoryview:
-    content = np.empty(end - start, dtype=np.uint8)
-    rest = content.data
-    while rest:
-        count = os.preadv(source.fileno(), [rest], end - len(rest))
-        if count == 0:
-            raise MergeError("a file of the base became shorter while it was read", "leave the base alone while it is folded")
-        rest = rest[count:]
-    return content.data
+    try:
+        return bytes_between(source.fileno(), start, end).data
+    except EOFError as error:
+        raise MergeError(
+            "a file of the base became shorter while it was read", "leave the base alone while it is folded"
+        ) from error

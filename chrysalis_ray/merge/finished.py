@@ -72,9 +72,9 @@ def finished_modules(folder: Path, request_sha256: str, layout: Layout | None = 
             try:
                 yield FinishedModules(lines, content, request_sha256, layout)
             except ChrysalisError:
-                shutil.rmtree(folder)  # it would be refused again
+                shutil.rmtree(folder, ignore_errors=True)  # it would be refused again
                 raise
-    shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # who finds the merge finished takes this away as well
 
 
 def _own_file(path: Path) -> FileIO:

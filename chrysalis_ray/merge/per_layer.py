@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from chrysalis_ray.merge.inputs import Inputs
 from chrysalis_ray.merge.run import MergeResult, merge_modules
 from chrysalis_ray.merge.weights import given_weights, weigh
 
+Several = TypeVar("Several", bound=SeveralMerge)
 ModuleWeights = Mapping[str, Sequence[float]]  # module -> one weight per member
 
 
@@ -141,6 +143,24 @@ def check_names(config: SeveralMerge, known: Sequence[str]) -> None:
                 f"{place} name {strangers[0]!r}, which is none of the {len(known)} adapters",
                 f"they are {', '.join(known)}; numbers count from 0",
             )
+
+
+def by_name(config: Several, known: Sequence[str]) -> Several:
+    """The same with `layer_weights` and `densities` by name alone, where some of `known` take part and some do not: a number
+    is a place among all of them. Names are those that `check_names` let pass, each of one adapter."""
+
+    def named(own: Mapping[str, float]) -> dict[str, float]:
+        numbered = {known[int(key)]: value for key, value in own.items() if key not in known}
+        return numbered | {key: value for key, value in own.items() if key in known}
+
+    update: dict[str, object] = {}
+    if config.layer_weights:
+        update["layer_weights"] = tuple(
+            layer.model_copy(update={"weights": named(layer.weights)}) for layer in config.layer_weights
+        )
+    if isinstance(config, DensityMerge) and config.densities:
+        update["densities"] = named(config.densities)
+    return config.model_copy(update=update) if update else config
 
 
 def _is_number_below(name: str, count: int) -> bool:

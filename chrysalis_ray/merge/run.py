@@ -172,7 +172,8 @@ def _merge_module(config: Merge, population: _Population, rank: int | None, modu
     blocks = [member.get(module) for member in population.members]
     seed = population.seed(module)
     check_shapes(module, [*blocks, seed])
-    if isinstance(config, SlerpMerge) and config.along != "module" and len(blocks) > 1:
+    heard = any(block is not None for block in blocks)
+    if isinstance(config, SlerpMerge) and config.along != "module" and len(blocks) > 1 and heard:
         check_finite(module, [*blocks, seed])
         return turned_rows(config, population.weights_N, blocks, population.scales, seed, population.anchor_scale, rank)
     alone = blocks[0] if len(blocks) == 1 and blocks[0] is not None and (rank is None or len(blocks[0][0]) <= rank) else None

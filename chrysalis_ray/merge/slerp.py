@@ -19,6 +19,9 @@ from chrysalis_ray.merge.finished import MergedModule
 ROUNDS = 200
 SETTLED = 1e-13
 UNDEFINED = 1e-7  # a mean direction shorter than that is none: the deltas cancel
+OPPOSITE = (
+    1e-4  # the same for the Karcher mean, and the sine from which on a delta lies opposite to it, and so on no side of it
+)
 PARALLEL = 1e-6  # two deltas at an angle whose sine is smaller are mixed evenly, as the formula does in the limit
 
 
@@ -114,10 +117,14 @@ def _karcher_counts(weights_N: Tensor, gram_NN: Tensor) -> Tensor:
 
 
 def _mean_direction(shares_N: NDArray[np.float64], cosines_NN: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The mean m of unit vectors, in their coefficients; None where they cancel. In numpy, to which a few numbers cost less."""
+    """The mean m of unit vectors, in their coefficients; None where they cancel. In numpy, to which a few numbers cost less.
+
+    A vector opposite to m has no shortest way there, and does not pull: within rounding it would pull anywhere. Coefficients of
+    what is nearly opposite are as large as their sine is small, and a Gram matrix has digits for `OPPOSITE`, not for less.
+    """
     mean_N = shares_N
     size = float(mean_N @ cosines_NN @ mean_N) if len(mean_N) else 0.0
-    if size <= UNDEFINED**2:
+    if size <= OPPOSITE**2:
         return None
     mean_N = mean_N / size**0.5
     for _ in range(ROUNDS):
@@ -125,6 +132,7 @@ def _mean_direction(shares_N: NDArray[np.float64], cosines_NN: NDArray[np.float6
         angle_N = np.arccos(cosine_N)
         sine_N = np.sin(angle_N)
         stretch_N = shares_N * np.divide(angle_N, sine_N, out=np.ones_like(angle_N), where=sine_N > 0.0)  # 1 at 0
+        stretch_N[(cosine_N < 0.0) & (sine_N < OPPOSITE)] = 0.0
         step_N = stretch_N - (stretch_N @ cosine_N) * mean_N  # sum_i w_i log_m(u_i), in coefficients
         length = math.sqrt(max(float(step_N @ cosines_NN @ step_N), 0.0))
         if length < SETTLED:

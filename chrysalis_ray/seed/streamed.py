@@ -32,7 +32,7 @@ from chrysalis_ray.seed.adapter import (
     weights_file,
 )
 from chrysalis_ray.seed.strangers import no_factor
-from chrysalis_ray.seed.tensors import FLOATS, is_finite, safetensors_header
+from chrysalis_ray.seed.tensors import FLOATS, bytes_between, is_finite, safetensors_header
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -79,13 +79,12 @@ class StreamedFactors(Mapping[str, tuple[torch.Tensor, torch.Tensor]]):
     def _values(self, module: str, start: int, end: int, dtype: torch.dtype) -> NDArray[np.float32]:
         """What lies from `start` to `end`, in fp32. In numpy, which cuts and shapes it without letting go of the interpreter:
         threads that read side by side would wait for each other."""
-        content = np.empty(end - start, dtype=np.uint8)
-        rest = content.data
-        while rest:
-            count = os.preadv(self._descriptor, [rest], end - len(rest))
-            if count == 0:
-                raise MergeError(f"{self._path} became shorter while it was read", "leave the adapter alone while it is merged")
-            rest = rest[count:]
+        try:
+            content = bytes_between(self._descriptor, start, end)
+        except EOFError as error:
+            raise MergeError(
+                f"{self._path} became shorter while it was read", "leave the adapter alone while it is merged"
+            ) from error
         values = content.view(np.float32) if dtype == torch.float32 else _floats(content, dtype)
         if not is_finite(torch.from_numpy(values)):
             raise MergeError(

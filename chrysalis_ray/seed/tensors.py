@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from mmap import mmap
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -95,10 +98,27 @@ def head_of_floats(shapes: Mapping[str, tuple[int, ...]], key: str, value: str) 
     for name in sorted(shapes):
         starts[name], end = end, end + 4 * math.prod(shapes[name])
         header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [starts[name], end]}
+    head = header_bytes(header)
+    return head, {name: len(head) + start for name, start in starts.items()}
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What stands before the data of tensors that `header` tells of: its length, and itself, to a multiple of 8 bytes."""
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    head = struct.pack("<Q", len(head)) + head
-    return head, {name: len(head) + start for name, start in starts.items()}
+    return struct.pack("<Q", len(head)) + head
+
+
+def bytes_between(descriptor: int, start: int, end: int) -> NDArray[np.uint8]:
+    """What lies from `start` to `end` in an open file. Raises EOFError if it became shorter."""
+    content = np.empty(end - start, dtype=np.uint8)
+    rest = content.data
+    while rest:
+        count = os.preadv(descriptor, [rest], end - len(rest))
+        if count == 0:
+            raise EOFError(f"the file ends {len(rest)} bytes too early")
+        rest = rest[count:]
+    return content
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

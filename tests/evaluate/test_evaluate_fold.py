@@ -252,9 +252,10 @@ def test_a_base_that_this_program_grew_knows_its_name_and_that_it_was_not_change
     shutil.copytree(tiny_base, base)
     hashes = {name: sha256_of_file(base / name) for name in ("model.safetensors", "config.json", "tokenizer.json")}
     (base / "base.json").write_text(json.dumps({"base": {"name": "embedded-1", "sha256": sha256_of(hashes)}}))
-    refused(tmp_path, "is 'embedded-1'", trained, base)
     shutil.copytree(trained, tmp_path / "a")
     told = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**told, "base_model_name_or_path": "embedded-2"}))
+    refused(tmp_path, "is 'embedded-1'", str(tmp_path / "a"), base)
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**told, "base_model_name_or_path": "embedded-1"}))
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     refused(tmp_path, "are not those that base.json tells of", str(tmp_path / "a"), base)
@@ -379,8 +380,9 @@ def test_a_killed_fold_goes_on_with_the_files_that_are_missing(tmp_path, tiny_ba
     assert ended.returncode == -9
     assert not (tmp_path / "out").exists()
     (unfinished,) = tmp_path.glob(".out.*")
-    first, second = sorted((unfinished / "out").glob("model-*.safetensors"))
+    first, second = sorted((unfinished / "model").glob("model-*.safetensors"))
     second.write_bytes(b"rotten" + second.read_bytes()[6:])  # what the disk did not keep is written again
+    (first.parent / ".config.json.x7_k2bqz").write_bytes(b"{")  # as a kill leaves of a small file
     written, write = [], fold.write_parts
     monkeypatch.setattr(
         fold, "write_parts", lambda file, parts, path: written.append(file.path.name) or write(file, parts, path)

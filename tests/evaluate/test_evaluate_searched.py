@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from chrysalis_ray.config.merges import EnsembleMerge, read_merge
+from chrysalis_ray.config.merges import EnsembleMerge, TiesMerge, read_merge
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.layout import RunLayout
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.evaluate.candidates import merge_candidates
 from chrysalis_ray.evaluate.cma_es import SearchState, ask, candidates_of_a_generation, start_state, tell
 from chrysalis_ray.evaluate.searched import layer_groups, onto_simplex, searched_weights, shares_at
+from chrysalis_ray.merge.per_layer import by_name
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter, write_adapter
 
 
@@ -161,7 +162,8 @@ class Garden:
         return rows
 
     def merge(self, settings, judge=None):
-        spec = read_merge("ensemble", ["best_share=1", *settings])
+        everybody = [] if any(setting.startswith("best_share=") for setting in settings) else ["best_share=1"]
+        spec = read_merge("ensemble", [*everybody, *settings])
         own = partial(self.on_select, judge or self.judge)
         (entry,) = merge_candidates(self.layout, [spec], self.names, own)["candidates"].values()
         return entry, self.judge(self.layout.merge("ensemble"))
@@ -243,3 +245,21 @@ def test_layer_weights_of_a_run_go_by_variant_and_strangers_are_refused(tmp_path
     assert entry["notes"]["layers"][1]["weights"] == [0.25] * 4
     with pytest.raises(MergeError, match="v009"):
         garden.merge(["layer_weights=[{modules: '*', weights: {v009-code: 1}}]"])
+
+
+def test_numbers_in_a_run_are_those_of_all_variants_whoever_takes_part(tmp_path):
+    """With half of them, number 3 is the last variant, not the fourth of those who are left, of whom there are two."""
+    garden = Garden(tmp_path, [[0.0, 0.5, 0.0, 0.5]] * 2)
+    layers = "layer_weights=[{modules: '*', weights: {%s: 3, %s: 1}}]"
+    numbered, _ = garden.merge(["best_share=0.5", layers % ("'3'", "'1'")])
+    assert list(numbered["weights"]) == [garden.names[1], garden.names[3]]
+    assert numbered["notes"]["layers"][0]["weights"] == [0.25, 0.75]
+    named, _ = garden.merge(["best_share=0.5", layers % ("v003-code", "v001-code")])
+    assert named["sha256"] == numbered["sha256"]
+
+
+def test_densities_by_number_are_those_of_all_variants_whoever_takes_part():
+    config = TiesMerge(method="ties", densities={"3": 0.1, "bob": 0.2, "1": 0.9})
+    assert by_name(config, ["alice", "bob", "carol", "dave"]).densities == {"dave": 0.1, "bob": 0.2}
+    plain = TiesMerge(method="ties")
+    assert by_name(plain, ["alice"]) is plain

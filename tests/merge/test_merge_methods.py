@@ -19,6 +19,7 @@ from chrysalis_ray.config.merges import (
     TiesMerge,
     TsvMerge,
     WudiMerge,
+    make_merge,
 )
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.merge import elementwise, row_fit
@@ -27,6 +28,7 @@ from chrysalis_ray.merge.geometric_median import distances, geometric_median, ro
 from chrysalis_ray.merge.gram import cosines, gram_of_changes
 from chrysalis_ray.merge.row_fit import fit_rows
 from chrysalis_ray.merge.run import merge_modules
+from chrysalis_ray.merge.slerp import spherical_counts
 from chrysalis_ray.merge.table import BY_ENTRY
 
 OUT, IN = 21, 17
@@ -111,6 +113,22 @@ def test_the_karcher_mean_has_no_pull_left(shared):
     assert float(pull.norm()) < 1e-6
     length = sum(weight * float(delta.norm()) for weight, delta in zip(given, deltas(adapters), strict=True))
     assert float(got.norm()) == pytest.approx(length, rel=1e-6)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-17, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("others", [[], [[0.3, 1.0, 0.2]]], ids=["two", "three"])
+@pytest.mark.parametrize("shorter", [1.0, 0.7])
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.9])
+def test_the_mean_on_the_sphere_of_what_is_nearly_opposite_is_as_long_as_any(apart, others, shorter, share):
+    """Or zero, where they cancel. The way to a vector on the other side of the sphere is nowhere, not anywhere and far."""
+    vectors = torch.tensor([[1.0, 0.0, 0.0], [-shorter, apart, apart], *others], dtype=torch.float64)
+    weights = torch.tensor([share, 1.0 - share, *([0.2] * len(others))], dtype=torch.float64)
+    weights /= weights.sum()
+    counts = spherical_counts(SlerpMerge(method="slerp"), weights, vectors @ vectors.T)
+    mean, length = counts @ vectors, float(weights @ vectors.norm(dim=1))
+    assert not mean.any() or abs(float(mean.norm()) - length) <= 1e-6 * length
+    if apart < 1e-5 and not others:
+        torch.testing.assert_close(mean, vectors[0] * (length if share > 0.5 else 0.0), atol=1e-4, rtol=0)
 
 
 @both_regimes
@@ -307,6 +325,21 @@ def test_blocks_of_rows_are_the_whole():
     torch.testing.assert_close(torch.cat([block for _, block in parts]), dense_ties(deltas(adapters), WEIGHTS, 0.3))
 
 
+@pytest.mark.parametrize("method", sorted(BY_ENTRY))
+@pytest.mark.parametrize("held", [0, row_fit.HELD_ENTRIES], ids=["made-for-every-pass", "held"])
+def test_large_deltas_around_a_seed_are_ruled_in_fp32_by_every_rule(monkeypatch, method, held):
+    monkeypatch.setattr(row_fit, "HELD_ENTRIES", held)
+    adapters, seed = members(False), members(False, count=1, rng_seed=5)[0]
+    config = make_merge({"method": method, "space": "dense"})
+    exact, _ = merged(config, adapters, anchor=seed)
+    monkeypatch.setattr(elementwise, "EXACT_ENTRIES", 0)
+    got, _ = merged(config, adapters, anchor=seed)
+    if hasattr(config, "rng_seed"):  # in fp32 other numbers are drawn
+        assert float(got.norm()) < 3.0 * float(exact.norm())
+    else:
+        close(got, exact, tolerance=1e-4)
+
+
 @both_regimes
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.99])
 @pytest.mark.parametrize("bracket", [1e-4, 0.02], ids=["a-sample-that-misses", "a-sample-that-hits"])
@@ -476,3 +509,15 @@ def test_exact_keeps_everything_in_the_smallest_rank_that_does():
     close(got, deltas(adapters).mean(0))
     same = [adapters[0], {"q": (adapters[0]["q"][0] * 2, adapters[0]["q"][1])}]
     assert merged(EnsembleMerge(method="ensemble", rank="exact"), same)[1].rank == 2
+
+
+@pytest.mark.parametrize("along", ["rows", "columns"])
+@pytest.mark.parametrize("rank", [4, "exact"])
+def test_pairs_turned_by_rows_leave_alone_what_only_a_fresh_seed_has(along, rank):
+    """A module of a seed that adds nothing there, and of none of the members: a delta of zero."""
+    generator = torch.Generator().manual_seed(0)
+    fresh = {"k": (torch.randn(2, IN, generator=generator), torch.zeros(OUT, 2))}
+    config = SlerpMerge(method="slerp", mean="pair", along=along, rank=rank)
+    result = merge_modules(config, members(False, count=2), [1.0, 1.0], fresh, 1.0, None, 4)
+    assert not result.factors["k"][1].any()
+    assert result.factors["q"][1].any()
