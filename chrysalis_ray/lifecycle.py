@@ -345,7 +345,8 @@ def judge(run: Run, bodies: Bodies) -> None:
 
     names = emerged(run.layout)
     heard = (run.story.stage, run.record, bodies.ask, run.loaded.chat_template)
-    judge_and_merge(Judging(run.layout, run.experiment, names, bodies.judge, *heard))
+    beside = run.loaded.blueprint.worn.solo is None
+    judge_and_merge(Judging(run.layout, run.experiment, names, bodies.judge, *heard, beside))
 
 
 # verdict, imago, comparison -----------------------------------------------------------------------------------------

@@ -16,13 +16,15 @@ from chrysalis_ray.core.errors import BodyError
 def parts_of(turn: Turn, bodies: int) -> dict[int, Turn]:
     """What each body does of a turn, by its number: neighbours together, as evenly as it goes. Everybody hears a dissolve.
 
-    No part is larger than 1 / bodies of the turn, rounded up; a body without a part stays out of the turn.
+    No part is larger than 1 / bodies of the turn, rounded up; a body without a part stays out of the turn. Candidates that are
+    compared with each other are judged side by side, by the first body.
     """
     if turn.kind == "dissolve":
         return dict.fromkeys(range(bodies), turn)
     parts = {}
+    judges = 1 if any(candidate.compare for candidate in turn.candidates) else bodies
     for body in range(bodies):
-        work, candidates = _share(turn.work, body, bodies), _share(turn.candidates, body, bodies)
+        work, candidates = _share(turn.work, body, bodies), _share(turn.candidates, body, judges)
         if work or candidates:
             parts[body] = replace(turn, work=work, candidates=candidates)
     return parts

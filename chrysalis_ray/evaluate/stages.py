@@ -56,6 +56,7 @@ class Judging:
     record: Callable[[str, dict[str, Any]], None]
     ask: Ask | None = None  # whoever can be asked probes
     chat_template: Path | None = None  # a file that stands in for the base's own
+    compares: bool = True  # whether a body carries candidates side by side, so that they can be compared token by token
 
     def scores(self, candidates: Sequence[Candidate], split: str) -> Rows:
         return self.judge(candidates, split, self.experiment.evaluate.rows_per_domain)
@@ -193,7 +194,7 @@ def tell_report(judging: Judging) -> None:
     choice = choice_on_select(layout, names, judging.experiment.evaluate)
     candidates = judging.of_variants(names)
     candidates += [Candidate(name, str(layout.merge(name))) for name in choice.merges]
-    compare = compare_population(layout, "report", names, choice.merges)
+    compare = compare_population(layout, "report", names, choice.merges) if judging.compares else None
     together = [mixture_of(MIXTURE, [str(layout.adapter(name)) for name in names], compare)] if len(names) > 1 else []
     scores = judging.scores([*candidates, *together], "report")
     sound = sound_scores(layout, scores, "report", needed=["seed", choice.winner, choice.chosen])

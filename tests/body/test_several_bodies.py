@@ -12,6 +12,7 @@ from chrysalis_ray.body.roster import parts_of
 from chrysalis_ray.body.turn import Candidate, Outcome, Turn, Work, first_position
 from chrysalis_ray.core.errors import BodyError
 from chrysalis_ray.core.store import Store
+from chrysalis_ray.evaluate.subjects import Comparing
 
 
 def make(tmp_path, people, bodies, slots=8):
@@ -26,6 +27,15 @@ def test_every_variant_is_dealt_once_in_order_and_evenly(count, bodies):
     assert max(len(part.work) for part in parts.values()) == -(-count // bodies)
     assert all(part.number == 3 and part.work for part in parts.values())
     assert parts_of(Turn(4, "dissolve"), bodies).keys() == set(range(bodies))
+
+
+@given(count=st.integers(1, 40), bodies=st.integers(1, 9), compared=st.booleans())
+def test_candidates_are_dealt_like_variants_but_those_to_compare_stay_together(count, bodies, compared):
+    compare = Comparing("agreement.json", {"c0": ("c0",)}) if compared else None
+    candidates = (*(Candidate(f"c{number}") for number in range(count)), Candidate("mixture", made="mixture", compare=compare))
+    parts = parts_of(Turn(5, "judge", candidates=candidates), bodies)
+    assert tuple(each for body in sorted(parts) for each in parts[body].candidates) == candidates
+    assert max(len(part.candidates) for part in parts.values()) == (count + 1 if compared else -(-(count + 1) // bodies))
 
 
 def grown(tmp_path, bodies, people=5, chunks=3, deaths=()):
