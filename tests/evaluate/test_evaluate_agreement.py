@@ -118,7 +118,7 @@ def expected(folders):
 def test_what_is_told_is_what_plain_peft_says_of_the_logits(
     folders, expected, tmp_path, monkeypatch, slots, lanes, kept, fewest
 ):
-    monkeypatch.setattr("chrysalis_ray.evaluate.listener.KEPT", kept)
+    monkeypatch.setattr("chrysalis_ray.evaluate.listener.most_kept", lambda on_gpu: kept)
     monkeypatch.setattr("chrysalis_ray.training.folded.FEWEST", fewest)  # 1: candidates one after the other, worn by the base
     compared(folders, tmp_path / "a.json", slots, lanes)
     found = SelectAgreements.load(tmp_path / "a.json")
