@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 from chrysalis_ray.training import folded, pack, worn
 from chrysalis_ray.training.compiled import compile_layers
 from chrysalis_ray.training.quick import additive, quicken
-from chrysalis_ray.training.trunk import document_mask
-from chrysalis_ray.training.trunk import checkpoint_activations
+from chrysalis_ray.training.trunk import checkpoint_activations, document_mask
 from chrysalis_ray.training.worn import WornLayer, wear
 
 WORN = {"qwen3", "qwen2", "llama", "mistral"}
