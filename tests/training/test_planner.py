@@ -283,13 +283,17 @@ def test_what_judging_holds_is_counted_where_it_is_more_than_training_holds() ->
     assert heard_bytes(shape, loaded) == heard
     passes, worn = 2 * 8192 * (3 * 256 + 64) * 4, 2 * shape.layer_parameters * 4
     assert judged_bytes(shape, loaded, 8) == heard + passes + worn
-    assert plan(loaded, LAPTOP).memory.activations == heard + passes + worn
+    memory = plan(loaded, LAPTOP).memory
+    assert memory.judging == heard + passes + worn > memory.activations + memory.logits
+    assert memory.total == memory.base + memory.bank + memory.process + memory.judging
+    assert any(f"judging {memory.judging >> 20} MiB, process" in line for line in plan(loaded, LAPTOP).lines())
     much = load_experiment(QUICKSTART, ["evaluate.rows_per_domain=1000"])
     assert heard_bytes(shape, much) == KEPT_ON_CPU
     apart = plan(much, LAPTOP).memory.total - plan(loaded, LAPTOP).memory.total
     assert apart == KEPT_ON_CPU - heard
     long = load_experiment(QUICKSTART, ["blueprint.lanes.rows_per_step=48"])
-    assert plan(long, LAPTOP).memory.activations > judged_bytes(shape, long, 8)
+    memory = plan(long, LAPTOP).memory
+    assert memory.total == memory.base + memory.bank + memory.process + memory.activations + memory.logits
 
 
 def test_nobody_is_heard_where_one_variant_is_all_there_is() -> None:

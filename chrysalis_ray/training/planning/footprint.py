@@ -51,14 +51,14 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
     per_layer = shape.saved_elements * width
     kept = shape.layers * shape.hidden * width + per_layer if body.activation_checkpointing else shape.layers * per_layer
     on_gpu = (body.gpus_per_worker or 0) > 0
-    trained = round(tokens * kept * kept_activations(loaded.blueprint.worn, body.precision))
     return Memory(
         base=shard - offloaded + gathered + held_beside(shape, loaded.blueprint) * width,
         bank=bank_memory(shape, loaded, slots),
-        activations=trained if on_gpu else max(trained, judged_bytes(shape, loaded, slots)),
+        activations=round(tokens * kept * kept_activations(loaded.blueprint.worn, body.precision)),
         logits=min(tokens, logits_chunk(shape.vocabulary, on_gpu=on_gpu)) * shape.vocabulary * 8,  # raw ones, and in fp32
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
         host=CPU_PROCESS + in_memory + heard_bytes(shape, loaded) if on_gpu else 0,
+        judging=0 if on_gpu else judged_bytes(shape, loaded, slots),
     )
 
 
@@ -70,14 +70,14 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
     """
     on_gpu, held = (loaded.body.gpus_per_worker or 0) > 0, measured.holding
     told = bank_memory(shape, loaded, slots) if loaded.blueprint.adapter is None else 0
-    trained = round(held_tokens(loaded, slots) * held.per_token)
     return Memory(
         base=held.base,
         bank=max(slots * held.per_slot, told),
-        activations=trained if on_gpu else max(trained, judged_bytes(shape, loaded, slots)),
+        activations=round(held_tokens(loaded, slots) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
         host=CPU_PROCESS + heard_bytes(shape, loaded) if on_gpu else 0,
+        judging=0 if on_gpu else judged_bytes(shape, loaded, slots),
     )
 
 
