@@ -22,6 +22,12 @@ def check_solo(loaded: LoadedExperiment) -> Iterator[Finding]:
     else:
         yield from _adapter(loaded, worn)
     yield from _body(loaded, worn.solo)
+    if loaded.experiment.evaluate.max_divergence is not None:
+        yield (
+            ("evaluate", "max_divergence"),
+            "a base that wears one adapter at a time compares none with its members, so that every merge would be refused; "
+            "leave it out",
+        )
     if not worn.is_low_rank:
         yield from _merges(loaded, worn)
     for position, merge in enumerate(loaded.experiment.merge):

@@ -23,7 +23,7 @@ import numpy as np
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.records import read_json
-from chrysalis_ray.evaluate.bootstrap import Floats, interval, resampled_losses
+from chrysalis_ray.evaluate.bootstrap import Floats, draws_for, interval, resampled_losses
 
 # Of every document, summed over its tokens. `majorities` counts the tokens where more than half of the members agree.
 MEASURES = ("divergence", "spread", "agreed", "as_mixture", "as_majority", "majorities")
@@ -60,7 +60,8 @@ class Agreements:
         return _macro(self.documents[candidate], self._sums(candidate)[:1])[0]
 
     def tell(self, candidate: str, samples: int, confidence: float, rng_seed: int) -> dict[str, Any]:
-        """Everything about one candidate, with bootstrap intervals over documents that hold at `confidence` each."""
+        """Everything about one candidate, with bootstrap intervals over documents that hold at `confidence` each, of `samples`
+        draws at the least."""
         rows, sums_XD = self.documents[candidate], self._sums(candidate)
         divergence_D, spread_D, agreed_D, as_mixture_D, as_majority_D, majorities_D = sums_XD
         told = {
@@ -71,7 +72,7 @@ class Agreements:
         }
         values_XD = np.stack(list(told.values()))
         tokens_D, domains_D = _sizes(rows)
-        drawn_SX = resampled_losses(values_XD, tokens_D, domains_D, samples, rng_seed)
+        drawn_SX = resampled_losses(values_XD, tokens_D, domains_D, draws_for(confidence, samples), rng_seed)
         means = _macro(rows, values_XD)
         found: dict[str, Any] = {"members": list(self.members[candidate])}
         for place, name in enumerate(told):
@@ -119,10 +120,11 @@ def too_far(agreements: SelectAgreements, merges: Sequence[str], most: float) ->
 def agreement_sentence(chosen: str, told: Mapping[str, Any]) -> str:
     """What the function check says of what is released."""
     apart, spread, majority = told["divergence"], told["spread"], told["with_majority"]
+    among = ", itself among them," if chosen in told["members"] else ","
     most = "" if majority is None else f", as most of them do at {majority:.1%} of those where more than half agree"
     return (
-        f"Compared with {len(told['members'])} variants, KL(variant || {chosen}) is {apart['mean']:.4f} nats per token on "
-        f"average (interval {apart['low']:.4f} to {apart['high']:.4f}), {spread:.4f} of it how far they are from their own "
+        f"Compared with {len(told['members'])} variants{among} KL(variant || {chosen}) is {apart['mean']:.4f} nats per token "
+        f"on average (interval {apart['low']:.4f} to {apart['high']:.4f}), {spread:.4f} of it how far they are from their own "
         f"mixture. {chosen} finds the same token likeliest as a variant at {told['agreement']['mean']:.1%} of the tokens, as "
         f"their mixture at {told['with_mixture']['mean']:.1%}{most}."
     )

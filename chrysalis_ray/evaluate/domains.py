@@ -66,7 +66,8 @@ def domain_differences(
 
 
 def domain_sentence(chosen: str, differences: Sequence[DomainDifference], most: Limits) -> str:
-    """Where what is released does worst on report, and where it does worse than was allowed on select."""
+    """Where what is released does worst on report, and where it does worse than was allowed on select (`most`, None where
+    nothing was ruled out)."""
     worst = differences[0]
     more = "more" if worst.difference > 0 else "less"
     allowed = "more than evaluate.max_domain_loss allows ({:g}), and select did not show it"

@@ -25,6 +25,7 @@ from chrysalis_ray.evaluate.subjects import Candidate, Row, Rows
 from chrysalis_ray.evaluate.whole_inputs import keep_whole_inputs
 from chrysalis_ray.training.generation import Ids, Over, write_blend, write_slots
 from chrysalis_ray.training.pack import Pack
+from chrysalis_ray.training.passes import LANE_TOKENS
 from chrysalis_ray.training.solo import SoloPack
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ Find = Callable[[str], Path]
 # prompts, when one ends, the most tokens a worker has of them -> what every candidate writes, [candidates][prompts]
 Writer = Callable[[Sequence[Ids], Over, int], list[list[list[int]]]]
 BATCH_ROWS = 8  # rows of a pass on one worker, times the slots of the bank
-LANE_TOKENS = 2048  # of a candidate in a pass on a CPU, where candidates take turns and their matrices are made once a pass
 
 
 def judge_candidates(
@@ -83,7 +83,7 @@ def judge_candidates(
 
 def rows_at_once(pack: Pack, batch_rows: int, length: int) -> int:
     """Rows of a pass: more of them where they are short and memory does not depend on their number (`Pack._lanes_at_once`)."""
-    in_turns = type(pack) is Pack and pack.engine.device.type == "cpu" and pack.lanes != "fixed"
+    in_turns = type(pack) is Pack and pack.engine.device.type == "cpu" and pack.engine.copyable and pack.lanes != "fixed"
     return max(batch_rows, LANE_TOKENS // length) if in_turns else batch_rows
 
 

@@ -1,7 +1,7 @@
 """Who listens to what all candidates predict, and compares: the probabilities of a mixture, and how far others are from it.
 
 A probability for every token of the vocabulary is too much to keep, and members and merges seldom share a pass. What the head
-is given is small: it is kept, on the CPU, of every candidate for so many rows as `KEPT` bytes hold; then all of them are
+is given is small: it is kept, on the CPU, of every candidate for so many rows as `most_kept` bytes hold; then all of them are
 compared on those (`training/agreement.py`) and it is let go of. Every candidate goes through the base once for its losses and
 this together; only the head is asked twice.
 """
@@ -23,13 +23,13 @@ from chrysalis_ray.evaluate.agreement import MEASURES
 from chrysalis_ray.evaluate.heldout import Mixture, Place, _gathered
 from chrysalis_ray.evaluate.subjects import Candidate, Comparing
 from chrysalis_ray.training.agreement import Agreement, compare_hidden
+from chrysalis_ray.training.passes import most_kept
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch, TokenStore
     from chrysalis_ray.training.engine import Engine
     from chrysalis_ray.training.pack import Pack
 
-KEPT = 1 << 30  # bytes that a worker keeps of all candidates at a time, as if of fp32; of one row at least
 TURN_ROWS = 8  # rows of a worker at a time are a multiple of these, where so many are kept: the passes of judging alone
 
 
@@ -71,7 +71,8 @@ class Listener:
     def turns(self, rows: Sequence[Place], pack: Pack, length: int) -> Iterator[Sequence[Place]]:
         """The rows in turns, of which so many are kept as there is room for."""
         width = pack.shards.all[0].head.linear.in_features
-        own = max(1, KEPT // (4 * len(self.place_of) * length * width))
+        room = most_kept(on_gpu=pack.engine.device.type != "cpu")
+        own = max(1, room // (4 * len(self.place_of) * length * width))
         own = own // TURN_ROWS * TURN_ROWS or own
         step = own * pack.engine.world
         return (rows[start : start + step] for start in range(0, len(rows), step))

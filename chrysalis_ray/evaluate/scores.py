@@ -105,7 +105,7 @@ class Scores:
         return mean_of_known([metrics["bits_per_byte"] for metrics in self.metrics(candidate).values()])
 
     def accuracy(self, candidate: str) -> float | None:
-        """Macro share of tokens that no other was likelier than; None where that was not counted."""
+        """Macro share of tokens that were found likeliest, of equals the first; None where that was not counted."""
         return mean_of_known([metrics["accuracy"] for metrics in self.metrics(candidate).values()])
 
     def metrics(self, candidate: str) -> dict[str, dict[str, float | None]]:

@@ -252,7 +252,7 @@ def make_verdict(
         kind=choice.kind,
         sentences=(
             *_sentences(choice, helped, losses, differences, corrected, seed),
-            domain_sentence(ours, by_domains, choice.most_lost),
+            domain_sentence(ours, by_domains, choice.most_lost if choice.kind == "merge" else None),  # no rule for a variant
             *_thin(report),
         ),
         told=told,

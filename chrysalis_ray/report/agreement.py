@@ -16,7 +16,9 @@ HEADS = (
 NOTE = (
     "On <i>report</i>: the mean of KL(member || candidate) in nats per token, with its interval; of it the spread of the "
     "members, how far they are from their own mixture, is what no merge can avoid. Then the shares of tokens where the "
-    "candidate finds the same likeliest as a member, as the members' mixture, and as most of them where more than half agree."
+    "candidate finds the same likeliest as a member, as the members' mixture, and as most of them where more than half agree. "
+    "The members of a merge are the variants it was made of; those of the seed are all variants, as are those of a variant, "
+    "itself among them: compare rows of as many members."
 )
 
 

@@ -34,8 +34,8 @@ def metric_tables(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     domains = "".join(_domain_table(domain, named, chosen) for domain in comparison.domains)
     note = (
         "On <i>select</i>, each the mean over domains. Perplexity is e to the power of the loss. Bits per byte counts bytes "
-        "of the text that was predicted: it compares across tokenizers. Accuracy is the share of tokens than which the model "
-        "found none likelier."
+        "of the text that was predicted: it compares across tokenizers. Accuracy is the share of tokens that the "
+        "model found likeliest (of equals the first)."
     )
     body = _table("Metrics by candidate", ("variant", *(unit.replace("_", " ") for unit, _ in UNITS)), rows)
     return _section("In other units", note, f"{body}<details><summary>By domain</summary>{domains}</details>")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.training.heads import Head
-from chrysalis_ray.training.loss import chunk_of
+from chrysalis_ray.training.loss import chunk_of, likeliest
 
 
 class Agreement(NamedTuple):
@@ -54,7 +54,7 @@ def compare_hidden(
 
 def compare_logits(logits_kCV: Tensor, members: Sequence[int], groups: Sequence[Sequence[int]]) -> Agreement:
     """The same of logits [tokens, candidates, vocabulary]."""
-    likeliest_kC = _likeliest(logits_kCV)
+    likeliest_kC = likeliest(logits_kCV)
     logs_kCV = torch.log_softmax(logits_kCV, -1)
     chances_kMV = logs_kCV[:, _places(members)].exp()
     mixture_kV = chances_kMV.mean(1)
@@ -70,13 +70,8 @@ def compare_logits(logits_kCV: Tensor, members: Sequence[int], groups: Sequence[
         # mean KL(member || mixture of all) = spread + KL(mixture of the group || mixture of all)
         beyond_k = own_kV.new_zeros(len(own_kV)) if everybody else (own_kV * (_log(own_kV) - whole_kV)).sum(-1)
         spreads.append(-own_kM1[:, list(group), 0].mean(1) - beyond_k)
-        mixtures.append(_likeliest(own_kV))
+        mixtures.append(likeliest(own_kV))
     return Agreement((across_kMC - own_kM1).permute(1, 2, 0), torch.stack(spreads), likeliest_kC.T, torch.stack(mixtures))
-
-
-def _likeliest(values: Tensor) -> Tensor:
-    """Where the largest of the last dimension stands, the first of equals; on a CPU numpy finds it several times as fast."""
-    return values.argmax(-1) if values.device.type != "cpu" else torch.from_numpy(values.numpy().argmax(-1))
 
 
 def _log(chances_kV: Tensor) -> Tensor:

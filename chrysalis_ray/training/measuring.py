@@ -37,7 +37,8 @@ from chrysalis_ray.training.memory import limited_memory, peak_memory, process_m
 from chrysalis_ray.training.pack import Pack
 from chrysalis_ray.training.passes import tokens_at_once
 from chrysalis_ray.training.planning.fitting import Scored, fit
-from chrysalis_ray.training.planning.footprint import SCORED_ROWS, shared_out
+from chrysalis_ray.training.planning.footprint import shared_out
+from chrysalis_ray.training.planning.judged import SCORED_ROWS
 from chrysalis_ray.training.planning.measured import Lane, Point
 from chrysalis_ray.training.solo import SoloPack
 from chrysalis_ray.training.step import current_learning_rate, train_chunk

@@ -31,7 +31,7 @@ from chrysalis_ray.training.loss import TokenScores
 from chrysalis_ray.training.optimizer import EVICT_AFTER, SlotOptimizer
 from chrysalis_ray.training.owners import optimizer_state, owner_of
 from chrysalis_ray.training.packed import find_targets, fuse, inject
-from chrysalis_ray.training.passes import MOST_SHARDS, SCORED_TOKENS, variants_per_pass
+from chrysalis_ray.training.passes import CACHED, MOST_SHARDS, SCORED_TOKENS, WORN, variants_per_pass
 from chrysalis_ray.training.probe import probe
 from chrysalis_ray.training.quick import quicken
 from chrysalis_ray.training.shards import Shard, Shards
@@ -40,9 +40,6 @@ from chrysalis_ray.training.worn import wear
 
 if TYPE_CHECKING:
     from chrysalis_ray.genome.tokens import RowBatch
-
-CACHED = 2048  # tokens of a pass on a CPU: beyond, activations no longer stay near the core that reads them again
-WORN = 8192  # the same where layers are worn: they see to that themselves, and what a pass costs beside them is paid less often
 
 
 @dataclass
@@ -276,16 +273,19 @@ class Pack:
     def _judged(
         self, parts: Sequence[slice], batch: RowBatch, lanes: Sequence[int], blend: Blend | None, keep: bool
     ) -> TokenScores:
-        """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes."""
-        found: dict[int, TokenScores] = {}
+        """The scores of these lanes, in this order; `parts` are the lanes that each live shard computes. What comes of a turn
+        goes where it stays: kept hidden states may be a good part of the memory, and are never there twice."""
+        total, found = parts[-1].stop, list[Tensor]()
         for pieces in self.shards.in_turns(parts, self._lanes_at_once(batch, parts, blend), blend):
             micro = [repeated(batch, piece.stop - piece.start, self.engine.device) for piece in pieces]
             scores = self.shards.each(partial(Shard.token_scores, keep=keep), micro)
-            found |= {piece.start: own for piece, own in zip(pieces, scores, strict=True)}
-        kept: list[Any] = [
-            torch.cat(part) for part in zip(*(found[start][: 3 if keep else 2] for start in sorted(found)), strict=True)
-        ]
-        return TokenScores(*(part.view(-1, *batch.labels.shape, *part.shape[1:])[list(lanes)].cpu() for part in kept))
+            for piece, own in zip(pieces, scores, strict=True):
+                told = [part.view(-1, *batch.labels.shape, *part.shape[1:]) for part in own if part is not None]
+                found = found or [part.new_empty(total, *part.shape[1:]) for part in told]
+                for whole, part in zip(found, told, strict=True):
+                    whole[piece] = part
+        in_order = list(lanes) == list(range(total))
+        return TokenScores(*(whole.cpu() if in_order else whole[list(lanes)].cpu() for whole in found))
 
     def _lanes_at_once(self, batch: RowBatch, parts: Sequence[slice], blend: Blend | None) -> int:
         """As many lanes as a core's cache is good for; on a GPU, and where shapes must stay as they are, as a pass may hold."""

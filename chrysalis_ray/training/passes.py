@@ -20,6 +20,14 @@ SCORED_TOKENS = 4
 # A pass is long enough at this many tokens on any device, and where its launch is a tenth of its work, or hidden behind it.
 LONG_ENOUGH, LAUNCHES, ROOFS = 1024, 10, 2
 
+# The same on a CPU, where candidates are scored in turns: beyond CACHED tokens of a pass activations no longer stay near the
+# core that reads them again. Layers that are worn (`worn.py`) see to that themselves, and what a pass costs beside them is paid
+# less often. Of a candidate there are LANE_TOKENS at least, for its matrices are made once a pass.
+CACHED, WORN, LANE_TOKENS = 2048, 8192, 2048
+# Bytes of hidden states, as if of fp32, that a worker keeps while candidates are compared (`evaluate/listener.py`), of one row
+# at the least; the plan counts them. More beside a GPU: reading the adapters anew for other rows is what takes time there.
+KEPT_ON_CPU, KEPT_BESIDE_GPU = 1 << 28, 1 << 30
+
 # Threads that are left over go into the operations of the others' variants from so many input features on, or from so many
 # tokens that a variant brings at a time.
 WIDE, LONG = 1024, 256
@@ -32,6 +40,11 @@ MOST_LOGITS, FEWEST_LOGITS, CPU_NUMBERS, GPU_NUMBERS = 1024, 128, 1 << 20, 1 << 
 def logits_chunk(vocabulary: int, *, on_gpu: bool) -> int:
     """Labelled tokens whose logits are formed at a time, by the device and the vocabulary alone."""
     return max(FEWEST_LOGITS, min(MOST_LOGITS, (GPU_NUMBERS if on_gpu else CPU_NUMBERS) // vocabulary))
+
+
+def most_kept(*, on_gpu: bool) -> int:
+    """Bytes of hidden states that a worker keeps while candidates are compared."""
+    return KEPT_BESIDE_GPU if on_gpu else KEPT_ON_CPU
 
 
 def variants_per_pass(variants: int, lane: float, tokens_per_pass: int | None, even: bool = False) -> int:

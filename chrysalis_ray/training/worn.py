@@ -228,9 +228,11 @@ def wear(model: PreTrainedModel) -> bool:
         return False
     for layer in model.modules():
         usual = type(layer)
-        if usual.__name__ in LAYERS and usual not in tried:
+        if usual.__name__ not in LAYERS or "forward" in vars(layer):  # one that is recomputed is called by a name of its own
+            continue
+        if usual not in tried:
             tried[usual] = agrees(layer)
-        if tried.get(usual):
+        if tried[usual]:
             layer.__class__ = type(f"Worn{usual.__name__}", (WornLayer, usual), {})
     return any(tried.values())
 

@@ -142,6 +142,37 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on(sent: signal.Signals, code: int, to
     assert "Traceback" not in error
 
 
+TIDIES = """
+import sys, time
+from chrysalis_ray.cli.outcome import verb
+@verb
+def work():
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        print("tidying", flush=True)
+        sys.stdin.readline()
+        print("tidy", flush=True)
+work()
+"""
+
+
+def test_a_second_sigterm_does_not_end_the_tidying_that_the_first_began() -> None:
+    """`timeout` sends two: to the process, and to its group."""
+    command = [sys.executable, "-c", TIDIES]
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in ("at work\n", "tidying\n"):
+        assert child.stdout is not None
+        assert child.stdout.readline() == line
+        child.send_signal(signal.SIGTERM)
+    said, error = child.communicate("go on\n", timeout=30)
+    assert (said, child.returncode) == ("tidy\n", 143)
+    assert error == "\nterminated: run the same command again to go on\n"
+
+
 def test_lineage_prints_what_emerged(tmp_path: Path) -> None:
     assert chrysalis("lineage", str(run_folder(tmp_path))).returncode == 1
     (tmp_path / "imago").mkdir()

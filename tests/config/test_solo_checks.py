@@ -50,6 +50,7 @@ def test_a_pack_of_dora_is_refused_with_the_reason(good: Path) -> None:
         (("blueprint.adapter={type: adalora, target_r: 2, modules_to_save: [norm]}",), "a plain LoRA, which has none"),
         (("blueprint.adapter={type: boft, boft_block_num: 4}",), "write one, and 0 for the other"),
         (("blueprint.adapter={type: hra, targets: [q_proj, q_proj]}",), "'q_proj' is named twice"),
+        ((DORA, "evaluate.max_divergence=0.1"), "every merge would be refused"),
         ((DORA, "body={slots: 1, workers: 2, zero_stage: 3}"), "peft puts what is trained into its modules"),
         ((DORA, "body={slots: 1, offload: nvme, nvme_path: /nvme}"), "leave offload and nvme_path out"),
         ((KIND, "body={slots: 1, offload: cpu}"), "on a base that is whole (LoHa multiplies two products"),

@@ -19,6 +19,7 @@ from test_evaluate_heldout import TARGETS, Rows, adapters, base_model
 
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.evaluate.agreement import MEASURES, ReportAgreements, SelectAgreements, agreement_sentence, too_far
+from chrysalis_ray.evaluate.bootstrap import resampled_losses
 from chrysalis_ray.evaluate.judging import judge_candidates
 from chrysalis_ray.evaluate.subjects import Candidate, Comparing, mixture_of
 from chrysalis_ray.seed.adapter import AdapterWeights, write_adapter
@@ -118,7 +119,7 @@ def expected(folders):
 def test_what_is_told_is_what_plain_peft_says_of_the_logits(
     folders, expected, tmp_path, monkeypatch, slots, lanes, kept, fewest
 ):
-    monkeypatch.setattr("chrysalis_ray.evaluate.listener.KEPT", kept)
+    monkeypatch.setattr("chrysalis_ray.evaluate.listener.most_kept", lambda on_gpu: kept)
     monkeypatch.setattr("chrysalis_ray.training.folded.FEWEST", fewest)  # 1: candidates one after the other, worn by the base
     compared(folders, tmp_path / "a.json", slots, lanes)
     found = SelectAgreements.load(tmp_path / "a.json")
@@ -176,6 +177,22 @@ def test_what_is_told_of_a_candidate_is_the_mean_over_domains_by_tokens(folders,
     sentence = agreement_sentence("mean", told)
     for number in (f"{told['divergence']['mean']:.4f} nats", f"{told['agreement']['mean']:.1%} of the tokens"):
         assert number in sentence
+    assert sentence.startswith("Compared with 3 variants, KL(variant || mean) is")
+    assert agreement_sentence("v1", told).startswith("Compared with 3 variants, itself among them, KL(variant || v1) is")
+
+
+def test_an_interval_far_out_is_of_as_many_draws_as_it_needs(folders, tmp_path, monkeypatch):
+    file, drawn = tmp_path / "agreement.json", []
+    compared(folders, file)
+
+    def counted(losses_CD, tokens_D, domains_D, samples, rng_seed):
+        drawn.append(samples)
+        return resampled_losses(losses_CD, tokens_D, domains_D, samples, rng_seed)
+
+    monkeypatch.setattr("chrysalis_ray.evaluate.agreement.resampled_losses", counted)
+    for confidence in (0.95, 0.999):
+        SelectAgreements.load(file).tell("mean", 2000, confidence, 0)
+    assert drawn == [2000, 20_000]
 
 
 def test_a_merge_too_far_from_its_members_is_refused_on_select_alone(folders, tmp_path):

@@ -135,3 +135,10 @@ def test_more_candidates_than_lanes_come_in_turns(folders, monkeypatch):
 def test_short_rows_come_many_at_a_time_where_candidates_take_turns(length, lanes, rows):
     own = Pack(base_model(), TARGETS, 2, 3, make_engine(0, "none", "fp32", "cpu"), lanes)
     assert rows_at_once(own, 8, length) == rows
+
+
+def test_a_base_that_is_called_for_all_lanes_at_once_gets_no_more_rows(monkeypatch):
+    """A sharded base on CPUs computes all lanes together: more rows would take so much more memory."""
+    engine = make_engine(0, "none", "fp32", "cpu")
+    monkeypatch.setattr(engine, "copyable", False, raising=False)
+    assert rows_at_once(Pack(base_model(), TARGETS, 2, 3, engine), 8, 64) == 8

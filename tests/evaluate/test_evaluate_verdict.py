@@ -316,6 +316,15 @@ def test_what_select_did_not_show_is_told_on_report_by_domain():
     assert verdict.to_json()["report"]["domain_differences"][0]["domain"] == "code"
 
 
+def test_a_variant_that_is_released_is_under_no_rule_of_merges():
+    """`max_domain_loss` is what a merge may lose against the best variant, not what that may lose against the seed."""
+    choice = choose(by_domain(SelectScores, BY_DOMAIN), ["narrow"], ["v00", "v01"], 0.1)
+    report = by_domain(ReportScores, {**BY_DOMAIN, "v00": (3.85, 2.9)}, rng_seed=1)
+    (line,) = (line for line in make_verdict(choice, report, bootstrap_samples=100).sentences if "does worst on" in line)
+    assert "against seed, v00 does worst on code: 0.3" in line
+    assert "max_domain_loss" not in line
+
+
 def test_the_mixture_of_all_variants_is_told_as_what_a_merge_can_hope_for():
     losses = {**BY_DOMAIN, MIXTURE: (2.9, 2.9)}
     choice = choose(by_domain(SelectScores, BY_DOMAIN), ["even"], ["v00", "v01"])

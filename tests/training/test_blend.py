@@ -7,6 +7,7 @@ import torch
 from training_texts import PROJECTIONS, fresh_adapter, new_pack
 
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.loss import Labelled, token_scores
 
 RANKS = (3, 8, 5)
 SCALES = (2.0, 0.5, 1.25)
@@ -74,6 +75,17 @@ def test_a_blend_leaves_the_bank_as_it_is(tiny_base, tokens):
     assert torch.equal(pack.bank.flat_SP, bank)
     assert torch.equal(pack.score([0], batch), before)
     assert (blended.losses[1] - before[0]).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_of_tokens_equally_likely_the_one_that_is_written_is_a_hit():
+    """As `argmax` has it, which greedy decoding goes by: a tie, frequent in bf16, is no hit for both."""
+    head_vd = torch.eye(6)[[0, 1, 1, 2, 1, 0]].bfloat16()
+    hidden_nd = torch.eye(6)[[1, 1, 1, 0, 0, 2]].bfloat16()
+    labels = torch.tensor([1, 2, 4, 0, 5, 3])
+    found = token_scores(hidden_nd, head_vd, None, Labelled(torch.arange(6), labels, torch.ones(6), (6,)))
+    assert found.hits.tolist() == [True, False, False, True, False, True]
+    assert torch.equal(found.hits, (hidden_nd @ head_vd.mT).argmax(-1) == labels)
+    assert torch.equal(found.losses[0], found.losses[1])
 
 
 def test_a_hit_is_a_label_that_no_token_is_likelier_than(tiny_base, tokens):

@@ -13,8 +13,10 @@ from chrysalis_ray.config.blueprint import EmbeddedBase, PretrainedBase
 from chrysalis_ray.config.loading import load_experiment
 from chrysalis_ray.config.resolve import BODY_FLOOR
 from chrysalis_ray.core.errors import ModelError
+from chrysalis_ray.training.passes import KEPT_ON_CPU
 from chrysalis_ray.training.planning.choice import chooser
 from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.judged import heard_bytes, judged_bytes
 from chrysalis_ray.training.planning.planner import optimizer_steps, plan
 from chrysalis_ray.training.planning.shapes import KNOWN, read_shape, shape_of
 
@@ -271,3 +273,29 @@ def test_searched_batch_sizes_are_planned_for_by_what_a_pass_takes() -> None:
     assert one.memory == other.memory
     assert any(note.startswith("steps of 1, 2, 4, 8 rows") for note in one.notes)
     assert not any(note.startswith("steps of") for note in other.notes)
+
+
+def test_what_judging_holds_is_counted_where_it_is_more_than_training_holds() -> None:
+    """Hidden states of 15 candidates on 48 rows, a layer for each of two threads, and passes of 8192 tokens in each."""
+    loaded = load_experiment(QUICKSTART)
+    shape = shape_of(loaded.base)
+    heard = 15 * 48 * 64 * 256 * 4
+    assert heard_bytes(shape, loaded) == heard
+    passes, worn = 2 * 8192 * (3 * 256 + 64) * 4, 2 * shape.layer_parameters * 4
+    assert judged_bytes(shape, loaded, 8) == heard + passes + worn
+    memory = plan(loaded, LAPTOP).memory
+    assert memory.judging == heard + passes + worn > memory.activations + memory.logits
+    assert memory.total == memory.base + memory.bank + memory.process + memory.judging
+    assert any(f"judging {memory.judging >> 20} MiB, process" in line for line in plan(loaded, LAPTOP).lines())
+    much = load_experiment(QUICKSTART, ["evaluate.rows_per_domain=1000"])
+    assert heard_bytes(shape, much) == KEPT_ON_CPU
+    apart = plan(much, LAPTOP).memory.total - plan(loaded, LAPTOP).memory.total
+    assert apart == KEPT_ON_CPU - heard
+    long = load_experiment(QUICKSTART, ["blueprint.lanes.rows_per_step=48"])
+    memory = plan(long, LAPTOP).memory
+    assert memory.total == memory.base + memory.bank + memory.process + memory.activations + memory.logits
+
+
+def test_nobody_is_heard_where_one_variant_is_all_there_is() -> None:
+    alone = load_experiment(QUICKSTART, ["population.variants=1"])
+    assert heard_bytes(shape_of(alone.base), alone) == 0

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from chrysalis_ray.training import folded, pack, worn
 from chrysalis_ray.training.compiled import compile_layers
 from chrysalis_ray.training.quick import additive, quicken
-from chrysalis_ray.training.trunk import document_mask
+from chrysalis_ray.training.trunk import checkpoint_activations, document_mask
 from chrysalis_ray.training.worn import WornLayer, wear
 
 WORN = {"qwen3", "qwen2", "llama", "mistral"}
@@ -159,6 +159,14 @@ def test_a_layer_that_computes_something_else_stays_as_it_is() -> None:
     wear(model)
     assert isinstance(model.model.layers[0], WornLayer)
     assert type(model.model.layers[1]) is LlamaDecoderLayer
+
+
+def test_layers_that_are_recomputed_wear_nothing_and_are_not_counted_on() -> None:
+    model = base_of("qwen3")
+    checkpoint_activations(model)
+    quicken(model)
+    assert not wear(model)
+    assert not any(isinstance(module, WornLayer) for module in model.modules())
 
 
 def test_more_lanes_go_together_where_layers_are_worn(tiny_base, tokens, monkeypatch) -> None:

@@ -14,6 +14,7 @@ from chrysalis_ray.core.records import MOMENTS
 from chrysalis_ray.training.passes import logits_chunk, shards_of, tokens_at_once
 from chrysalis_ray.training.planning.alone import adapter_parameters, held_beside, kept_activations
 from chrysalis_ray.training.planning.hardware import GIB, Hardware
+from chrysalis_ray.training.planning.judged import heard_bytes, judged_bytes
 from chrysalis_ray.training.planning.measured import Measurement
 from chrysalis_ray.training.planning.plan import Memory, gib
 from chrysalis_ray.training.planning.shapes import ModelShape
@@ -30,12 +31,10 @@ NVME_BUFFERS = 5
 LAYER_COPIES = 3
 # A safety margin on what may be used.
 USABLE = 0.92
-# Held-out rows of each slot in one pass of scoring (`evaluate/heldout.py`).
-SCORED_ROWS = 8
 
 
 def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measured: Measurement | None = None) -> Memory:
-    """Bytes on one worker that hosts `slots` variants, all of them training at once."""
+    """Bytes on one worker that hosts `slots` variants, all of them training at once, or judging: whatever takes more."""
     if measured is not None:
         return _measured_memory(shape, loaded, slots, measured)
     body = loaded.body
@@ -58,7 +57,8 @@ def worker_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, measu
         activations=round(tokens * kept * kept_activations(loaded.blueprint.worn, body.precision)),
         logits=min(tokens, logits_chunk(shape.vocabulary, on_gpu=on_gpu)) * shape.vocabulary * 8,  # raw ones, and in fp32
         process=GPU_CONTEXT if on_gpu else CPU_PROCESS,
-        host=CPU_PROCESS + in_memory if on_gpu else 0,
+        host=CPU_PROCESS + in_memory + heard_bytes(shape, loaded) if on_gpu else 0,
+        judging=0 if on_gpu else judged_bytes(shape, loaded, slots),
     )
 
 
@@ -76,7 +76,8 @@ def _measured_memory(shape: ModelShape, loaded: LoadedExperiment, slots: int, me
         activations=round(held_tokens(loaded, slots) * held.per_token),
         logits=0,
         process=held.process + (0 if on_gpu else RAY_IN_A_WORKER),
-        host=CPU_PROCESS if on_gpu else 0,
+        host=CPU_PROCESS + heard_bytes(shape, loaded) if on_gpu else 0,
+        judging=0 if on_gpu else judged_bytes(shape, loaded, slots),
     )
 
 

@@ -12,6 +12,7 @@ from chrysalis_ray.training.planning.hardware import GIB, Hardware
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one worker's device while all slots train, by component; `host` is what the worker needs beside its GPU.
+    `judging` stands in the place of activations and logits when training is over, on a CPU.
 
     A measurement does not tell logits from activations: `logits` is 0 then.
     """
@@ -22,10 +23,11 @@ class Memory:
     logits: int
     process: int
     host: int
+    judging: int = 0
 
     @property
     def total(self) -> int:
-        return self.base + self.bank + self.activations + self.logits + self.process
+        return self.base + self.bank + max(self.activations + self.logits, self.judging) + self.process
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,11 @@ def _body_line(plan: Plan) -> str:
 
 
 def _memory_lines(memory: Memory, body: BodyPatch, measured: str | None) -> list[str]:
+    parts: tuple[tuple[str, int], ...]
     parts = (("base", memory.base), ("adapters, gradients, moments", memory.bank), ("activations", memory.activations),
              ("logits chunk", memory.logits), ("process", memory.process))  # fmt: skip
+    if memory.judging > memory.activations + memory.logits:
+        parts = (*parts[:2], ("judging", memory.judging), parts[-1])
     shown = ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
     beside = f"; and {gib(memory.host)} of main memory" if body.offload != "none" and memory.host else ""
     how = f"; measured on this machine, {measured}" if measured else ""
