@@ -131,6 +131,13 @@ def test_no_file_comes_back_to_itself_by_imports() -> None:
     assert taken == {}
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_is_private_to_a_file_stays_there(path: Path) -> None:
+    foreign = [module for module, _ in imports(tree_of(path)) if module.startswith("chrysalis_ray.")]
+    names = {module.rpartition(".")[2] for module in foreign}
+    assert {name for name in names if name.startswith("_")} <= {"__version__", "_sketching"}  # the compiled one
+
+
 @pytest.mark.parametrize("library", DOORS)
 def test_each_library_has_one_door(library: str) -> None:
     strangers = [

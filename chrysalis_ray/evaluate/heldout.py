@@ -70,7 +70,7 @@ def judge_pieces(
     `hear` names mixtures and which candidates are members of each; `keep` takes what the head is given, where `score` tells it.
     """
     own: list[Piece] = []
-    for group, spare in _shares(rows, batch_rows, engine.parts, engine.whole):
+    for group, spare in rows_of_worker(rows, batch_rows, engine.parts, engine.whole):
         batch = tokens.batch(group, split)
         scores = score(batch)
         if spare:
@@ -82,7 +82,7 @@ def judge_pieces(
                 mixture.add(row, losses_CNT[list(members), place])
             if keep is not None and scores.hidden is not None:
                 keep(row, scores.hidden[:, place])
-    return _gathered(own, engine.world)
+    return gathered(own, engine.world)
 
 
 class Mixture:
@@ -110,7 +110,7 @@ class Mixture:
             loss_T = math.log(self.members[row]) - log_sum_T
             hits_1T = self.hits[row][None] if row in self.hits else None
             own += _pieces(tokens.batch([row], split), 0, row, loss_T[None], hits_1T)
-        (scores,) = by_candidate(_gathered(own, world))
+        (scores,) = by_candidate(gathered(own, world))
         return scores
 
 
@@ -128,7 +128,9 @@ def heldout_rows(tokens: TokenStore, split: str, rows_per_domain: int) -> list[P
     return rows
 
 
-def _shares(rows: Sequence[Place], batch_rows: int, parts: Sequence[int], whole: int) -> Iterator[tuple[Sequence[Place], bool]]:
+def rows_of_worker(
+    rows: Sequence[Place], batch_rows: int, parts: Sequence[int], whole: int
+) -> Iterator[tuple[Sequence[Place], bool]]:
     """This worker's rows of every pass, and whether they are spare: computed only to keep step with the others."""
     for start in range(0, len(rows), batch_rows * whole):
         together = rows[start : start + batch_rows * whole]
@@ -159,7 +161,7 @@ def _label_bytes(batch: RowBatch, place: int) -> NDArray[np.int32] | None:
     return None if batch.bytes is None else np.append(batch.bytes[place, 1:], np.int32(0))
 
 
-def _gathered(own: list[Piece], world: int) -> list[Piece]:
+def gathered(own: list[Piece], world: int) -> list[Piece]:
     """The pieces of all workers in one order, whatever their number."""
     if world == 1:
         return sorted(own)

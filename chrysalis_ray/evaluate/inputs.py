@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from chrysalis_ray.core.errors import MergeError
 from chrysalis_ray.core.records import write_bytes
-from chrysalis_ray.evaluate.heldout import Place, _shares, heldout_rows
+from chrysalis_ray.evaluate.heldout import Place, heldout_rows, rows_of_worker
 from chrysalis_ray.merge.core_space import Factors, orthonormalise
 from chrysalis_ray.merge.inputs import Roots, root_of_moment
 from chrysalis_ray.seed.adapter import AdapterWeights, read_adapter
@@ -153,7 +153,7 @@ def listen(
     linears = [module for module in shard.trunk.modules() if isinstance(module, PackedLinear) and module.name in moments.sums]
     handles = [linear.register_forward_pre_hook(partial(ear.hear, linear.name)) for linear in linears]
     try:
-        for group, spare in _shares(rows, batch_rows, pack.engine.parts, pack.engine.whole):
+        for group, spare in rows_of_worker(rows, batch_rows, pack.engine.parts, pack.engine.whole):
             batch = tokens.batch(group, split)
             ear.counts_T = torch.from_numpy((batch.document.reshape(-1) >= 0) & (not spare))
             pack.score([slot], batch)

@@ -20,7 +20,7 @@ from torch import Tensor
 from chrysalis_ray.core.errors import EvaluationError
 from chrysalis_ray.core.records import write_json
 from chrysalis_ray.evaluate.agreement import MEASURES
-from chrysalis_ray.evaluate.heldout import Mixture, Place, _gathered
+from chrysalis_ray.evaluate.heldout import Mixture, Place, gathered
 from chrysalis_ray.evaluate.subjects import Candidate, Comparing
 from chrysalis_ray.training.agreement import Agreement, compare_hidden
 from chrysalis_ray.training.passes import most_kept
@@ -126,7 +126,7 @@ class Listener:
 
     def write(self, engine: Engine, split: str, compare: Comparing) -> None:
         """Write what was found on all workers. A candidate of which something is no number is left out. Collective."""
-        pieces = cast(list[Any], _gathered(self.pieces, engine.world))
+        pieces = cast(list[Any], gathered(self.pieces, engine.world))
         if engine.rank != 0:
             return
         written: dict[str, Any] = {"split": split, "members": {}, "documents": {}, "by_member": {}}

@@ -63,8 +63,8 @@ def ruled_core(rule: Rule, config: Any, weights_N: Tensor, increments_NPQ: Tenso
     """The rule in the canonical core, back in the coordinates of the core: [P, Q]. `draw` is the module's own random number."""
     left_Pk, right_Ql = canonical_basis(increments_NPQ)
     c_Nkl = left_Pk.T @ increments_NPQ @ right_Ql
-    places = _places(torch.linalg.matrix_norm(increments_NPQ))
-    block = whole_block(config, c_Nkl, weights_N, [_generator(draw, place, 0) for place in places])
+    places = places_of(torch.linalg.matrix_norm(increments_NPQ))
+    block = whole_block(config, c_Nkl, weights_N, [generator_of(draw, place, 0) for place in places])
     return left_Pk @ rule(config, block) @ right_Ql.T
 
 
@@ -119,7 +119,7 @@ class RuledRows:
                 self.a_NRI[number, : len(change[0])], self.b_NOR[number, :, : len(change[0])] = change
         self.changes = [None if change is None else (self.a_NRI[n], self.b_NOR[n]) for n, change in enumerate(changes)]
         self.anchor = None if anchor is None else tuple(side.to(self.dtype) for side in anchor)
-        self.norms_N, self.places = norms_N, _places(norms_N)
+        self.norms_N, self.places = norms_N, places_of(norms_N)
         self.rows = max(1, (DRAWN_ENTRIES if self.draws else BLOCK_ENTRIES) // (self.in_size * len(changes)))
         own = config.for_each(len(changes)) if getattr(config, "densities", None) else [config] * len(changes)
         windows = [window(one, self.out_size * self.in_size) for one in own]
@@ -153,7 +153,7 @@ class RuledRows:
                 len(self.changes), -1, self.in_size
             )
             torch.bmm(self.b_NOR[:, rows], self.a_NRI, out=entries_NbI)
-            generators = [_generator(self.draw, place, number) for place in self.places] if self.draws else []
+            generators = [generator_of(self.draw, place, number) for place in self.places] if self.draws else []
             yield rows, Block(entries_NbI, self.weights_N, own_N, generators, self.units_N, self.ceilings_N)
 
     def _slices(self, count: int) -> list[slice]:
@@ -298,12 +298,12 @@ def module_draw(rng_seed: int, module: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{rng_seed}/{module}".encode()).digest()[:6], "big")
 
 
-def _places(norms_N: Tensor) -> list[int]:
+def places_of(norms_N: Tensor) -> list[int]:
     """Whose random numbers a member gets: by the length of its change, so that neither order nor factoring matters."""
     return torch.argsort(torch.argsort(norms_N, stable=True)).tolist()
 
 
-def _generator(draw: int, place: int, block: int) -> torch.Generator:
+def generator_of(draw: int, place: int, block: int) -> torch.Generator:
     name = f"{draw}/{place}/{block}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chrysalis_ray.merge.core_space import NULL, CoreSpace, Cut
-from chrysalis_ray.merge.elementwise import Rule, _generator, _places, rule_tallies, whole_block
+from chrysalis_ray.merge.elementwise import Rule, generator_of, places_of, rule_tallies, whole_block
 
 FAINT = 1e-6  # singular values this much weaker than the strongest are the rounding of stored adapters
 
@@ -31,8 +31,8 @@ def ruled_knots(
     heard = int((values > FAINT * values[0]).sum())
     v_Nkq = right_t[:heard].unflatten(1, (len(increments_NPQ), -1)).permute(1, 0, 2)
     v_NkI = v_Nkq @ right_IQ.T
-    places = _places(torch.linalg.matrix_norm(increments_NPQ))
-    block = whole_block(config, v_NkI, weights_N, [_generator(draw, place, 0) for place in places])
+    places = places_of(torch.linalg.matrix_norm(increments_NPQ))
+    block = whole_block(config, v_NkI, weights_N, [generator_of(draw, place, 0) for place in places])
     change_PI = (left[:, :heard] * values[:heard]) @ rule(config, block)
     mean_PI = torch.einsum("n,npq->pq", weights_N, increments_NPQ) @ right_IQ.T
     return cut_rows(space, space.anchor_PQ @ right_IQ.T + change_PI, rank), rule_tallies(change_PI, mean_PI)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chrysalis_ray.report.comparison import SEED, Comparison
 from chrysalis_ray.report.reading import mapping, number, numbers
-from chrysalis_ray.report.sections import _cell, _section, _table
+from chrysalis_ray.report.sections import cell_of, section_of, table_of
 
 HEADS = (
     "variant", "KL from members", "from", "to", "their spread", "same token", "as their mixture", "as most of them", "members",
@@ -32,18 +32,20 @@ def agreement_section(comparison: Comparison) -> str:
         return ""
     apart = "".join(_members(name, found) for name, found in told.items() if name != SEED)
     folded = f"<details><summary>Member by member</summary>{apart}</details>" if apart else ""
-    return _section("Do they still do what their members do?", NOTE, f"{_table('Agreement with members', HEADS, rows)}{folded}")
+    return section_of(
+        "Do they still do what their members do?", NOTE, f"{table_of('Agreement with members', HEADS, rows)}{folded}"
+    )
 
 
 def _row(name: str, told: Mapping[str, Any], chosen: bool) -> str:
     apart = mapping(told.get("divergence"))
-    cells = "".join(_cell(number(apart.get(key))) for key in ("mean", "low", "high")) + _cell(number(told.get("spread")))
+    cells = "".join(cell_of(number(apart.get(key))) for key in ("mean", "low", "high")) + cell_of(number(told.get("spread")))
     shares = [
         number(mapping(told.get("agreement")).get("mean")),
         number(mapping(told.get("with_mixture")).get("mean")),
         number(told.get("with_majority")),
     ]
-    cells += "".join(_cell(share, ".1%") for share in shares) + _cell(_count(told.get("members")), "d")
+    cells += "".join(cell_of(share, ".1%") for share in shares) + cell_of(_count(told.get("members")), "d")
     style = " class='chosen'" if chosen else ""
     return f"<tr{style}><th scope='row'>{escape(name)}</th>{cells}</tr>"
 
@@ -56,8 +58,8 @@ def _members(name: str, told: Mapping[str, Any]) -> str:
     rows = []
     for member, found in mapping(told.get("by_member")).items():
         own, loss = numbers(found), numbers(mapping(found).get("loss"))
-        cells = _cell(own.get("divergence")) + _cell(own.get("agreement"), ".1%")
-        cells += "".join(_cell(loss.get(key), "+.4f") for key in ("mean", "low", "high"))
+        cells = cell_of(own.get("divergence")) + cell_of(own.get("agreement"), ".1%")
+        cells += "".join(cell_of(loss.get(key), "+.4f") for key in ("mean", "low", "high"))
         rows.append(f"<tr><th scope='row'>{escape(str(member))}</th>{cells}</tr>")
     heads = ("variant", f"KL(variant || {name})", "same token", "loss against it", "from", "to")
-    return f"<h3>{escape(name)}</h3>{_table(f'{name} and its members', heads, rows)}" if rows else ""
+    return f"<h3>{escape(name)}</h3>{table_of(f'{name} and its members', heads, rows)}" if rows else ""

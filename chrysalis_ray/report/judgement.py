@@ -11,7 +11,7 @@ from typing import Any
 from chrysalis_ray.report.charts import ticks
 from chrysalis_ray.report.comparison import SEED, Comparison, Metrics, VariantRow
 from chrysalis_ray.report.reading import mapping, number, numbers
-from chrysalis_ray.report.sections import _cell, _section, _table
+from chrysalis_ray.report.sections import cell_of, section_of, table_of
 
 UNITS = (("loss", ".4f"), ("perplexity", ".2f"), ("bits_per_byte", ".4f"), ("accuracy", ".1%"))
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 460.0, 300.0, 52.0, 110.0, 40.0  # of the plot; a name stands to the right of its point
@@ -37,8 +37,8 @@ def metric_tables(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         "of the text that was predicted: it compares across tokenizers. Accuracy is the share of tokens that the "
         "model found likeliest (of equals the first)."
     )
-    body = _table("Metrics by candidate", ("variant", *(unit.replace("_", " ") for unit, _ in UNITS)), rows)
-    return _section("In other units", note, f"{body}<details><summary>By domain</summary>{domains}</details>")
+    body = table_of("Metrics by candidate", ("variant", *(unit.replace("_", " ") for unit, _ in UNITS)), rows)
+    return section_of("In other units", note, f"{body}<details><summary>By domain</summary>{domains}</details>")
 
 
 def _macro(metrics: Metrics) -> dict[str, float]:
@@ -54,7 +54,7 @@ def _macro(metrics: Metrics) -> dict[str, float]:
 
 
 def _metric_row(name: str, told: Mapping[str, float], chosen: bool) -> str:
-    cells = "".join(_cell(told.get(unit), form) for unit, form in UNITS)
+    cells = "".join(cell_of(told.get(unit), form) for unit, form in UNITS)
     style = " class='chosen'" if chosen else ""
     return f"<tr{style}><th scope='row'>{escape(name)}</th>{cells}</tr>"
 
@@ -64,7 +64,7 @@ def _domain_table(domain: str, named: Sequence[tuple[str, Metrics]], chosen: str
     if not rows:
         return ""
     heads = ("variant", *(unit.replace("_", " ") for unit, _ in UNITS))
-    return f"<h3>{escape(domain)}</h3>{_table(f'Metrics on {domain}', heads, rows)}"
+    return f"<h3>{escape(domain)}</h3>{table_of(f'Metrics on {domain}', heads, rows)}"
 
 
 # before merging -----------------------------------------------------------------------------------------------------
@@ -88,18 +88,18 @@ def audit_section(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     )
     body = (
         f"<div class='charts'>{figure}<div>{_audit_facts(audit, len(rows))}</div></div>"
-        f"{_table('Variants before merging', heads, lines)}<ul class='findings'>{findings}</ul>"
+        f"{table_of('Variants before merging', heads, lines)}<ul class='findings'>{findings}</ul>"
     )
-    return _section("Before merging", note, body)
+    return section_of("Before merging", note, body)
 
 
 def _audit_row(row: Mapping[str, Any], place: int) -> str:
     cosines = [number(value) for value in row.get("cosines", ())]
     others = [value for other, value in enumerate(cosines) if other != place and value is not None]
     return (
-        f"<tr><th scope='row'>{escape(str(row.get('name', '')))}</th>{_cell(number(row.get('norm')), '.3g')}"
-        f"{_cell(number(row.get('effective_rank')), '.1f')}{_cell(number(row.get('rank')), '.0f')}"
-        f"{_cell(sum(others) / len(others) if others else None, '+.2f')}{_cell(number(row.get('modules')), '.0f')}</tr>"
+        f"<tr><th scope='row'>{escape(str(row.get('name', '')))}</th>{cell_of(number(row.get('norm')), '.3g')}"
+        f"{cell_of(number(row.get('effective_rank')), '.1f')}{cell_of(number(row.get('rank')), '.0f')}"
+        f"{cell_of(sum(others) / len(others) if others else None, '+.2f')}{cell_of(number(row.get('modules')), '.0f')}</tr>"
     )
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from chrysalis_ray.report.reading import mapping, number
-from chrysalis_ray.report.sections import _section, _table
+from chrysalis_ray.report.sections import section_of, table_of
 
 SHARE = "share right"
 
@@ -35,10 +35,10 @@ def probe_section(probes: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
         against = "".join(f"<li>{escape(_difference(mapping(each)))}</li>" for each in probe.get("differences", ()))
         tables.append(
             f"<h3>{escape(name)}</h3><p class='note'>{escape(how(probe))}</p>"
-            f"{_table(f'Probe {name}', ('variant', SHARE, 'from', 'to'), rows)}<ul class='findings'>{against}</ul>"
+            f"{table_of(f'Probe {name}', ('variant', SHARE, 'from', 'to'), rows)}<ul class='findings'>{against}</ul>"
         )
     note = "Questions with answers, asked of the seed, every variant and every merge. The items told here chose nothing."
-    return _section("Probes", note, "".join(tables)) if tables else ""
+    return section_of("Probes", note, "".join(tables)) if tables else ""
 
 
 def _row(candidate: str, share: float, low: float, high: float, style: str) -> str:

@@ -27,11 +27,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _section(title: str, note: str, body: str) -> str:
+def section_of(title: str, note: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2><p class='note'>{note}</p>{body}</section>"
 
 
-def _table(caption: str, heads: Sequence[str], rows: Iterable[str], style: str = "sortable") -> str:
+def table_of(caption: str, heads: Sequence[str], rows: Iterable[str], style: str = "sortable") -> str:
     head = "".join(f"<th scope='col'{_word(heading)}>{escape(heading)}</th>" for heading in heads)
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(caption)}'>"
@@ -44,7 +44,7 @@ def _word(heading: str) -> str:
     return " class='word'" if heading in ("variant", "merge", "method", "state", "weights", "notes") else ""
 
 
-def _cell(value: float | None, form: str = ".4f") -> str:
+def cell_of(value: float | None, form: str = ".4f") -> str:
     """A number that sorts by its full value; a dash that sorts last where there is none."""
     return "<td data-v=''>–</td>" if value is None else f"<td data-v='{value!r}'>{format(value, form)}</td>"
 
@@ -70,7 +70,7 @@ def report_split(comparison: Comparison, most: int) -> str:
         + (f"; <b>{escape(verdict.winner)}</b> is the best single variant." if verdict.winner != verdict.chosen else ".")
         + (f" <b>{MIXTURE}</b>: all asked together, what a merge can hope for." if comparison.bound is not None else "")
     )
-    return _section("On text that chose nothing", note, f"<figure>{forest_plot('Losses on report text', estimates)}</figure>")
+    return section_of("On text that chose nothing", note, f"<figure>{forest_plot('Losses on report text', estimates)}</figure>")
 
 
 def loss_curves(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
@@ -96,7 +96,7 @@ def loss_curves(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         "By tokens seen, so that variants compare fairly. A line ends where its variant stopped. Reports read fewer rows of "
         "select than the judging below. "
     ) + _cut_note(comparison, shown)
-    return _section("Losses", note, f"{toggles}<div class='charts'>{''.join(figures)}</div>")
+    return section_of("Losses", note, f"{toggles}<div class='charts'>{''.join(figures)}</div>")
 
 
 def toggle_style(shown: Sequence[VariantRow]) -> str:
@@ -132,7 +132,7 @@ def mixes(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
     note = "The share of each domain that was asked for, and the share of tokens a variant really saw."
     if any(len(row.mix.parts) > 1 for row in shown):
         note += " Where shares changed, asked is their mean over what was trained, and every part of the schedule has a bar."
-    return _section("Data mixes", note, f"<div class='legend'>{legend}</div><div class='mixes'>{''.join(rows)}</div>")
+    return section_of("Data mixes", note, f"<div class='legend'>{legend}</div><div class='mixes'>{''.join(rows)}</div>")
 
 
 def _resolved(row: VariantRow, places: Mapping[str, int]) -> list[str]:
@@ -165,7 +165,7 @@ def variant_table(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         + (f" All share {escape(shared)}." if shared else "")
         + _cut_note(comparison, shown)
     )
-    return _section("Variants", note, _table("Variants and their hyperparameters", heads, rows))
+    return section_of("Variants", note, table_of("Variants and their hyperparameters", heads, rows))
 
 
 def _variant_cells(row: VariantRow, settings: Sequence[str], comparison: Comparison) -> str:
@@ -176,14 +176,14 @@ def _variant_cells(row: VariantRow, settings: Sequence[str], comparison: Compari
         f"<tr{chosen}><th scope='row'>{escape(row.variant_id)}</th>"
         f"<td class='word' data-v='{escape(row.state)}'><span class='state {state}'>{escape(row.state)}</span>{reason}</td>"
         f"<td data-v='{row.step}'>{row.step}/{row.steps}</td><td data-v='{row.tokens}'>{row.tokens:,}</td>"
-        f"{_cell(row.tokens_per_second, ',.0f')}{_cell(row.train_loss)}{_cell(row.select_loss)}"
+        f"{cell_of(row.tokens_per_second, ',.0f')}{cell_of(row.train_loss)}{cell_of(row.select_loss)}"
         f"{''.join(_setting(row.hyperparameters.get(name)) for name in settings)}</tr>"
     )
 
 
 def _setting(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _cell(value, ".3g")
+        return cell_of(value, ".3g")
     return f"<td>{escape(str(value if value is not None else ''))}</td>"
 
 
@@ -203,7 +203,7 @@ def domain_matrix(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
         rows.append(_matrix_row(SEED, comparison.seed_domain_losses, ranges, True))
     note = "Loss on <i>select</i> by domain. Each column is shaded for itself, darker is lower; a dot marks the lowest."
     heads = ("variant", *comparison.domains, "mean")
-    return _section("Who learned what", note, _table("Select loss by variant and domain", heads, rows, "heat"))
+    return section_of("Who learned what", note, table_of("Select loss by variant and domain", heads, rows, "heat"))
 
 
 def _matrix_row(name: str, losses: Mapping[str, float], ranges: Mapping[str, tuple[float, float]], first: bool) -> str:
@@ -232,12 +232,13 @@ def merge_table(comparison: Comparison) -> str:
         notes = row.failure or ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in shown.items())
         rows.append(
             f"<tr{chosen}><th scope='row'>{escape(row.name)}</th>"
-            f"<td class='word'>{'failed' if row.failure else escape(row.method)}</td>{_cell(row.select_loss)}"
-            f"<td>{_told(row.report_loss)}</td>{_cell(row.rank, 'd')}{_cell(row.residual)}{_cell(row.captured_energy, '.1%')}"
+            f"<td class='word'>{'failed' if row.failure else escape(row.method)}</td>{cell_of(row.select_loss)}"
+            f"<td>{_told(row.report_loss)}</td>{cell_of(row.rank, 'd')}{cell_of(row.residual)}"
+            f"{cell_of(row.captured_energy, '.1%')}"
             f"<td class='word'>{_weights(row.weights)}</td><td class='wrap'>{escape(notes)}</td></tr>"
         )
     note = "The residual is what the cut to one rank lost, relative to the exact merge (Frobenius norm of the deltas)."
-    return _section("Merges", note, _table("Merge candidates", heads, rows))
+    return section_of("Merges", note, table_of("Merge candidates", heads, rows))
 
 
 def _told(loss: Interval | None) -> str:
@@ -267,12 +268,12 @@ def plan_against_run(comparison: Comparison) -> str:
     rows = []
     for name in names:
         said, was = comparison.planned[name], comparison.measured[name]
-        cells = f"{_cell(said, '.4g')}{_cell(was, '.4g')}{_cell(was / said if said else None, '.2f')}"
+        cells = f"{cell_of(said, '.4g')}{cell_of(was, '.4g')}{cell_of(was / said if said else None, '.2f')}"
         rows.append(f"<tr><th scope='row'>{escape(name.replace('_', ' '))}</th>{cells}</tr>")
-    return _section(
+    return section_of(
         "The plan and the run",
         "Said before the start, measured after.",
-        _table("Plan", ("quantity", "plan said", "was", "was / said"), rows),
+        table_of("Plan", ("quantity", "plan said", "was", "was / said"), rows),
     )
 
 
@@ -312,7 +313,7 @@ def origins(comparison: Comparison, shown: Sequence[VariantRow], diagram: str) -
     drawn = diagram if len(shown) == len(comparison.variants) else ""
     hashes = _hashes(comparison, shown) + _folded("Mermaid diagram", drawn)
     note = "Every step is named by the sha256 of its content; <code>chrysalis lineage --verify</code> computes them again."
-    return _section("Where it comes from", note, f"<div class='flow'>{flow}</div>{hashes}")
+    return section_of("Where it comes from", note, f"<div class='flow'>{flow}</div>{hashes}")
 
 
 def _hashes(comparison: Comparison, shown: Sequence[VariantRow]) -> str:
@@ -339,7 +340,7 @@ def loading(comparison: Comparison) -> str:
     """How to load the imago with plain transformers and peft."""
     if not comparison.verdict:
         return ""
-    return _section(
+    return section_of(
         "Load the imago",
         "A plain PEFT folder; this package is not needed.",
         f"<pre><code>{escape(loading_code(str((comparison.base or {}).get('path') or 'BASE')))}</code></pre>",
@@ -358,4 +359,4 @@ def loading_code(base: str, imago: str = "imago") -> str:
 
 def experiment(text: str) -> str:
     """The experiment as it was written, folded away."""
-    return _section("The experiment", "This file grows the run again.", _folded("Show", text)) if text.strip() else ""
+    return section_of("The experiment", "This file grows the run again.", _folded("Show", text)) if text.strip() else ""

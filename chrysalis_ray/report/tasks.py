@@ -7,7 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from chrysalis_ray.report.reading import mapping, number
-from chrysalis_ray.report.sections import _section, _table
+from chrysalis_ray.report.sections import section_of, table_of
 
 
 class Told(NamedTuple):
@@ -53,10 +53,10 @@ def task_section(told: Mapping[str, Any], chosen: str) -> str:
         against = "".join(f"<li>{escape(_difference(mapping(each)))}</li>" for each in found.get("differences", ()))
         tables.append(
             f"<h3>{escape(task)}</h3><p class='note'>{escape(how(told, found))}</p>"
-            f"{_table(f'Task {task}', ('variant', 'metric', 'value', 'from', 'to'), rows)}<ul class='findings'>{against}</ul>"
+            f"{table_of(f'Task {task}', ('variant', 'metric', 'value', 'from', 'to'), rows)}<ul class='findings'>{against}</ul>"
         )
     note = "Tasks of lm-eval, asked of the seed, the best variant and what is released, after all was chosen."
-    return _section("Tasks", note, "".join(tables)) if tables else ""
+    return section_of("Tasks", note, "".join(tables)) if tables else ""
 
 
 def _row(row: Told, style: str) -> str:

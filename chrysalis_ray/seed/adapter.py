@@ -215,10 +215,10 @@ def read_adapter(folder: Path) -> AdapterWeights:
     Raises MergeError for what is not a plain LoRA, or not whole.
     """
     config = read_config(folder)
-    rank, alpha, use_rslora = _geometry(folder, config)
+    rank, alpha, use_rslora = geometry_of(folder, config)
     factors = _pair_factors(folder, _read_weights(folder))
-    alphas = {module: _by_pattern(folder, config, "alpha_pattern", module, alpha) for module in factors}
-    ranks = {module: _by_pattern(folder, config, "rank_pattern", module, rank) for module in factors}
+    alphas = {module: by_pattern(folder, config, "alpha_pattern", module, alpha) for module in factors}
+    ranks = {module: by_pattern(folder, config, "rank_pattern", module, rank) for module in factors}
     for module, (a_ri, b_or) in factors.items():
         if a_ri.shape[0] != ranks[module] or b_or.shape[1] != ranks[module]:
             raise MergeError(
@@ -228,19 +228,19 @@ def read_adapter(folder: Path) -> AdapterWeights:
             )
     if any(r != rank for r in ranks.values()) or any(a != alpha for a in alphas.values()):
         factors, rank, alpha = _even_out(factors, ranks, alphas, use_rslora)
-    targets = _named_targets(config)
-    if not all(_is_target(module, targets) for module in factors):
+    targets = named_targets(config)
+    if not all(is_target(module, targets) for module in factors):
         targets = list(factors)
     return AdapterWeights(
-        base_model=_text(folder, config, "base_model_name_or_path") or "",
-        revision=_text(folder, config, "revision"),
+        base_model=text_of(folder, config, "base_model_name_or_path") or "",
+        revision=text_of(folder, config, "revision"),
         rank=rank,
         alpha=alpha,
         use_rslora=use_rslora,
         targets=tuple(sorted(targets)),
         factors=factors,
         fan_in_fan_out=config.get("fan_in_fan_out") is True,
-        dropout=_dropout(folder, config),
+        dropout=dropout_of(folder, config),
     )
 
 
@@ -260,7 +260,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _geometry(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, bool]:
+def geometry_of(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, bool]:
     """Rank, alpha and use_rslora of a config, once nothing in it changes what B A scale means."""
     if config.get("peft_type") != "LORA":
         raise MergeError(f"{folder}: peft_type is {config.get('peft_type')!r}, not 'LORA'", "only LoRA adapters can be merged")
@@ -333,7 +333,7 @@ def _pair_factors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str
     return factors
 
 
-def _by_pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+def by_pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
     """The value of `rank_pattern` or `alpha_pattern` for one module. Plain names only: a regular expression from outside
     could take for ever."""
     patterns = config.get(key) or {}
@@ -344,7 +344,7 @@ def _by_pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, 
             raise MergeError(f"{folder}: {key} {name!r} is a regular expression", "write whole module names into the pattern")
         if not is_finite_number(value) or value <= 0:
             raise MergeError(f"{folder}: {key} {name!r} is {value!r}, not a positive number")
-        if _is_target(module, [name]):
+        if is_target(module, [name]):
             return value
     return default
 
@@ -370,7 +370,7 @@ def _even_out(
     return even, rank, alpha
 
 
-def _named_targets(config: Mapping[str, Any]) -> list[str]:
+def named_targets(config: Mapping[str, Any]) -> list[str]:
     """The names that target_modules lists; none where it is a pattern or something else narrows it."""
     targets = config.get("target_modules")
     narrowed = any(config.get(key) is not None for key in ("layers_to_transform", "layers_pattern", "exclude_modules"))
@@ -379,18 +379,18 @@ def _named_targets(config: Mapping[str, Any]) -> list[str]:
     return targets
 
 
-def _is_target(module: str, targets: Iterable[str]) -> bool:
+def is_target(module: str, targets: Iterable[str]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
-def _dropout(folder: Path, config: Mapping[str, Any]) -> float:
+def dropout_of(folder: Path, config: Mapping[str, Any]) -> float:
     value = config.get("lora_dropout", 0.0)
     if not is_finite_number(value) or not 0.0 <= value < 1.0:
         raise MergeError(f"{folder}: lora_dropout is {value!r}, not a share from 0 to below 1")
     return float(value)
 
 
-def _text(folder: Path, config: Mapping[str, Any], key: str) -> str | None:
+def text_of(folder: Path, config: Mapping[str, Any], key: str) -> str | None:
     value = config.get(key)
     if value is not None and not isinstance(value, str):
         raise MergeError(f"{folder}: {key} is {value!r}, not text")

@@ -22,13 +22,13 @@ from chrysalis_ray.seed.adapter import (
     FACTOR,
     WEIGHTS,
     AdapterWeights,
-    _by_pattern,
-    _dropout,
-    _geometry,
-    _is_target,
-    _named_targets,
-    _text,
+    by_pattern,
+    dropout_of,
+    geometry_of,
+    is_target,
+    named_targets,
     read_config,
+    text_of,
     weights_file,
 )
 from chrysalis_ray.seed.strangers import no_factor
@@ -110,14 +110,14 @@ def open_adapter(folder: Path) -> AdapterWeights:
     Raises MergeError for what is not a plain LoRA, or not whole.
     """
     config = read_config(folder)
-    rank, alpha, use_rslora = _geometry(folder, config)
+    rank, alpha, use_rslora = geometry_of(folder, config)
     path = weights_file(folder)
     places = _pair_places(folder, _places(path))
     scale = alpha / (math.sqrt(rank) if use_rslora else rank)
     ratios: dict[str, float] = {}
     for module, (a_place, b_place) in places.items():
-        own_rank = _by_pattern(folder, config, "rank_pattern", module, rank)
-        own_alpha = _by_pattern(folder, config, "alpha_pattern", module, alpha)
+        own_rank = by_pattern(folder, config, "rank_pattern", module, rank)
+        own_alpha = by_pattern(folder, config, "alpha_pattern", module, alpha)
         if a_place.shape[0] != own_rank or b_place.shape[1] != own_rank:
             raise MergeError(
                 f"{folder}: module {module}: A is {a_place.shape}, B is {b_place.shape}, by the config the rank is {own_rank}",
@@ -125,19 +125,19 @@ def open_adapter(folder: Path) -> AdapterWeights:
             )
         ratios[module] = own_alpha / (math.sqrt(own_rank) if use_rslora else own_rank) / scale
     largest = max(a_place.shape[0] for a_place, _ in places.values())
-    targets = _named_targets(config)
-    if not all(_is_target(module, targets) for module in places):
+    targets = named_targets(config)
+    if not all(is_target(module, targets) for module in places):
         targets = list(places)
     return AdapterWeights(
-        base_model=_text(folder, config, "base_model_name_or_path") or "",
-        revision=_text(folder, config, "revision"),
+        base_model=text_of(folder, config, "base_model_name_or_path") or "",
+        revision=text_of(folder, config, "revision"),
         rank=largest,
         alpha=scale * (math.sqrt(largest) if use_rslora else largest),
         use_rslora=use_rslora,
         targets=tuple(sorted(targets)),
         factors=StreamedFactors(path, places, ratios),
         fan_in_fan_out=config.get("fan_in_fan_out") is True,
-        dropout=_dropout(folder, config),
+        dropout=dropout_of(folder, config),
     )
 
 
