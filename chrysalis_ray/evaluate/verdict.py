@@ -358,9 +358,11 @@ def _sentences(
     if MEAN_VARIANT in by_other:
         lines.append(f"Against the mean of {len(choice.variants)} variants, {choice.chosen} has {compared(MEAN_VARIANT)}.")
     if MIXTURE in by_other:
+        better = losses[MIXTURE] < losses[choice.winner]
+        hope = "what a merge can hope for" if better else "no better than the best of them alone"
         lines.append(
             f"All {len(choice.variants)} variants asked together (the mean of their probabilities, as many passes for each "
-            f"token) have {losses[MIXTURE]:.4f}, what a merge can hope for; {choice.chosen} has {compared(MIXTURE)}"
+            f"token) have {losses[MIXTURE]:.4f}, {hope}; {choice.chosen} has {compared(MIXTURE)}"
             f"{_share_of_the_way(choice, losses)}."
         )
     return tuple(lines)

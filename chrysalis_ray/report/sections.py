@@ -68,7 +68,11 @@ def report_split(comparison: Comparison, most: int) -> str:
         f"Mean loss on <i>report</i> text, which neither trained nor chose anything, with {confidence}bootstrap intervals over "
         f"documents. <b>{escape(verdict.chosen)}</b> is released"
         + (f"; <b>{escape(verdict.winner)}</b> is the best single variant." if verdict.winner != verdict.chosen else ".")
-        + (f" <b>{MIXTURE}</b>: all asked together, what a merge can hope for." if comparison.bound is not None else "")
+        + (
+            f" <b>{MIXTURE}</b>: the mean of what all of them say, which a merge of them may come near."
+            if comparison.bound is not None
+            else ""
+        )
     )
     return section_of("On text that chose nothing", note, f"<figure>{forest_plot('Losses on report text', estimates)}</figure>")
 

@@ -338,6 +338,11 @@ def test_the_mixture_of_all_variants_is_told_as_what_a_merge_can_hope_for():
     alone = choose(by_domain(SelectScores, BY_DOMAIN), [], ["v00", "v01"])
     (line,) = (line for line in make_verdict(alone, by_domain(ReportScores, losses)).sentences if "asked together" in line)
     assert "of the way" not in line
+    assert "what a merge can hope for" in line
+    worse = by_domain(ReportScores, {**losses, MIXTURE: (3.4, 3.4)})  # variants that were stopped early say little together
+    (line,) = (line for line in make_verdict(alone, worse).sentences if "asked together" in line)
+    assert "no better than the best of them alone" in line
+    assert "hope" not in line
 
 
 def test_metrics_by_domain_are_what_the_rows_say_and_old_scores_still_open(tmp_path):
