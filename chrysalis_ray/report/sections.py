@@ -69,7 +69,7 @@ def report_split(comparison: Comparison, most: int) -> str:
         f"documents. <b>{escape(verdict.chosen)}</b> is released"
         + (f"; <b>{escape(verdict.winner)}</b> is the best single variant." if verdict.winner != verdict.chosen else ".")
         + (
-            f" <b>{MIXTURE}</b>: the mean of what all of them say, which a merge of them may come near."
+            f" <b>{MIXTURE}</b>: all asked together, the mean of what they say, which a merge may come near."
             if comparison.bound is not None
             else ""
         )
