@@ -34,10 +34,9 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
                 code = function(*args, **options) or 0
                 sys.stdout.flush()
             except KeyboardInterrupt:
-                what, code = ("terminated", TERMINATED) if terminated() else ("interrupted", INTERRUPTED)
-                print(f"\n{what}: run the same command again to go on", file=sys.stderr)
-            except ChrysalisError as error:
-                code = tell(error)
+                code = ended("terminated", TERMINATED) if terminated() else ended("interrupted", INTERRUPTED)
+            except ChrysalisError as error:  # what a SIGTERM to all processes of a run looks like, if others heard it first
+                code = ended("terminated", TERMINATED) if terminated() else tell(error)
             except BrokenPipeError:  # `chrysalis report RUN | head`: whoever reads has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 code = FAILED
@@ -46,6 +45,12 @@ def verb(function: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(code)
 
     return command
+
+
+def ended(how: str, code: int) -> int:
+    """Say on stderr that somebody ended this process; returns `code`."""
+    print(f"\n{how}: run the same command again to go on", file=sys.stderr)
+    return code
 
 
 def of_the_system(error: OSError) -> ChrysalisError:

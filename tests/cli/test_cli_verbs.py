@@ -173,6 +173,31 @@ def test_a_second_sigterm_does_not_end_the_tidying_that_the_first_began() -> Non
     assert error == "\nterminated: run the same command again to go on\n"
 
 
+LOSES = """
+import time
+from chrysalis_ray.cli.outcome import verb
+from chrysalis_ray.core.errors import BodyError
+@verb
+def work():
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        raise BodyError("the body was lost", "see errors.log") from error
+work()
+"""
+
+
+def test_what_a_sigterm_ended_first_is_not_told_as_an_error_of_its_own() -> None:
+    """A supervisor sends it to all processes of a run: a body may be gone before the driver stops."""
+    child = subprocess.Popen([sys.executable, "-c", LOSES], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "at work\n"
+    child.send_signal(signal.SIGTERM)
+    _, error = child.communicate(timeout=30)
+    assert (child.returncode, error) == (143, "\nterminated: run the same command again to go on\n")
+
+
 def test_lineage_prints_what_emerged(tmp_path: Path) -> None:
     assert chrysalis("lineage", str(run_folder(tmp_path))).returncode == 1
     (tmp_path / "imago").mkdir()
