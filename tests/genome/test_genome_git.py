@@ -12,7 +12,7 @@ from chrysalis_ray.config.genome import GitSource, refused_url
 from chrysalis_ray.core.errors import GenomeCorrupt, GenomeError
 from chrysalis_ray.genome.build import build_genome, verify_genome
 from chrysalis_ray.genome.documents import PARTS
-from chrysalis_ray.genome.sources import git_local, git_objects, git_source
+from chrysalis_ray.genome.sources import git_local, git_objects, git_program, git_source
 from chrysalis_ray.genome.sources.git_objects import ObjectReader, fetch, tree_entries, tree_of_commit
 from chrysalis_ray.genome.sources.git_source import read_git
 
@@ -495,3 +495,19 @@ def test_a_capped_repository_gives_a_spread(origin, tmp_path):
     content = genome.manifest["content"]
     assert sum(row["bytes"] for row in content["documents"]) <= 4500
     assert content["skipped"]["over_cap"] > 0
+
+
+def test_a_ctrl_c_after_git_is_done_stays_a_ctrl_c(monkeypatch, tmp_path):
+    whole = subprocess.Popen.communicate
+
+    def then_interrupted(self, *arguments, **settings):
+        first = self.returncode is None
+        said = whole(self, *arguments, **settings)
+        if first:
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", then_interrupted)
+    for patience in (None, 60.0):
+        with pytest.raises(KeyboardInterrupt):
+            git_program.git(["version"], tmp_path, patience)

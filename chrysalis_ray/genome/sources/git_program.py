@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from chrysalis_ray.config.genome import PROTOCOLS
@@ -45,7 +46,8 @@ def git(arguments: Sequence[str], cwd: Path, patience: float | None = None) -> b
     try:
         said, complaint = process.communicate(timeout=patience)
     except BaseException as error:
-        process.kill() if patience is None else os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was over already when a Ctrl-C came
+            process.kill() if patience is None else os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
             raise GenomeCorrupt(
